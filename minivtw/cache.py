@@ -1,0 +1,98 @@
+"""The KV cache: the keys and values of every token a layer has seen, one store a layer, each of its own length.
+
+Without withdrawal all stores are equally long. With it the deep ones hold text only, by construction: a token that
+has left never reaches them.
+"""
+
+import bisect
+
+import numpy as np
+
+
+class LayerCache:
+    """Keys, values and original positions of the tokens that reached one layer. Keys are stored already rotated."""
+
+    def __init__(self):
+        self._store = None  # (2, kv_heads, capacity, head_dim) float32: keys, values; the first append knows the sizes
+        self._positions = []  # ascending
+
+    def __len__(self):
+        return len(self._positions)
+
+    def append(self, keys, values, positions):
+        """Add tokens. keys, values: (kv_heads, new, head_dim); positions: (new,).
+
+        Returns all keys and all values, (kv_heads, length, head_dim) each, as views: reading copies nothing.
+        """
+        start, end = len(self), len(self) + len(positions)
+        if self._store is None or end > self._store.shape[2]:
+            self._grow(end, keys.shape)
+        self._store[0, :, start:end] = keys
+        self._store[1, :, start:end] = values
+        self._positions.extend(positions.tolist())
+        return self.keys, self.values
+
+    def _grow(self, length, shape):
+        """Make room for `length` tokens. Capacity at least doubles: n tokens, one at a time, cost O(n) copies in all."""
+        kv_heads, _, head_dim = shape
+        grown = np.empty((2, kv_heads, max(length, 2 * len(self)), head_dim), np.float32)
+        if len(self):
+            grown[:, :, : len(self)] = self._store[:, :, : len(self)]
+        self._store = grown
+
+    @property
+    def keys(self):
+        """(kv_heads, length, head_dim), rotated to their positions."""
+        return self._store[0, :, : len(self)]
+
+    @property
+    def values(self):
+        """(kv_heads, length, head_dim)."""
+        return self._store[1, :, : len(self)]
+
+    @property
+    def positions(self):
+        """(length,) the place of each token in the whole prompt, ascending."""
+        return np.array(self._positions, np.int64)
+
+    @property
+    def nbytes(self):
+        """Bytes of the keys and values held (the room reserved for more does not count)."""
+        return self.keys.nbytes + self.values.nbytes if self._store is not None else 0
+
+    def trim(self, position):
+        """Forget the tokens at this position and after it."""
+        del self._positions[bisect.bisect_left(self._positions, position) :]
+
+
+class KVCache:
+    """One `LayerCache` a layer, and the position that the next token takes in every one of them."""
+
+    def __init__(self, layers):
+        self.layers = [LayerCache() for _ in range(layers)]
+        self.next_position = 0
+
+    def __getitem__(self, layer):
+        return self.layers[layer]
+
+    def claim(self, count):
+        """The next `count` positions, (count,) integers. Tokens that are withdrawn later have theirs too."""
+        positions = np.arange(self.next_position, self.next_position + count)
+        self.next_position += count
+        return positions
+
+    @property
+    def tokens_per_layer(self):
+        """How many tokens each layer holds, shallow to deep."""
+        return [len(layer) for layer in self.layers]
+
+    @property
+    def nbytes(self):
+        """Bytes of all keys and values held."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def trim(self, position):
+        """Go back to the moment when `position` was next, so that another continuation can follow."""
+        for layer in self.layers:
+            layer.trim(position)
+        self.next_position = min(position, self.next_position)

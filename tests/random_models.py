@@ -1,0 +1,109 @@
+"""Random decoders, encoders and prompts for tests that hold for any weights."""
+
+from typing import NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minivtw.cache import KVCache
+from minivtw.decoder import Decoder, DecoderConfig, DecoderLayer, logits
+from minivtw.layers import Linear
+from minivtw.withdrawal import forward_with, staying
+
+
+def random_decoder(config, seed=0):
+    """Weights large enough that attention is far from uniform and every layer changes what it gets."""
+    random = np.random.default_rng(seed)
+
+    def matrix(rows, columns):
+        return (random.standard_normal((rows, columns)) * 1.5 / np.sqrt(rows)).astype(np.float32)
+
+    def norm():
+        return random.uniform(0.5, 1.5, config.width).astype(np.float32)
+
+    query, qkv = config.heads * config.head_dim, (config.heads + 2 * config.kv_heads) * config.head_dim
+    layers = [
+        DecoderLayer(
+            input_norm=norm(),
+            qkv=Linear(matrix(config.width, qkv), matrix(1, qkv)[0] if config.qkv_bias else None),
+            output=matrix(query, config.width),
+            mlp_norm=norm(),
+            gate_up=matrix(config.width, 2 * config.mlp_width),
+            down=matrix(config.mlp_width, config.width),
+        )
+        for _ in range(config.layers)
+    ]
+    embedding = random.standard_normal((config.vocabulary, config.width)).astype(np.float32)
+    head = None if config.tied_head else matrix(config.width, config.vocabulary)
+    return Decoder(config, embedding, layers, norm(), head)
+
+
+@st.composite
+def decoders(draw, layers=st.integers(1, 5)):
+    """Any small decoder: grouped or plain attention, biases or none, tied or untied head."""
+    kv_heads = draw(st.integers(1, 3))
+    config = DecoderConfig(
+        vocabulary=draw(st.integers(5, 40)),
+        width=draw(st.integers(4, 24)),
+        layers=draw(layers),
+        heads=kv_heads * draw(st.integers(1, 3)),
+        kv_heads=kv_heads,
+        head_dim=2 * draw(st.integers(1, 6)),
+        mlp_width=draw(st.integers(3, 32)),
+        rms_norm_eps=1e-5,
+        rope_theta=draw(st.sampled_from([1e2, 1e4, 1e6])),
+        max_positions=512,
+        qkv_bias=draw(st.booleans()),
+        tied_head=draw(st.booleans()),
+    )
+    return random_decoder(config, draw(st.integers(0, 2**32 - 1)))
+
+
+class Asked(NamedTuple):
+    """A prompt for a random decoder: its embeddings (tokens, width), and which of them are visual (tokens,)."""
+
+    hidden: np.ndarray
+    is_visual: np.ndarray
+
+
+def random_prompt(decoder, is_visual, seed=0):
+    is_visual = np.asarray(is_visual, bool)
+    shape = (len(is_visual), decoder.config.width)
+    return Asked(np.random.default_rng(seed).standard_normal(shape).astype(np.float32), is_visual)
+
+
+# Visual tokens in any number of runs, anywhere; the last token is text, as in every prompt that asks something.
+places = st.lists(st.booleans(), min_size=1, max_size=24).map(lambda visual: [*visual, False])
+places_with_visual = places.filter(any)
+
+
+@st.composite
+def cases(draw, layers=st.integers(1, 5), places=places):
+    """(decoder, prompt, K) with K from 0 to the number of layers."""
+    decoder = draw(decoders(layers=layers))
+    prompt = random_prompt(decoder, draw(places), draw(st.integers(0, 2**32 - 1)))
+    return decoder, prompt, draw(st.integers(0, decoder.config.layers))
+
+
+class Run(NamedTuple):
+    """A prefill: the hidden states that reached the end, their logits, the cache."""
+
+    hidden: np.ndarray  # (remaining tokens, width)
+    logits: np.ndarray  # (remaining tokens, vocabulary)
+    cache: KVCache
+
+
+def prefill(decoder, prompt, withdrawal, cache=None, observe=None):
+    cache = cache or KVCache(decoder.config.layers)
+    positions = cache.claim(len(prompt.hidden))
+    stays = staying(prompt.is_visual, withdrawal)
+    hidden = forward_with(decoder, prompt.hidden, positions, cache, withdrawal, stays, observe)
+    return Run(hidden, logits(decoder, hidden), cache)
+
+
+def assert_close(ours, reference, tolerance=2e-5):
+    """Equal to `tolerance` of the largest reference value: float32 sums in another order, nothing more."""
+    assert ours.shape == reference.shape
+    scale = max(np.abs(reference).max(initial=0), 1e-3)
+    error = np.abs(ours - reference).max(initial=0) / scale
+    assert error < tolerance, f"relative error {error:.2e}"

@@ -1,0 +1,53 @@
+"""Against recordings of the published Visual Tokens Withdrawal code (arXiv 2405.05803); see golden/vtw/README.md."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from minivtw.cache import KVCache
+from minivtw.checkpoint import Checkpoint
+from minivtw.decoder import logits
+from minivtw.families import llama
+from minivtw.families.fields import Fields
+from minivtw.withdrawal import Withdrawal, forward_with, staying
+
+GOLDEN = pathlib.Path(os.environ.get("MINIVTW_GOLDEN", pathlib.Path(__file__).parent / "golden" / "vtw"))
+CASES = [
+    (folder, case)
+    for folder in sorted(path.parent for path in GOLDEN.glob("*/meta.json"))
+    for case in json.loads((folder / "meta.json").read_text())["cases"]
+]
+TOLERANCE = 1e-5  # absolute, on logits
+
+
+def test_there_are_recordings():
+    assert CASES, f"{GOLDEN} holds no recordings"
+
+
+@pytest.mark.parametrize("folder, case", CASES, ids=[f"{folder.name}-{case['name']}" for folder, case in CASES])
+def test_published_code_is_matched(folder, case):
+    meta = json.loads((folder / "meta.json").read_text())
+    expected = load_file(folder / "expected.safetensors")
+    config = llama.decoder_config(Fields(meta["config"], str(folder)))
+    decoder = Checkpoint(folder).fill(lambda take: llama.decoder(config, take))
+    withdrawal, cache = Withdrawal(case["withdraw_layer"], case["positions"]), KVCache(config.layers)
+
+    hidden = expected["inputs_embeds"]  # (tokens, width)
+    is_visual = np.zeros(len(hidden), bool)
+    is_visual[meta["system_tokens"] : meta["system_tokens"] + meta["image_tokens"]] = True
+    stays = staying(is_visual, withdrawal)
+    prefilled = logits(decoder, forward_with(decoder, hidden, cache.claim(len(hidden)), cache, withdrawal, stays))
+    assert np.abs(prefilled - expected[f"{case['name']}.prefill_logits"]).max() < TOLERANCE
+
+    steps = [prefilled[-1]]
+    for _ in range(meta["steps"]):
+        embedded = decoder.embedding[[steps[-1].argmax()]]  # (1, width)
+        hidden = forward_with(decoder, embedded, cache.claim(1), cache, withdrawal, np.ones(1, bool))
+        steps.append(logits(decoder, hidden)[0])
+    assert np.abs(np.array(steps) - expected[f"{case['name']}.step_logits"]).max() < TOLERANCE
+    assert [int(step.argmax()) for step in steps[:-1]] == case["greedy_ids"]
+    assert cache.tokens_per_layer == case["kv_lengths"]
