@@ -1,0 +1,79 @@
+"""Llama and Qwen2 decoders: their config keys and tensor names (transformers `LlamaConfig`, `Qwen2Config`)."""
+
+from ..decoder import Decoder, DecoderConfig, DecoderLayer
+from ..layers import Linear
+
+# What a config leaves out has its class's default.
+DEFAULTS = {
+    "llama": dict(vocabulary=32000, width=4096, mlp_width=11008, layers=32, heads=32, eps=1e-6, theta=10_000.0, positions=2048),
+    "qwen2": dict(vocabulary=151936, width=4096, mlp_width=22016, layers=32, heads=32, eps=1e-6, theta=10_000.0, positions=32768),
+}
+
+
+def decoder_config(fields):
+    """A text config's `Fields` -> DecoderConfig. Raises InputError for what the decoder does not do."""
+    model_type = fields.choice("model_type", tuple(DEFAULTS), "llama")
+    default = DEFAULTS[model_type]
+    fields.choice("hidden_act", ("silu",), "silu")
+    for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        fields.choice(key, (False,), False)
+    width = fields.whole("hidden_size", default["width"])
+    heads = fields.whole("num_attention_heads", default["heads"])
+    kv_heads = fields.whole("num_key_value_heads", 32 if model_type == "qwen2" else heads)
+    head_dim = fields.whole("head_dim", width // heads)
+    if heads % kv_heads:
+        raise fields.error(f"has {heads} attention heads, which {kv_heads} key-value heads cannot share evenly")
+    if head_dim % 2:
+        raise fields.error(f"has heads of width {head_dim}; rotary positions need an even number")
+    return DecoderConfig(
+        vocabulary=fields.whole("vocab_size", default["vocabulary"]),
+        width=width,
+        layers=fields.whole("num_hidden_layers", default["layers"]),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        mlp_width=fields.whole("intermediate_size", default["mlp_width"]),
+        rms_norm_eps=fields.number("rms_norm_eps", default["eps"]),
+        rope_theta=rope_theta(fields, default["theta"]),
+        max_positions=fields.whole("max_position_embeddings", default["positions"]),
+        qkv_bias=model_type == "qwen2",
+        tied_head=fields.flag("tie_word_embeddings", False),
+    )
+
+
+def rope_theta(fields, default):
+    """The base of the rotary frequencies: `rope_theta`, or since transformers 5 a part called `rope_parameters`."""
+    for key in ("rope_scaling", "rope_parameters"):
+        part = fields.part(key, {})
+        part.choice("rope_type" if part.has("rope_type") else "type", ("default",), "default")
+        default = part.number("rope_theta", default)
+    return fields.number("rope_theta", default)
+
+
+def decoder(config, take, prefix="model.", head="lm_head.weight"):
+    """Fill in a Decoder from a checkpoint whose decoder tensors start with `prefix`."""
+    width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    sizes = (query, key_value, key_value)
+
+    def layer(index):
+        name = f"{prefix}layers.{index}."
+        projections = [f"{name}self_attn.{letter}_proj" for letter in "qkv"]
+        bias = take.vector(*(f"{p}.bias" for p in projections), size=sizes) if config.qkv_bias else None
+        return DecoderLayer(
+            input_norm=take.vector(f"{name}input_layernorm.weight", size=width),
+            qkv=Linear(take.matrix(*(f"{p}.weight" for p in projections), into=width, out=sizes), bias),
+            output=take.matrix(f"{name}self_attn.o_proj.weight", into=query, out=width),
+            mlp_norm=take.vector(f"{name}post_attention_layernorm.weight", size=width),
+            gate_up=take.matrix(f"{name}mlp.gate_proj.weight", f"{name}mlp.up_proj.weight", into=width, out=config.mlp_width),
+            down=take.matrix(f"{name}mlp.down_proj.weight", into=config.mlp_width, out=width),
+        )
+
+    # Some files of tied models store the head all the same; then it is the one that counts.
+    tied = config.tied_head and head not in take
+    return Decoder(
+        config=config,
+        embedding=take.table(f"{prefix}embed_tokens.weight", config.vocabulary, width),
+        layers=take.layers(config.layers, layer),
+        norm=take.vector(f"{prefix}norm.weight", size=width),
+        head=None if tied else take.matrix(head, into=width, out=config.vocabulary),
+    )

@@ -1,0 +1,32 @@
+"""What every family hands over: the parts of a model, and the few things that only the family knows how to do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..decoder import Decoder
+from ..vision import Vision
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """How a model sees: the picture cut to tiles, the encoder, the connector."""
+
+    vision: Vision
+    connect: Callable  # features of a tile (features, vision width) -> its visual tokens (visual tokens, decoder width)
+    tile: Callable  # (Pillow RGB images, most tiles an image or None)
+    # -> (tiles (tiles, 3, height, width) float32, for each image the text that stands for it)
+    image_token: str = "<image>"  # the token that marks the place of a visual token …
+    image_token_id: int | None = None  # … and its id, if the config tells it; the tokenizer must agree
+    mark: str = "<image>\n"  # how a question marks an image whose place the user leaves open
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder, its eyes if it has any, and the layout of a chat."""
+
+    decoder: Decoder
+    chat: Callable  # (a user's turn with its image marks, is it the first turn?) -> text up to where the answer begins
+    end: str  # the token that ends an answer; where an answer was cut short it is put before the next turn
+    eyes: Eyes | None = None
+    extra_tokens: tuple[str, ...] = ()  # special tokens that follow those of the tokenizer's file
+    tokenizer: str | None = None  # the model whose tokenizer this one uses, where its own folder has none

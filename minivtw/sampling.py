@@ -1,0 +1,43 @@
+"""Logits to the next token: the most probable one, or drawn from the probable ones."""
+
+import numpy as np
+
+from .errors import InputError
+from .layers import softmax
+
+
+class Sampler:
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep every token. The same seed draws the same tokens."""
+
+    def __init__(self, temperature=0.0, top_k=0, top_p=1.0, seed=0):
+        if not 0 <= temperature < np.inf:
+            raise InputError(f"the temperature must be 0 or more, not {temperature}")
+        if top_k < 0:
+            raise InputError(f"top-k must be 0 (off) or more, not {top_k}")
+        if not 0 < top_p <= 1:
+            raise InputError(f"top-p must be above 0 and at most 1, not {top_p}")
+        if seed < 0:
+            raise InputError(f"the seed must be 0 or more, not {seed}")
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self._random = np.random.default_rng(seed)
+
+    def __call__(self, logits):
+        """logits: (vocabulary,) float32. Returns a token id."""
+        if not np.isfinite(logits).all():
+            raise InputError("the model computes numbers that are not finite; its weights must be damaged")
+        if self.temperature == 0:
+            return int(np.argmax(logits))
+        return int(self._random.choice(len(logits), p=self.probabilities(logits)))
+
+    def probabilities(self, logits):
+        """What is drawn from: tempered, cut to the top k, then to the nucleus (Holtzman et al. 2020). (vocabulary,)"""
+        logits = logits.astype(np.float64) / self.temperature
+        if 0 < self.top_k < len(logits):
+            logits[logits < np.partition(logits, -self.top_k)[-self.top_k]] = -np.inf
+        probabilities = softmax(logits)
+        if self.top_p < 1:
+            order = np.argsort(-probabilities, kind="stable")
+            before = np.cumsum(probabilities[order]) - probabilities[order]  # the mass ahead of each token
+            probabilities[order[before >= self.top_p]] = 0
+            probabilities /= probabilities.sum()
+        return probabilities

@@ -1,0 +1,122 @@
+"""The CLIP-like vision encoder: pixels to one feature vector a patch. CLIP and SigLIP differ only in their config."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .attention import attention, split_heads
+from .layers import ACTIVATIONS, LayerNorm, Linear, layer_norm, linear, mlp
+
+
+class VisionConfig(NamedTuple):
+    """The sizes and choices of a vision transformer."""
+
+    image_size: int  # pixels a side
+    patch_size: int  # pixels a side
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: str  # a key of layers.ACTIVATIONS
+    layer_norm_eps: float
+    class_token: bool  # CLIP puts one before the patches, SigLIP does not
+    pre_norm: bool  # CLIP norms the embeddings before the first layer
+    post_norm: bool  # are the features normed after the last layer?
+    feature_layer: int  # which hidden state is the feature: -1 the last layer's, -2 the one before (LLaVA 1.5), …
+    drop_first: bool  # LLaVA's `default` selection drops the first token, CLIP's class token; `full` keeps all
+
+    @property
+    def patches(self):
+        """Patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def features(self):
+        """Feature vectors that an image becomes."""
+        return self.patches + self.class_token - self.drop_first
+
+    @property
+    def used_layers(self):
+        """How many layers the selected feature needs. Hidden state 0 is the embedding, state i layer i's output."""
+        return self.feature_layer if self.feature_layer >= 0 else self.layers + 1 + self.feature_layer
+
+
+class VisionLayer(NamedTuple):
+    """The weights of one layer; q, k and v are one matrix (width, 3 * width)."""
+
+    attention_norm: LayerNorm
+    qkv: Linear
+    output: Linear
+    mlp_norm: LayerNorm
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Vision:
+    """A vision encoder's config and weights."""
+
+    config: VisionConfig
+    patch_embedding: Linear  # (channels * patch_size * patch_size, width): a convolution whose stride is its kernel
+    class_embedding: np.ndarray | None  # (width,)
+    position_embedding: np.ndarray  # (class token and patches, width)
+    pre_norm: LayerNorm | None
+    layers: Sequence[VisionLayer]
+    post_norm: LayerNorm | None
+
+
+def patchify(pixels, patch_size):
+    """Cut an image into patches, row by row. pixels: (channels, height, width).
+
+    Returns (patches, channels * patch_size * patch_size), each patch laid out like a convolution kernel.
+    """
+    channels, height, width = pixels.shape
+    rows, columns = height // patch_size, width // patch_size
+    grid = pixels[:, : rows * patch_size, : columns * patch_size].reshape(channels, rows, patch_size, columns, patch_size)
+    return grid.transpose(1, 3, 0, 2, 4).reshape(rows * columns, channels * patch_size**2)
+
+
+def vision_layer(hidden, layer, config):
+    """One pre-norm layer with bidirectional attention. hidden: (tokens, width).
+
+    Returns the new hidden (tokens, width) and the attention probabilities (heads, tokens, tokens).
+    """
+    normed = layer_norm(hidden, layer.attention_norm, config.layer_norm_eps)
+    queries, keys, values = np.split(split_heads(linear(normed, layer.qkv), 3 * config.heads), 3)  # (heads, tokens, head_dim)
+    context, probabilities = attention(queries, keys, values, causal=False)
+    hidden = hidden + linear(context, layer.output)
+    normed = layer_norm(hidden, layer.mlp_norm, config.layer_norm_eps)
+    return hidden + mlp(normed, layer.up, layer.down, ACTIVATIONS[config.activation]), probabilities
+
+
+def encode(vision, pixels, observe=None):
+    """Pixels to features (Radford et al. 2021; Dosovitskiy et al. 2021).
+
+    pixels: (channels, height, width) float32, normalised. `observe(name, array)` sees every layer.
+    Returns (features, width) float32.
+    """
+    config = vision.config
+    hidden = linear(patchify(pixels, config.patch_size), vision.patch_embedding)  # (patches, width)
+    if config.class_token:
+        hidden = np.concatenate([vision.class_embedding[None], hidden])  # (1 + patches, width)
+    hidden = hidden + vision.position_embedding
+    if config.pre_norm:
+        hidden = layer_norm(hidden, vision.pre_norm, config.layer_norm_eps)
+    if observe:
+        observe("vision.embeddings", hidden)
+
+    for index in range(config.used_layers):
+        hidden, probabilities = vision_layer(hidden, vision.layers[index], config)
+        if observe:
+            observe(f"vision.layers.{index}.attention", probabilities)
+            observe(f"vision.layers.{index}.hidden", hidden)
+
+    if config.post_norm:
+        hidden = layer_norm(hidden, vision.post_norm, config.layer_norm_eps)
+    if config.drop_first:
+        hidden = hidden[1:]
+    if observe:
+        observe("vision.features", hidden)
+    return hidden
