@@ -5,6 +5,7 @@ headers alone, to find everything missing, surplus or misshapen, then on the dat
 """
 
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -13,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from .errors import InputError
 
 # Buffers that older files carry. They are computed from the config, not learned.
-BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
+BUFFERS = ("rotary_emb.inv_freq", "rotary_embd.inv_freq", "embeddings.position_ids")
+# How NumPy reads what a file holds. It has no bfloat16; those are halves of 16 bits, widened below.
+STORED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
 def read_json(folder, name):
@@ -44,40 +47,55 @@ def shard_paths(folder):
     raise InputError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json")
 
 
-def widen_bfloat16(halves):
+def widen_bfloat16(halves, out=None):
     """bfloat16 is the upper half of a float32: put it back there, over sixteen zero bits.
 
     halves: uint16 of any shape. Returns float32 of the same shape, exactly the same numbers.
     """
-    return (halves.astype(np.uint32) << 16).view(np.float32)
+    out = np.empty(halves.shape, np.float32) if out is None else out
+    np.left_shift(halves, 16, out=out.view(np.uint32), dtype=np.uint32)
+    return out
+
+
+def available_memory():
+    """Bytes that a process can take without swapping, or None where the system does not tell (Linux does)."""
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return 1024 * kilobytes["MemAvailable"]
 
 
 class Shard:
-    """One safetensors file, memory-mapped."""
+    """One safetensors file: what its header says, and its tensors on request."""
 
     def __init__(self, path):
         self.path = path
         try:
-            self.file = safe_open(path, framework="numpy")
-            self.names = list(self.file.keys())
-            slices = {name: self.file.get_slice(name) for name in self.names}
+            with safe_open(path, framework="numpy") as file:  # checks that header and data fit each other
+                self.names = list(file.keys())
+            with open(path, "rb") as file:  # first the header's length, 8 bytes, little-endian; then the header
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from error
         except SafetensorError as error:
             raise InputError(f"{path} is not a whole safetensors file: {error}") from error
-        self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-        self.dtypes = {name: part.get_dtype() for name, part in slices.items()}
+        self.shapes = {name: tuple(header[name]["shape"]) for name in self.names}
+        self.dtypes = {name: header[name]["dtype"] for name in self.names}
+        self._starts = {name: 8 + length + header[name]["data_offsets"][0] for name in self.names}
 
-    def read(self, name):
-        """One tensor as float32."""
-        if self.dtypes[name] != "BF16":
-            return self.file.get_tensor(name).astype(np.float32, copy=False)
-        # NumPy has no bfloat16. A file starts with its header's length, 8 bytes, little-endian; then the header.
-        with open(self.path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            start, _ = json.loads(file.read(length))[name]["data_offsets"]
-        halves = np.memmap(self.path, "<u2", "r", offset=8 + length + start, shape=self.shapes[name])
-        return widen_bfloat16(halves)
+    def read_into(self, name, out):
+        """Widen one tensor into `out`, a float32 array of as many numbers.
+
+        The file is mapped into memory for this moment only: pages that stay mapped would count as the process's own.
+        """
+        stored = np.memmap(self.path, STORED[self.dtypes[name]], "r", self._starts[name], out.shape)
+        if self.dtypes[name] == "BF16":
+            widen_bfloat16(stored, out)
+        else:
+            np.copyto(out, stored)
 
 
 class Checkpoint:
@@ -104,8 +122,20 @@ class Checkpoint:
         self._problems += [f"surplus {name}" for name in sorted(surplus) if not name.endswith(BUFFERS)]
         if self._problems:
             raise InputError(f"the tensors in {self.folder} do not fit its config: {'; '.join(self._problems)}")
+        if not self.low_memory:
+            self._check_memory()
         self._checked = True
         return form(self)
+
+    def _check_memory(self):
+        """Raise InputError if the taken tensors, widened, exceed the memory that is free; swapping helps nobody."""
+        needed = sum(4 * math.prod(self.shards[name].shapes[name]) for name in self._taken if name in self.shards)
+        available = available_memory()
+        if available is not None and needed > available:
+            raise InputError(
+                f"{self.folder} takes {needed / 1e9:.1f} GB of memory as float32, and {available / 1e9:.1f} GB are free; "
+                "--low-memory widens one layer at a time instead"
+            )
 
     def __contains__(self, name):
         return name in self.shards
@@ -114,30 +144,43 @@ class Checkpoint:
         """Account for tensors that a file may hold although nothing here computes with them."""
         self._taken += [name for name in self.shards if name.startswith(prefix)]
 
-    def _take(self, name, shape):
-        """The tensor, float32, once everything is checked; before that, a look at its header and None."""
-        if self._checked:
-            return self.shards[name].read(name)
+    def _take(self, *names, shapes):
+        """The tensors one below the other in one float32 array, once everything is checked; before that None.
+
+        shapes: the shape of each, as the file must have it; the axes behind the first become one.
+        """
+        if not self._checked:
+            for name, shape in zip(names, shapes, strict=True):
+                self._look_at(name, shape)
+            return None
+        rows = [shape[0] for shape in shapes]
+        out = np.empty((sum(rows), math.prod(shapes[0][1:])), np.float32)
+        for name, shape, block in zip(names, shapes, np.split(out, np.cumsum(rows)[:-1]), strict=True):
+            self.shards[name].read_into(name, block.reshape(shape))
+        return out
+
+    def _look_at(self, name, shape):
+        """Note that a tensor is taken, and what is wrong with it according to its header."""
         self._taken.append(name)
         if name not in self.shards:
             self._problems.append(f"missing {name} {shape}")
-            return None
+            return
         shard = self.shards[name]
         if shard.shapes[name] != shape:
             self._problems.append(f"{name} has shape {shard.shapes[name]} where the config says {shape}")
-        elif shard.dtypes[name] not in ("F32", "F16", "BF16"):
+        elif shard.dtypes[name] not in STORED:
             self._problems.append(f"{name} is {shard.dtypes[name]}, not float32, float16 or bfloat16")
-        return None
 
     def vector(self, *names, size):
         """Vectors laid end to end; `size`: the length of each, or one length for all. Returns (sum of sizes,)."""
         sizes = size if isinstance(size, tuple) else (size,) * len(names)
-        parts = [self._take(name, (length,)) for name, length in zip(names, sizes)]
-        return np.concatenate(parts) if self._checked else None
+        out = self._take(*names, shapes=[(length,) for length in sizes])
+        return out.ravel() if self._checked else None
 
-    def table(self, name, rows, width):
-        """An embedding table (rows, width), as stored."""
-        return self._take(name, (rows, width))
+    def table(self, name, rows, width, batch=False):
+        """An embedding table (rows, width), as stored; `batch`: stored as a batch of one."""
+        out = self._take(name, shapes=[(1, rows, width) if batch else (rows, width)])
+        return out.reshape(rows, width) if self._checked else None
 
     def matrix(self, *names, into, out, kernel=()):
         """Linear weights, stored (out, in) in PyTorch, side by side as one (in, sum of outs): one product for all.
@@ -145,10 +188,8 @@ class Checkpoint:
         `out`: the outputs of each, or one number for all; `kernel`: the stored input axes, where there are several.
         """
         outs = out if isinstance(out, tuple) else (out,) * len(names)
-        parts = [self._take(name, (rows, *(kernel or (into,)))) for name, rows in zip(names, outs)]
-        if not self._checked:
-            return None
-        return np.concatenate([part.reshape(len(part), into).T for part in parts], axis=1)
+        weight = self._take(*names, shapes=[(rows, *(kernel or (into,))) for rows in outs])
+        return weight.T if self._checked else None
 
     def layers(self, count, read):
         """The layers read(0) … read(count - 1): a list or, to save memory, read anew at every use."""

@@ -1,8 +1,9 @@
 """The connector: vision features become visual tokens of the decoder's width."""
 
+import math
 from typing import NamedTuple
 
-from .layers import ACTIVATIONS, Linear, mlp
+from .layers import ACTIVATIONS, Linear, linear, mlp
 
 
 class Connector(NamedTuple):
@@ -16,3 +17,26 @@ class Connector(NamedTuple):
 def connect(connector, features):
     """features: (features, vision width). Returns visual tokens (features, decoder width)."""
     return mlp(features, connector.up, connector.down, ACTIVATIONS[connector.activation])
+
+
+class ShuffleConnector(NamedTuple):
+    """Idefics3's: neighbouring patches side by side in one wider vector, then one linear map."""
+
+    projection: Linear  # (vision width * factor^2, decoder width)
+    factor: int  # factor x factor patches become one visual token
+
+
+def pixel_shuffle(features, factor):
+    """Join each factor x factor square of patches (Shi et al. 2016, the way back). features: (side * side, width).
+
+    Returns ((side / factor)^2, width * factor^2): the squares row by row, in each its patches row by row.
+    """
+    patches, width = features.shape
+    squares = math.isqrt(patches) // factor  # a side
+    grid = features.reshape(squares, factor, squares, factor, width)
+    return grid.swapaxes(1, 2).reshape(squares * squares, factor * factor * width)
+
+
+def shuffle_connect(connector, features):
+    """features: (features, vision width). Returns visual tokens (features / factor^2, decoder width)."""
+    return linear(pixel_shuffle(features, connector.factor), connector.projection)

@@ -11,33 +11,55 @@ from .errors import InputError, Parser, door
 
 
 def withdraw_option(text):
-    """auto, off or a layer, as `VLM.answer` takes it."""
-    if text in ("auto", "off"):
+    """auto, adaptive, off or a layer, as `VLM.answer` takes it."""
+    if text in ("auto", "adaptive", "off"):
         return None if text == "off" else text
     try:
         return int(text)
     except ValueError:
-        raise ArgumentTypeError(f"takes auto, off or a layer, not {text}") from None
+        raise ArgumentTypeError(f"takes adaptive, auto, off or a layer, not {text}") from None
 
 
 def parser():
-    options = Parser(prog="minivtw.generate", description="Ask a vision-language model about a picture, in NumPy.")
+    options = Parser(prog="minivtw.generate", description="Ask a vision-language model about pictures, in NumPy.")
     options.add_argument("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
-    options.add_argument("prompt", metavar="PROMPT", help="the question")
-    options.add_argument("--model", metavar="DIR", help="a model folder (default: the embedded model)")
+    options.add_argument("prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)")
+    options.add_argument("--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable")
+    add_model_options(options)
+    add_sampling_options(options)
+    options.add_argument("--stats", action="store_true", help="a table after the answer: what withdrawal saved")
+    options.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    options.add_argument("--trace", action="store_true", help="print every intermediate array as it happens")
+    return options
+
+
+def add_model_options(options):
+    """Which model, and how much of it: for every door that holds a conversation."""
     options.add_argument(
-        "--withdraw", type=withdraw_option, default="auto", metavar="auto|off|K",
-        help="the layer before which the visual tokens leave; auto (default): the one stored with the model",
+        "--model", metavar="MODEL",
+        help="a model folder, or a name on the Hugging Face hub (default: the embedded model)",
     )  # fmt: skip
+    options.add_argument(
+        "--withdraw", type=withdraw_option, default="auto", metavar="auto|adaptive|off|K",
+        help="the layer before which the visual tokens leave; auto (default): the one stored with the model; "
+        "adaptive: where the attention has left this image",
+    )  # fmt: skip
+    options.add_argument("--max-tiles", type=int, metavar="N", help="cut a picture into at most N tiles (default: the model's)")
+    options.add_argument("--low-memory", action="store_true", help="hold one layer at a time, read from disk at every use")
+
+
+def add_sampling_options(options):
+    """How tokens are chosen, and how many."""
     options.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="0: prefill only (default: 128)")
     options.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     options.add_argument("--top-k", type=int, default=0, metavar="N", help="draw from the N most probable; 0: all (default)")
     options.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the most probable that sum to P")
     options.add_argument("--seed", type=int, default=0, metavar="N", help="of the drawing (default: 0)")
-    options.add_argument("--stats", action="store_true", help="a table after the answer: what withdrawal saved")
-    options.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    options.add_argument("--trace", action="store_true", help="print every intermediate array as it happens")
-    return options
+
+
+def sampling(chosen):
+    """The parsed sampling options, as `Chat.ask` takes them."""
+    return {name: getattr(chosen, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
 
 
 def stats_table(stats):
@@ -88,17 +110,13 @@ def main(arguments):
     if chosen.json and chosen.trace:
         raise InputError("--json and --trace both write to standard output; choose one")
     streams = not (chosen.json or chosen.trace)
-    result = load(chosen.model).answer(
-        chosen.image,
+    result = load(chosen.model, chosen.low_memory, chosen.max_tiles).answer(
+        [chosen.image, *chosen.images] if chosen.image else chosen.images,
         chosen.prompt,
         withdraw=chosen.withdraw,
-        max_new_tokens=chosen.max_new_tokens,
-        temperature=chosen.temperature,
-        top_k=chosen.top_k,
-        top_p=chosen.top_p,
-        seed=chosen.seed,
         observe=tracer() if chosen.trace else None,
         stream=Printer() if streams else None,
+        **sampling(chosen),
     )
     if chosen.json:
         print(json.dumps({"answer": result.text, "token_ids": result.token_ids, **result.stats}))

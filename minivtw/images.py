@@ -1,4 +1,4 @@
-"""Files to pixels: open a picture safely, then resize, crop or tile, and normalise it as the models' image processors do."""
+"""Files to pixels: open a picture safely, then resize, crop or tile, and normalise it as its model's processor does."""
 
 import math
 import pathlib
@@ -102,9 +102,6 @@ def centre_crop(image, height, width):
     return image.crop((left, top, left + width, top + height))
 
 
-LONGEST_EDGE = 4096  # Idefics3 makes no picture longer than this, whatever its settings say
-
-
 class TiledPixels(NamedTuple):
     """Idefics3's preprocessing: the picture cut into square tiles, row by row, and last one small view of it all.
 
@@ -155,19 +152,17 @@ class TiledPixels(NamedTuple):
 
     def edge_within(self, height, width, most_tiles):
         """The longest edge under which the picture becomes at most so many tiles, the view of it all included."""
-        edge = self.longest_edge
-        while most_tiles is not None:
+        longest = self.longest_edge or max(height, width)
+        for edge in (self.longest_edge, *range((longest - 1) // self.side * self.side, 0, -self.side)):
             rows, columns = self.grid(*(scaled(height, width, edge) if edge else (height, width)))
-            if rows * columns == 1 or rows * columns + 1 <= most_tiles:
+            if most_tiles is None or rows * columns == 1 or rows * columns + 1 <= most_tiles:
                 break
-            edge = (max(rows, columns) - 1) * self.side
         return edge
 
 
 def scaled(height, width, longest_edge):
     """(height, width) of a picture whose longer side becomes `longest_edge`; the shorter one is even, as in Idefics3."""
     ratio = width / height
-    longest_edge = min(longest_edge, LONGEST_EDGE)
     if width >= height:
         width = longest_edge
         height = int(width / ratio)
@@ -177,3 +172,52 @@ def scaled(height, width, longest_edge):
         width = int(height * ratio)
         width = max(width + width % 2, 1)
     return height, width
+
+
+class GridPixels(NamedTuple):
+    """nanoVLM's preprocessing: a picture of whole tiles, cut row by row, and first one small view of it all.
+
+    Levels go from 0 to 1. A picture of one tile is its own view of it all.
+    """
+
+    side: int  # of a tile
+    longest_edge: int  # no side becomes longer than this
+    fills: bool  # make the longer side that long, even of a small picture
+    views: bool  # False: no view of it all
+
+    def __call__(self, image, most_tiles=None):
+        """A Pillow RGB image to tiles (tiles, 3, side, side) float32 and their grid (rows, columns).
+
+        `most_tiles` shortens the longest edge, by whole tiles, until there are no more tiles than that.
+        """
+        side = self.side
+        rows, columns = self.grid_within(image.height, image.width, most_tiles)
+        image = image.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
+        pixels = normalised(image, 1 / 255, None, None)  # (3, rows * side, columns * side)
+        grid = pixels.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
+        tiles = grid.reshape(rows * columns, 3, side, side)
+        if self.views and rows * columns > 1:
+            tiles = np.concatenate([view_of_all(pixels, side)[None], tiles])
+        return tiles, (rows, columns)
+
+    def grid_within(self, height, width, most_tiles):
+        """Rows and columns of tiles, at most so many, the view of it all included."""
+        for edge in range(self.longest_edge, 0, -self.side):
+            rows, columns = self.grid(height, width, edge)
+            tiles = rows * columns + (self.views and rows * columns > 1)
+            if most_tiles is None or tiles <= most_tiles:
+                break
+        return rows, columns
+
+    def grid(self, height, width, longest_edge):
+        """Rows and columns of tiles: the longer side rounded up to whole tiles, then the shorter one in proportion."""
+        longer, shorter = max(height, width), min(height, width)
+        target = longest_edge if self.fills else min(longest_edge, math.ceil(longer / self.side) * self.side)
+        other = max(math.ceil(shorter * (target / longer) / self.side), 1)
+        return (other, target // self.side) if width >= height else (target // self.side, other)
+
+
+def view_of_all(pixels, side):
+    """Pixels (3, height, width) shrunk to (3, side, side), bilinear and in floats, not in levels."""
+    channels = [Image.fromarray(channel).resize((side, side), Image.Resampling.BILINEAR) for channel in pixels]
+    return np.stack([np.asarray(channel, np.float32) for channel in channels])

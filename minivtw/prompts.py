@@ -20,25 +20,30 @@ class Prompt(NamedTuple):
     tiles: np.ndarray | None  # (tiles, channels, height, width) float32
 
 
-def load_tokenizer(folder):
-    """The tokenizer.json of a model folder."""
+def load_tokenizer(folder, extra_tokens=()):
+    """The tokenizer.json of a model folder, and behind its tokens the special ones that it lacks."""
     path = pathlib.Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{folder} lacks tokenizer.json")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises plain Exception
         raise InputError(f"{path} is not a tokenizer: {error}") from error
+    tokenizer.add_special_tokens(list(extra_tokens))
+    return tokenizer
 
 
-def mark_images(text, images):
-    """The text with one mark an image: as the user placed them or, if they placed none, all of them first."""
+def mark_images(text, images, mark):
+    """The text with one mark an image: as the user placed them or, if they placed none, all of them first.
+
+    mark: how the model's prompts mark an image before the text, such as "<image>\\n".
+    """
     marks = text.count(MARK)
     if not text.replace(MARK, "").strip():
         raise InputError("the prompt is empty")
     if marks and marks != images:
         raise InputError(f"the prompt marks {marks} places for an image, but {images} images are given")
-    return text if marks else f"{MARK}\n" * images + text
+    return text if marks else mark * images + text
 
 
 def expand_marks(text, expansions):
@@ -47,12 +52,15 @@ def expand_marks(text, expansions):
     return pieces[0] + "".join(expansion + piece for expansion, piece in zip(expansions, pieces[1:], strict=True))
 
 
-def encode(tokenizer, text, vocabulary, opens=True):
+def encode(tokenizer, text, opens=True):
     """Token ids of a text, (tokens,) int64; `opens` adds what a text begins with, such as `<s>`."""
-    token_ids = np.array(tokenizer.encode(text, add_special_tokens=opens).ids, np.int64)
-    if len(token_ids) and token_ids.max() >= vocabulary:
+    return np.array(tokenizer.encode(text, add_special_tokens=opens).ids, np.int64)
+
+
+def check_vocabulary(token_ids, vocabulary):
+    """Raise InputError for a token that the decoder does not have."""
+    if token_ids.max(initial=0) >= vocabulary:
         raise InputError(f"the tokenizer knows token {token_ids.max()}, but the decoder's vocabulary has {vocabulary}")
-    return token_ids
 
 
 class TextStream:

@@ -16,11 +16,13 @@ from .cache import KVCache
 from .checkpoint import Checkpoint, read_json
 from .decoder import forward, logits
 from .errors import InputError
-from .families import FAMILIES
+from .families import family
 from .families.fields import Fields
+from .hub import model_folder, model_name, tokenizer_folder
 from .images import open_image
-from .prompts import Prompt, TextStream, encode, expand_marks, load_tokenizer, mark_images
+from .prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, load_tokenizer, mark_images
 from .sampling import Sampler
+from .search import forward_adaptive
 from .vision import encode as encode_image
 from .withdrawal import Withdrawal, check, forward_with, staying
 
@@ -42,16 +44,21 @@ def embedded_folder():
     return installed if installed.is_dir() else package.parent / "weights" / EMBEDDED
 
 
-def load(model=None, low_memory=False):
-    """A model folder -> `VLM`; without one, the embedded model. Raises InputError for a folder that does not fit."""
+def load(model=None, low_memory=False, max_tiles=None):
+    """A model folder, or a name on the Hugging Face hub -> `VLM`; without one, the embedded model.
+
+    low_memory: hold one layer at a time, read from the files at every use; max_tiles: of an image, None for as many
+    as the model takes. Raises InputError for a model that is not there or does not fit.
+    """
     started = time.perf_counter()
-    folder = embedded_folder() if model is None else pathlib.Path(model)
-    if not folder.is_dir():
-        raise InputError(f"there is no model folder {folder}")
+    if max_tiles is not None and max_tiles < 1:
+        raise InputError(f"max-tiles must be 1 or more, not {max_tiles}")
+    folder = embedded_folder() if model is None else model_folder(model)
     fields = Fields(read_json(folder, "config.json"), f"{folder}/config.json")
-    family = FAMILIES[fields.choice("model_type", tuple(FAMILIES))]
-    parts = family.load(fields, folder, Checkpoint(folder, low_memory))
-    return VLM(folder, parts, load_tokenizer(folder), end_tokens(folder, fields), time.perf_counter() - started)
+    parts = family(fields).load(fields, folder, Checkpoint(folder, low_memory))
+    tokenizer = load_tokenizer(tokenizer_folder(folder, parts.tokenizer), parts.extra_tokens)
+    ends = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.end)} - {None}
+    return VLM(folder, parts, tokenizer, ends, time.perf_counter() - started, max_tiles)
 
 
 def end_tokens(folder, fields):
@@ -81,7 +88,7 @@ def stored_layer(folder, layers):
 class VLM:
     """A vision-language model: parts, tokenizer, and the steps from a question to its answer."""
 
-    def __init__(self, folder, parts, tokenizer, ends, load_seconds):
+    def __init__(self, folder, parts, tokenizer, ends, load_seconds, max_tiles=None):
         self.folder = folder
         self.parts = parts
         self.decoder = parts.decoder
@@ -89,20 +96,25 @@ class VLM:
         self.tokenizer = tokenizer
         self.ends = ends
         self.load_seconds = load_seconds
-        eyes = parts.eyes
-        if eyes and not (eyes.image_token < self.config.vocabulary and tokenizer.token_to_id("<image>") == eyes.image_token):
+        self.max_tiles = max_tiles
+        self.end = tokenizer.token_to_id(parts.end)  # closes an answer that was cut short, if the tokenizer knows it
+        self.image_token = tokenizer.token_to_id(parts.eyes.image_token) if parts.eyes else None
+        if parts.eyes and parts.eyes.image_token_id not in (None, self.image_token):
             raise InputError(f"the tokenizer and the config of {folder} disagree on the token of <image>")
 
     def answer(self, image, prompt, withdraw="auto", **options):
         """Answer one question about an image: a path, a Pillow image, a list of these, or None.
 
-        withdraw: "auto" (the layer stored with the model), None (never), a layer, or a `Withdrawal`; the other
-        options are those of `Chat.ask`. Returns a `Result`; raises InputError.
+        withdraw: "auto" (the layer stored with the model), "adaptive" (the layer where this prompt's attention has left
+        the image), None (never), a layer, or a `Withdrawal`; the other options are those of `Chat.ask`.
+        Returns a `Result`; raises InputError.
         """
         return Chat(self, withdraw).ask(image, prompt, **options)
 
     def withdrawal(self, withdraw):
-        """What the argument `withdraw` means for this model, as a checked `Withdrawal`."""
+        """What the argument `withdraw` means for this model, as a checked `Withdrawal`; "adaptive" is decided in prefill."""
+        if withdraw == "adaptive":
+            return Withdrawal("adaptive")
         if withdraw == "auto":
             withdraw = stored_layer(self.folder, self.config.layers)
         if not isinstance(withdraw, Withdrawal):
@@ -114,17 +126,21 @@ class VLM:
         images = [] if images is None else images if isinstance(images, list | tuple) else [images]
         if images and not self.parts.eyes:
             raise InputError(f"{self.folder} is a language model without eyes; ask it without an image")
-        seen = [self.parts.eyes.tile(open_image(image)) for image in images]
-        turn = expand_marks(mark_images(text, len(images)), [expansion for _, expansion in seen])
-        token_ids = encode(self.tokenizer, self.parts.chat(turn, is_first), self.config.vocabulary, opens=is_first)
-        if not images:
-            return Prompt(token_ids, np.zeros(len(token_ids), bool), None)
-        tiles = np.concatenate([tiles for tiles, _ in seen])  # (tiles, 3, height, width)
-        return Prompt(token_ids, token_ids == self.parts.eyes.image_token, tiles)
+        eyes, tiles, expansions = self.parts.eyes, None, []
+        if images:
+            tiles, expansions = eyes.tile([open_image(image) for image in images], self.max_tiles)
+        turn = self.parts.chat(mark_images(text, len(images), eyes.mark if eyes else ""), is_first)
+        token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)
+        is_visual = token_ids == self.image_token
+        if is_visual.sum() != sum(expansion.count(eyes.image_token) for expansion in expansions):
+            raise InputError(f"the prompt says {eyes.image_token}, which stands for an image and cannot be said")
+        check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
+        return Prompt(token_ids, is_visual, tiles)
 
     def embed(self, prompt, observe=None):
         """The decoder's input, (tokens, width): embedded text, and what the eyes see at the visual tokens' places."""
-        hidden = self.decoder.embedding[prompt.token_ids]  # (tokens, width), a copy
+        # A visual token's own embedding is never used, and some models have none: any row stands in for it.
+        hidden = self.decoder.embedding[np.where(prompt.is_visual, 0, prompt.token_ids)]  # (tokens, width)
         if prompt.tiles is not None:
             if observe:
                 observe("vision.pixels", prompt.tiles)
@@ -145,6 +161,18 @@ class VLM:
         positions = cache.claim(len(hidden))  # (tokens,)
         stays = staying(is_visual, withdrawal)  # (tokens,)
         hidden = forward_with(self.decoder, hidden, positions, cache, withdrawal, stays, observe)
+        return self._last_logits(hidden, observe)
+
+    def advance_adaptive(self, hidden, is_visual, cache, observe=None):
+        """`advance` for a prompt with an image, deciding on the way where the visual tokens leave.
+
+        Returns the last token's logits, (vocabulary,), and the layer, None if they stay to the end.
+        """
+        positions = cache.claim(len(hidden))  # (tokens,)
+        hidden, layer = forward_adaptive(self.decoder, hidden, positions, cache, is_visual, observe)
+        return self._last_logits(hidden, observe), layer
+
+    def _last_logits(self, hidden, observe):
         last = logits(self.decoder, hidden[-1:])[0]  # (vocabulary,)
         if observe:
             observe("decoder.logits", last)
@@ -190,7 +218,11 @@ class Chat:
     def respond(self, asked, hidden, sampler, max_new_tokens, clock, observe=None, stream=None):
         """Answer a `Prompt` that is embedded already, hidden (tokens, width): prefill, then decode."""
         before = self.cache.tokens_per_layer
-        next_logits = self.vlm.advance(hidden, asked.is_visual, self.cache, self.withdrawal, observe)  # (vocabulary,)
+        if self.withdrawal.layer == "adaptive" and asked.is_visual.any():  # the first image decides for the conversation
+            next_logits, layer = self.vlm.advance_adaptive(hidden, asked.is_visual, self.cache, observe)
+            self.withdrawal = Withdrawal(layer)
+        else:
+            next_logits = self.vlm.advance(hidden, asked.is_visual, self.cache, self.withdrawal, observe)  # (vocabulary,)
         clock.stop("prefill")
         after = self.cache.tokens_per_layer
         token_ids, text = self._decode(next_logits, sampler, max_new_tokens, observe, stream)
@@ -199,11 +231,14 @@ class Chat:
 
     def _continued(self, prompt):
         """The prompt behind the last turn's newest token, if they find room in the model's positions."""
-        token_ids = np.concatenate([self._said, prompt.token_ids])  # (tokens,)
         used, room = self.cache.next_position, self.vlm.config.max_positions
+        before = self._said.tolist()
+        if used and self.vlm.end is not None and not self.vlm.ends.intersection(before):  # the answer was cut short
+            before.append(self.vlm.end)
+        token_ids = np.concatenate([np.array(before, np.int64), prompt.token_ids])  # (tokens,)
         if used + len(token_ids) > room:
             raise InputError(f"the prompt ends at token {used + len(token_ids)}; the model has {room} positions")
-        is_visual = np.concatenate([np.zeros(len(self._said), bool), prompt.is_visual])
+        is_visual = np.concatenate([np.zeros(len(before), bool), prompt.is_visual])
         return Prompt(token_ids, is_visual, prompt.tiles)
 
     def _decode(self, next_logits, sampler, max_new_tokens, observe, stream):
@@ -230,7 +265,7 @@ class Chat:
         start = cache.next_position - fed_back - tokens  # where the turn began
         layer = self.withdrawal.layer if cache.next_position > min(cache.tokens_per_layer) or visual else None
         return {
-            "model": self.vlm.folder.name,
+            "model": model_name(self.vlm.folder),
             "layers": config.layers,
             "withdraw_layer": layer,
             "tokens": {"visual": visual, "text": tokens - visual, "generated": len(token_ids)},

@@ -14,12 +14,13 @@ from .errors import InputError
 class Withdrawal(NamedTuple):
     """What is withdrawn, and where (Lin et al. 2024, section 3.2; the other choices are its ablations).
 
-    layer: K; layers 0 … K-1 see every token, layers K … only those that stay. None: nothing ever leaves.
+    layer: K; layers 0 … K-1 see every token, layers K … only those that stay. None: nothing ever leaves;
+        "adaptive" until `search.forward_adaptive` has decided.
     positions: "keep" (the method): those that stay keep their positions; "reindex": they are renumbered from 0.
     tokens: "visual" (the method), or "random": as many tokens as there are visual ones, drawn by `seed`.
     """
 
-    layer: int | None
+    layer: int | str | None
     positions: str = "keep"
     tokens: str = "visual"
     seed: int = 0

@@ -1,6 +1,13 @@
 """Published model families, one file each: their config keys, tensor names and prompt. Nothing else knows them."""
 
-from . import language, llava
+from . import idefics3, language, llava, nanovlm
 
 # model_type of config.json -> the module whose `load(fields, folder, checkpoint)` fills in the form
-FAMILIES = {"llava": llava, "llama": language, "qwen2": language}
+FAMILIES = {"llava": llava, "idefics3": idefics3, "smolvlm": idefics3, "llama": language, "qwen2": language}
+
+
+def family(fields):
+    """The module for a config's `Fields`. nanoVLM's is the one config that does not say whose it is."""
+    if fields.has("vit_hidden_dim"):
+        return nanovlm
+    return FAMILIES[fields.choice("model_type", tuple(FAMILIES))]

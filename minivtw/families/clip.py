@@ -1,26 +1,34 @@
-"""CLIP and SigLIP vision towers: their config keys and tensor names (transformers `CLIPVisionConfig`, `SiglipVisionConfig`)."""
+"""CLIP and SigLIP vision towers: their config keys and tensor names.
+
+transformers calls them `CLIPVisionConfig`, `SiglipVisionConfig` and, for SigLIP on tiles, `Idefics3VisionConfig`.
+"""
 
 from ..layers import ACTIVATIONS, LayerNorm, Linear
 from ..vision import Vision, VisionConfig, VisionLayer
 
+# What a config leaves out has its class's default.
+CLIP = dict(image=224, patch=32, width=768, heads=12, activation="quick_gelu", eps=1e-5)
+SIGLIP = dict(image=224, patch=16, width=768, heads=12, activation="gelu_pytorch_tanh", eps=1e-6)
+IDEFICS3 = dict(image=224, patch=32, width=1152, heads=16, activation="gelu_pytorch_tanh", eps=1e-6)
 DEFAULTS = {
-    "clip_vision_model": dict(image=224, patch=32, activation="quick_gelu", eps=1e-5),
-    "siglip_vision_model": dict(image=224, patch=16, activation="gelu_pytorch_tanh", eps=1e-6),
+    "clip_vision_model": CLIP,
+    "siglip_vision_model": SIGLIP,
+    **dict.fromkeys(("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"), IDEFICS3),
 }
 
 
-def vision_config(fields, feature_layer, drop_first, post_norm=False):
+def vision_config(fields, feature_layer, drop_first, post_norm=False, default_type="clip_vision_model"):
     """A vision config's `Fields` -> VisionConfig. The family says which features it takes."""
-    model_type = fields.choice("model_type", tuple(DEFAULTS), "clip_vision_model")
+    model_type = fields.choice("model_type", tuple(DEFAULTS), default_type)
     default = DEFAULTS[model_type]
     fields.choice("num_channels", (3,), 3)
     is_clip = model_type == "clip_vision_model"
     config = VisionConfig(
         image_size=fields.whole("image_size", default["image"]),
         patch_size=fields.whole("patch_size", default["patch"]),
-        width=fields.whole("hidden_size", 768),
+        width=fields.whole("hidden_size", default["width"]),
         layers=fields.whole("num_hidden_layers", 12),
-        heads=fields.whole("num_attention_heads", 12),
+        heads=fields.whole("num_attention_heads", default["heads"]),
         mlp_width=fields.whole("intermediate_size", 3072),
         activation=fields.choice("hidden_act", tuple(ACTIVATIONS), default["activation"]),
         layer_norm_eps=fields.number("layer_norm_eps", default["eps"]),

@@ -6,7 +6,7 @@ REQUIRED = object()
 
 
 class Fields:
-    """One JSON object of a config; `where` names it in error messages. A default stands in for an absent or null key."""
+    """One JSON object of a config; `where` names it in errors. A default stands in for an absent or null key."""
 
     def __init__(self, values, where):
         self._values = values
@@ -35,7 +35,9 @@ class Fields:
 
     def number(self, key, default=REQUIRED):
         """A number above 0."""
-        return float(self._get(key, default, lambda v: type(v) in (int, float) and 0 < v < float("inf"), "a number above 0"))
+        return float(
+            self._get(key, default, lambda v: type(v) in (int, float) and 0 < v < float("inf"), "a number above 0")
+        )
 
     def numbers(self, key, count, default=REQUIRED):
         """A list of `count` numbers."""
@@ -52,6 +54,12 @@ class Fields:
 
     def text(self, key, default=REQUIRED):
         return self._get(key, default, lambda v: isinstance(v, str), "text")
+
+    def texts(self):
+        """All of the object, when every value of it is text."""
+        if not all(isinstance(value, str) for value in self._values.values()):
+            raise InputError(f"{self._where} must map names to text")
+        return dict(self._values)
 
     def part(self, key, default=REQUIRED):
         """A nested object, as `Fields`."""

@@ -5,8 +5,8 @@ from ..layers import Linear
 
 # What a config leaves out has its class's default.
 DEFAULTS = {
-    "llama": dict(vocabulary=32000, width=4096, mlp_width=11008, layers=32, heads=32, eps=1e-6, theta=10_000.0, positions=2048),
-    "qwen2": dict(vocabulary=151936, width=4096, mlp_width=22016, layers=32, heads=32, eps=1e-6, theta=10_000.0, positions=32768),
+    "llama": dict(vocabulary=32000, mlp_width=11008, positions=2048),
+    "qwen2": dict(vocabulary=151936, mlp_width=22016, positions=32768),
 }
 
 
@@ -17,8 +17,8 @@ def decoder_config(fields):
     fields.choice("hidden_act", ("silu",), "silu")
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         fields.choice(key, (False,), False)
-    width = fields.whole("hidden_size", default["width"])
-    heads = fields.whole("num_attention_heads", default["heads"])
+    width = fields.whole("hidden_size", 4096)
+    heads = fields.whole("num_attention_heads", 32)
     kv_heads = fields.whole("num_key_value_heads", 32 if model_type == "qwen2" else heads)
     head_dim = fields.whole("head_dim", width // heads)
     if heads % kv_heads:
@@ -28,13 +28,13 @@ def decoder_config(fields):
     return DecoderConfig(
         vocabulary=fields.whole("vocab_size", default["vocabulary"]),
         width=width,
-        layers=fields.whole("num_hidden_layers", default["layers"]),
+        layers=fields.whole("num_hidden_layers", 32),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         mlp_width=fields.whole("intermediate_size", default["mlp_width"]),
-        rms_norm_eps=fields.number("rms_norm_eps", default["eps"]),
-        rope_theta=rope_theta(fields, default["theta"]),
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rope_theta=rope_theta(fields, 10_000.0),
         max_positions=fields.whole("max_position_embeddings", default["positions"]),
         qkv_bias=model_type == "qwen2",
         tied_head=fields.flag("tie_word_embeddings", False),
@@ -58,13 +58,14 @@ def decoder(config, take, prefix="model.", head="lm_head.weight"):
     def layer(index):
         name = f"{prefix}layers.{index}."
         projections = [f"{name}self_attn.{letter}_proj" for letter in "qkv"]
+        gate_up = [f"{name}mlp.{part}_proj.weight" for part in ("gate", "up")]
         bias = take.vector(*(f"{p}.bias" for p in projections), size=sizes) if config.qkv_bias else None
         return DecoderLayer(
             input_norm=take.vector(f"{name}input_layernorm.weight", size=width),
             qkv=Linear(take.matrix(*(f"{p}.weight" for p in projections), into=width, out=sizes), bias),
             output=take.matrix(f"{name}self_attn.o_proj.weight", into=query, out=width),
             mlp_norm=take.vector(f"{name}post_attention_layernorm.weight", size=width),
-            gate_up=take.matrix(f"{name}mlp.gate_proj.weight", f"{name}mlp.up_proj.weight", into=width, out=config.mlp_width),
+            gate_up=take.matrix(*gate_up, into=width, out=config.mlp_width),
             down=take.matrix(f"{name}mlp.down_proj.weight", into=config.mlp_width, out=width),
         )
 

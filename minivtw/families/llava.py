@@ -1,6 +1,8 @@
-"""LLaVA 1.5 (Liu et al. 2023, arXiv 2310.03744): a CLIP or SigLIP tower, a two-layer connector, a Llama or Qwen2 decoder."""
+"""LLaVA 1.5 (Liu et al. 2023, arXiv 2310.03744): CLIP or SigLIP, a two-layer connector, a Llama or Qwen2 decoder."""
 
 import functools
+
+import numpy as np
 
 from ..checkpoint import read_json
 from ..connector import Connector, connect
@@ -49,14 +51,17 @@ def load(fields, folder, checkpoint):
 
     vision, connector, decoder = checkpoint.fill(form)
     pixels = pixel_settings(folder, vision_config.image_size)
+    visual = "<image>" * vision_config.features
     eyes = Eyes(
         vision=vision,
         connect=functools.partial(connect, connector),
-        tile=lambda image: (pixels(image)[None], "<image>" * vision_config.features),
-        image_token=fields.index("image_token_index", fields.index("image_token_id", 32000)),
+        tile=lambda images, _: (np.stack([pixels(image) for image in images]), [visual] * len(images)),
+        image_token_id=fields.index("image_token_index", fields.index("image_token_id", 32000)),
     )
     is_qwen = fields.part("text_config").text("model_type", "llama") == "qwen2"
-    return Model(decoder=decoder, chat=interleave if is_qwen else vicuna, eyes=eyes)
+    if is_qwen:
+        return Model(decoder=decoder, chat=interleave, end="<|im_end|>", eyes=eyes)
+    return Model(decoder=decoder, chat=vicuna, end="</s>", eyes=eyes)
 
 
 def vicuna(turn, is_first):
@@ -66,12 +71,12 @@ def vicuna(turn, is_first):
 
 def interleave(turn, is_first):
     """The chat layout of LLaVA-Interleave on Qwen2 (its model card): ChatML without its line breaks."""
-    return f"{'' if is_first else '<|im_end|>'}<|im_start|>user {turn}<|im_end|><|im_start|>assistant"
+    return f"<|im_start|>user {turn}<|im_end|><|im_start|>assistant"
 
 
 def chatml(turn, is_first):
     """The chat layout of Qwen2 alone."""
-    return f"{'' if is_first else '<|im_end|>' + chr(10)}<|im_start|>user\n{turn}<|im_end|>\n<|im_start|>assistant\n"
+    return f"{'' if is_first else chr(10)}<|im_start|>user\n{turn}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def image_processor_fields(folder):
@@ -103,5 +108,7 @@ def pixel_settings(folder, image_size):
         std=fields.numbers("image_std", 3) if normalises else None,
     )
     if settings.size != (image_size, image_size):
-        raise fields.error(f"makes pictures of {settings.size} pixels, but the vision tower sees {image_size} x {image_size}")
+        raise fields.error(
+            f"makes pictures of {settings.size} pixels, but the vision tower sees {image_size} x {image_size}"
+        )
     return settings

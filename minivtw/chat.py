@@ -1,0 +1,63 @@
+"""Talk about pictures: python -m minivtw.chat [IMAGE ...]
+
+Each line is a question; the cache stays between them. `/image FILE` shows one more picture with the next question.
+"""
+
+import sys
+
+from . import load
+from .errors import InputError, Parser, door
+from .generate import Printer, add_model_options, add_sampling_options, sampling, stats_table
+from .images import open_image
+from .vlm import Chat
+
+HELP = "a question a line; /image FILE: show a picture with the next one; end with /quit or Ctrl-D"
+
+
+def parser():
+    options = Parser(prog="minivtw.chat", description="Talk with a vision-language model about pictures, in NumPy.")
+    options.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about from the first question on")
+    add_model_options(options)
+    add_sampling_options(options)
+    options.add_argument("--stats", action="store_true", help="a table after every answer: what withdrawal saved")
+    return options
+
+
+def lines():
+    """What the user types, line by line; a person at a terminal is shown a prompt."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/quit":
+            return
+        yield line.strip()
+
+
+def converse(chat, images, options, with_stats):
+    """Answer every line. What cannot be used is reported, and the conversation goes on as it was."""
+    for line in lines():
+        try:
+            if line.startswith("/image"):
+                images = [*images, open_image(line.removeprefix("/image").strip())]
+            elif line:
+                result = chat.ask(images, line, stream=Printer(), **options)
+                print()
+                images = []
+                if with_stats:
+                    print(stats_table(result.stats))
+        except InputError as error:
+            print(f"minivtw: error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def main(arguments):
+    chosen = parser().parse_args(arguments)
+    images = [open_image(image) for image in chosen.images]
+    chat = Chat(load(chosen.model, chosen.low_memory, chosen.max_tiles), chosen.withdraw)
+    if sys.stdin.isatty():
+        print(HELP)
+    converse(chat, images, sampling(chosen), chosen.stats)
+
+
+if __name__ == "__main__":
+    door(main)

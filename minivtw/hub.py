@@ -1,0 +1,76 @@
+"""Where a model is: a folder, a folder of the Hugging Face cache, or a name on the hub, fetched into that cache.
+
+Only safetensors and JSON files are ever asked for: data, nothing that runs.
+"""
+
+import os
+import pathlib
+import re
+
+from .errors import InputError
+
+NAME = re.compile(r"[\w.-]+/[\w.-]+")  # such as HuggingFaceTB/SmolVLM-256M-Instruct
+WEIGHTS, JSON = "*.safetensors", "*.json"
+
+
+def model_folder(model):
+    """The folder of a model's files, fetched first if `model` is a name on the hub. Raises InputError."""
+    folder = pathlib.Path(model)
+    if folder.is_dir():
+        return snapshot(folder) if (folder / "snapshots").is_dir() else folder
+    if not NAME.fullmatch(str(model)):
+        raise InputError(f"there is no model folder {model}")
+    return fetched(str(model), [WEIGHTS, JSON])
+
+
+def tokenizer_folder(folder, name):
+    """The folder of a model's tokenizer: its own or, where it has none, that of the model `name` on the hub."""
+    if name is None or (folder / "tokenizer.json").is_file():
+        return folder
+    try:
+        return fetched(name, [JSON])
+    except InputError as error:
+        raise InputError(f"{folder} lacks tokenizer.json, the one of {name}: {error}") from error
+
+
+def model_name(folder):
+    """What a model is called: its folder or, in the Hugging Face cache, its name on the hub."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
+def cache_folder():
+    """The Hugging Face cache, where its own variables put it."""
+    home = os.environ.get("HF_HOME") or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return pathlib.Path(os.environ.get("HF_HUB_CACHE") or pathlib.Path(home, "hub")).expanduser()
+
+
+def snapshot(folder):
+    """The files of a cached model, models--OWNER--NAME: the revision that its branch `main` is at, or the only one."""
+    main = folder / "refs" / "main"
+    if main.is_file():
+        return folder / "snapshots" / main.read_text().strip()
+    revisions = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+    if len(revisions) != 1:
+        raise InputError(f"{folder} holds {len(revisions)} revisions and none is called main; choose a folder below it")
+    return revisions[0]
+
+
+def fetched(name, patterns):
+    """The cache's folder of a model on the hub. With huggingface-hub, what it lacks is downloaded first."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        cached = cache_folder() / f"models--{name.replace('/', '--')}"
+        if (cached / "snapshots").is_dir():
+            return snapshot(cached)
+        raise InputError(
+            f"{name} is not in the Hugging Face cache ({cache_folder()}); `pip install huggingface-hub` to download it, "
+            "or bring its files and pass their folder"
+        ) from None
+    try:
+        return pathlib.Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # no network, no such model, no right to it, offline: each has its own class
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"cannot download {name}: {reason}; or bring its files and pass their folder") from error

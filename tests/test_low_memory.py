@@ -1,0 +1,118 @@
+"""Weights on disk: the same answers, in a bounded part of memory; and the refusal of what would not fit."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import minivtw
+from minivtw import checkpoint, generate
+from tests.doors import assert_one_line_error, run
+from tests.small_llava import byte_tokenizer, write_folder
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/*/config.json"))
+WIDTH, INNER, LAYERS, VOCABULARY = 512, 2048, 20, 300
+LAYER_BYTES = 4 * (4 * WIDTH**2 + 3 * WIDTH * INNER)  # in float32
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
+def test_low_memory_changes_no_bit(folder):
+    """Every family, every stored precision: the layers read at every use are the layers held."""
+    usual, low = minivtw.load(folder), minivtw.load(folder, low_memory=True)
+    towers = [usual.parts.eyes.vision.layers], [low.parts.eyes.vision.layers]
+    for held, read in zip([*towers[0], usual.decoder.layers], [*towers[1], low.decoder.layers]):
+        assert not isinstance(read, list) and len(read) == len(held)
+        for left, right in zip(held, read, strict=True):
+            assert all(same(*pair) for pair in zip(left, right, strict=True))
+    assert same(usual.decoder.embedding, low.decoder.embedding)
+
+
+def same(left, right):
+    """Equal in every bit; norms and linear maps are tuples of arrays, and a bias may be None."""
+    if isinstance(left, tuple):
+        return all(map(same, left, right))
+    return left is right is None or (left.dtype == right.dtype == np.float32 and np.array_equal(left, right))
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    """A language model of 200 MB in float16, 400 MB in float32."""
+    folder, random = tmp_path_factory.mktemp("language"), np.random.default_rng(0)
+
+    def matrix(rows, columns):
+        return (random.standard_normal((rows, columns), np.float32) / np.sqrt(columns)).astype(np.float16)
+
+    tensors = {"model.embed_tokens.weight": matrix(VOCABULARY, WIDTH), "model.norm.weight": np.ones(WIDTH, np.float16)}
+    shared = {
+        **{f"self_attn.{name}_proj": matrix(WIDTH, WIDTH) for name in "qkvo"},
+        "mlp.down_proj": matrix(WIDTH, INNER),
+    }
+    shared |= {"mlp.gate_proj": matrix(INNER, WIDTH), "mlp.up_proj": matrix(INNER, WIDTH)}
+    for layer in range(LAYERS):
+        tensors |= {f"model.layers.{layer}.{name}.weight": np.roll(weight, layer) for name, weight in shared.items()}
+        norms = ("input_layernorm", "post_attention_layernorm")
+        tensors |= {f"model.layers.{layer}.{name}.weight": np.ones(WIDTH, np.float16) for name in norms}
+    save_file(tensors, folder / "model.safetensors")
+    config = dict(
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        vocab_size=VOCABULARY,
+    )
+    config |= dict(model_type="llama", tie_word_embeddings=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+MEASURE = """
+import sys, minivtw
+def peak():
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
+answer = minivtw.load(sys.argv[1], low_memory=sys.argv[2] == "low").answer(None, "How many?", max_new_tokens=3)
+print(answer.token_ids, peak() - before)
+"""
+
+
+def measured(folder, mode):
+    """(token ids, bytes by which the resident memory of a process grew at most) of one answer."""
+    root = pathlib.Path(__file__).parents[1]
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURE, folder, mode], capture_output=True, text=True, cwd=root, check=True
+    )
+    said, grown = ran.stdout.rsplit(" ", 1)
+    return said, int(grown)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="measured with Linux's /proc")
+def test_low_memory_holds_one_layer_and_no_page_of_the_file(language_model):
+    usual, low = measured(language_model, "usual"), measured(language_model, "low")
+    assert usual[0] == low[0]
+    assert usual[1] > LAYERS * LAYER_BYTES
+    assert low[1] < 4 * LAYER_BYTES  # the layer, its largest tensor mapped, the embedding, some room
+
+
+def test_what_would_not_fit_is_refused_before_it_is_read(tmp_path):
+    folder = write_folder(tmp_path)
+    needed = sum(4 * np.prod(shape) for shape in checkpoint.Shard(folder / "model.safetensors").shapes.values())
+    with mock.patch.object(checkpoint, "available_memory", return_value=int(needed) - 1):
+        with mock.patch.object(checkpoint.Shard, "read_into", side_effect=AssertionError("read")):
+            ran = run(generate.main, "Hi?", "--model", folder)
+        assert_one_line_error(ran, "are free; --low-memory widens one layer at a time instead")
+        assert run(generate.main, "Hi?", "--model", folder, "--low-memory", "--max-new-tokens", 2).code == 0
+    for enough in (int(needed), None):  # None: the system does not tell
+        with mock.patch.object(checkpoint, "available_memory", return_value=enough):
+            minivtw.load(folder)
+
+
+def test_free_memory_is_told_in_bytes():
+    available = checkpoint.available_memory()
+    assert available is None or 10**7 < available < 10**14
