@@ -1,0 +1,90 @@
+"""Attention settling: where the text looks, layer by layer (Lin et al. 2024, section 3.1).
+
+The paper sees the attention of deep layers settle on the first tokens, the sink (Xiao et al. 2023), and on the nearest
+ones, and leave the visual tokens in the middle. Here every key that a text query sees belongs to one of four groups,
+the first of these that it fits:
+
+    sink       the prompt's first token
+    visual     the visual tokens
+    nearest    the query itself and the text tokens up to NEAREST - 1 before it
+    other      all other text
+
+The shares are means over heads and over the text queries behind the first visual token; those before it see no image.
+Even attention, spread over all the keys that a query sees, is the scale to read them by: nine tenths on the visual
+tokens is nothing remarkable where they are nine tenths of the keys.
+"""
+
+import numpy as np
+
+from ..cache import KVCache
+from ..decoder import forward
+
+GROUPS = ("sink", "visual", "nearest", "other")
+NEAREST = 4  # tokens, the query among them
+
+
+def key_groups(is_visual):
+    """Which group each key is in for each query: (tokens, tokens) indices into GROUPS, -1 where it lies ahead."""
+    tokens = np.arange(len(is_visual))
+    distance = tokens[:, None] - tokens[None, :]  # (queries, keys)
+    groups = np.where(distance < NEAREST, GROUPS.index("nearest"), GROUPS.index("other"))
+    groups[:, is_visual] = GROUPS.index("visual")
+    groups[:, 0] = GROUPS.index("sink")
+    groups[distance < 0] = -1
+    return groups
+
+
+def group_shares(attended, is_visual):
+    """The share of the text's attention that each of GROUPS gets in one layer: (4,), summing to 1.
+
+    attended: (heads, tokens, tokens), the attention probabilities of a whole prompt.
+    """
+    groups, queries = key_groups(is_visual), looking(is_visual)
+    by_query = attended.mean(0)  # (queries, keys)
+    shares = [np.where(groups == group, by_query, 0)[queries].sum(-1).mean() for group in range(len(GROUPS))]
+    return np.array(shares)
+
+
+def looking(is_visual):
+    """The text queries behind the first visual token, (tokens,) booleans."""
+    return ~is_visual & (np.cumsum(is_visual) > 0)
+
+
+def even_shares(is_visual):
+    """`group_shares` of attention that spreads evenly over everything a query sees."""
+    tokens = len(is_visual)
+    even = np.tri(tokens, dtype=np.float32) / np.arange(1, tokens + 1, dtype=np.float32)[:, None]
+    return group_shares(even[None], is_visual)
+
+
+def observed_attention(decoder, asked, layer=None):
+    """Every layer's attention probabilities, a list of (heads, tokens, tokens); the visual tokens leave before `layer`.
+
+    Where tokens are withdrawn, their rows and columns are zero.
+    """
+    attended, stays, tokens = [], ~asked.is_visual, len(asked.hidden)
+
+    def observe(name, array):
+        if name.endswith("attention"):
+            whole = np.zeros((len(array), tokens, tokens), np.float32)
+            there = np.ones(tokens, bool) if array.shape[1] == tokens else stays
+            whole[:, np.outer(there, there)] = array.reshape(len(array), -1)
+            attended.append(whole)
+
+    cache = KVCache(len(decoder.layers))
+    forward(decoder, asked.hidden, cache.claim(tokens), cache, layer, stays, observe=observe)
+    return attended
+
+
+def settling(decoder, asked, layer=None):
+    """The shares of every layer, (layers, 4) in the order of GROUPS; the visual tokens leave before `layer`."""
+    return np.array([group_shares(attended, asked.is_visual) for attended in observed_attention(decoder, asked, layer)])
+
+
+def image_maps(decoder, asked, layer=None, predictions=1):
+    """What the last `predictions` tokens, those that answer, look at in the image; the mean over heads.
+
+    Returns (predictions, layers, visual tokens).
+    """
+    attended = np.array([each.mean(0) for each in observed_attention(decoder, asked, layer)])  # (layers, queries, keys)
+    return attended[:, -predictions:][:, :, asked.is_visual].swapaxes(0, 1)

@@ -1,0 +1,166 @@
+"""The door `python -m minivtw.calibrate`: what it stores, who reads it; a bad run never replaces a good result."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import minivtw
+from minivtw import InputError, calibrate, search
+from minivtw.vlm import embedded_folder
+
+from . import doors
+from .doors import assert_one_line_error
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return minivtw.load()
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of the embedded model that a test may write to, weights linked; no layer is stored with it."""
+    folder = tmp_path / "model"
+    skip = shutil.ignore_patterns("withdrawal.json", "model.safetensors")
+    shutil.copytree(embedded_folder(), folder, ignore=skip)
+    (folder / "model.safetensors").symlink_to(embedded_folder() / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def samples(tmp_path):
+    """Three pictures of noise with a question each."""
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    lines = []
+    for number in range(3):
+        Image.fromarray(random.integers(0, 256, (60, 90, 3), np.uint8)).save(folder / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "question": f"What color is the star? {number}"}))
+    (folder / "questions.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run(*arguments):
+    """The door in this process; errors come as they are."""
+    calibrate.main([str(argument) for argument in arguments])
+
+
+def test_stored_layer_is_what_auto_withdraws_at(model, samples, capsys):
+    run(model, "--samples", samples, "--threshold", 1e6)  # every layer meets it: K is 0, unlike the default half
+    stored = json.loads((model / "withdrawal.json").read_text())
+    assert stored["withdraw_layer"] == 0 and stored["criterion"] == "kl" and stored["threshold"] == 1e6
+    assert "<- the visual tokens leave before this layer" in capsys.readouterr().out
+    vlm = minivtw.load(model)
+    assert vlm.withdrawal("auto").layer == 0
+    assert len(stored["curve"]) == vlm.config.layers
+    assert sorted(path.name for path in model.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize("criterion", search.CRITERIA)
+def test_curve_is_the_mean_over_the_samples(criterion, embedded, samples, capsys):
+    run("--samples", samples, "--criterion", criterion, "--threshold", 1e6, "--dry-run", "--json")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["criterion"] == criterion and printed["withdraw_layer"] == 0
+    curves = []
+    for line in (samples / "questions.jsonl").read_text().splitlines():
+        sample = json.loads(line)
+        prompt = embedded.prepare(samples / sample["image"], sample["question"])
+        asked = search.Asked(embedded.embed(prompt), prompt.is_visual)
+        curves.append(search.CRITERIA[criterion].curve(embedded.decoder, asked, embedded.ends))
+    np.testing.assert_allclose(printed["curve"], np.mean(curves, axis=0), rtol=1e-5)
+    assert printed["samples"]["count"] == 3
+
+
+def test_dry_run_stores_nothing(model, samples, capsys):
+    run(model, "--samples", samples, "--threshold", 1e6, "--dry-run")
+    assert not (model / "withdrawal.json").exists()
+
+
+def test_digest_changes_with_a_picture_and_with_a_question(samples):
+    before = calibrate.read_samples(samples).digest
+    assert calibrate.read_samples(samples).digest == before
+    shutil.copy(samples / "1.png", samples / "0.png")
+    after = calibrate.read_samples(samples).digest
+    assert after != before
+    questions = samples / "questions.jsonl"
+    questions.write_text(questions.read_text().replace("star", "ring"))
+    assert calibrate.read_samples(samples).digest not in (before, after)
+
+
+def test_embedded_model_ships_its_samples(embedded):
+    asked = calibrate.read_samples(embedded.folder / "samples").asked
+    assert len(asked) == calibrate.SAMPLES
+    assert len({question for _, question in asked}) > 10
+
+
+BAD_RUNS = {
+    "eta no layer meets": (
+        ["--threshold", "0"],
+        "no layer meets the kl criterion's threshold of 0: the lowest value is",
+    ),
+    "negative eta": (["--threshold", "-1"], "--threshold must be 0 or more, not -1"),
+    "eta not a number": (["--threshold", "nan"], "--threshold must be 0 or more, not nan"),
+    "no samples wanted": (["--limit", "0"], "--limit must be 1 or more, not 0"),
+    "unknown criterion": (["--criterion", "taste"], "invalid choice: 'taste'"),
+}
+
+
+@pytest.mark.parametrize("options, message", BAD_RUNS.values(), ids=BAD_RUNS)
+def test_bad_option_leaves_the_good_result_alone(model, samples, options, message):
+    (model / "withdrawal.json").write_text('{"withdraw_layer": 3}')
+    with pytest.raises(InputError, match=message):
+        run(model, "--samples", samples, *options)
+    assert (model / "withdrawal.json").read_text() == '{"withdraw_layer": 3}'
+
+
+def empty(samples):
+    shutil.rmtree(samples)
+    samples.mkdir()
+
+
+BAD_SAMPLES = {
+    "no folder": (shutil.rmtree, "holds no questions.jsonl"),
+    "empty folder": (empty, "holds no questions.jsonl"),
+    "empty list": (lambda samples: (samples / "questions.jsonl").write_text(""), "holds no samples"),
+    "no JSON": (
+        lambda samples: (samples / "questions.jsonl").write_text("{}\n{"),
+        "line 1: needs an object with image",
+    ),
+    "not an object": (lambda samples: (samples / "questions.jsonl").write_text("[1]"), "line 1: needs an object"),
+    "not text": (lambda samples: (samples / "questions.jsonl").write_bytes(b"\xff\xfe"), "is not UTF-8"),
+    "picture missing": (lambda samples: (samples / "2.png").unlink(), "2.png: No such file"),
+    "picture broken": (lambda samples: (samples / "1.png").write_bytes(b"no picture"), "1.png is not an image"),
+}
+
+
+@pytest.mark.parametrize("spoil, message", BAD_SAMPLES.values(), ids=BAD_SAMPLES)
+def test_bad_samples_leave_the_good_result_alone(model, samples, spoil, message):
+    (model / "withdrawal.json").write_text('{"withdraw_layer": 3}')
+    spoil(samples)
+    with pytest.raises(InputError, match=message):
+        run(model, "--samples", samples, "--threshold", 1e6)
+    assert (model / "withdrawal.json").read_text() == '{"withdraw_layer": 3}'
+
+
+def test_place_that_cannot_be_written(model, samples):
+    (model / "withdrawal.json").mkdir()  # unlike a read-only folder, this stops the superuser too
+    with pytest.raises(InputError, match=f"cannot store the layer in {model}: "):
+        run(model, "--samples", samples, "--threshold", 1e6)
+    assert not list(model.glob(".withdrawal-*"))
+
+
+def test_model_without_samples_asks_for_them(model):
+    shutil.rmtree(model / "samples")
+    with pytest.raises(InputError, match="ships no samples; give a folder of them with --samples"):
+        run(model)
+
+
+def test_error_is_one_line_and_exit_code_2(tmp_path):
+    assert_one_line_error(doors.run(calibrate.main, "--samples", tmp_path), "holds no questions.jsonl")
+    assert_one_line_error(
+        doors.run(calibrate.main, "--threshold", "much"), "--threshold/--eta: invalid float value: 'much'"
+    )

@@ -1,0 +1,200 @@
+"""The instruments that make the paper's observations visible, each against a plainer way to get the same number."""
+
+import hashlib
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from minivtw import attention, search
+from minivtw.analysis import migration, redundancy, settling
+from minivtw.cache import KVCache
+from minivtw.decoder import forward, logits
+from minivtw.layers import softmax
+from minivtw.withdrawal import Withdrawal
+
+from .random_models import assert_close, cases, places_with_visual, prefill
+
+ROOT = pathlib.Path(__file__).parent.parent
+seeing = cases(places=places_with_visual)
+
+
+# --- attention settling
+
+
+@given(seeing)
+def test_shares_are_a_partition_of_the_attention(case):
+    decoder, asked, _ = case
+    shares = settling.settling(decoder, asked)  # (layers, groups)
+    assert shares.shape == (len(decoder.layers), len(settling.GROUPS))
+    assert (shares >= 0).all()
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
+
+
+@given(seeing)
+def test_visual_share_is_the_one_that_the_search_goes_by(case):
+    decoder, asked, _ = case
+    assume(not asked.is_visual[0])  # a visual first token counts as the sink here
+    shares = settling.settling(decoder, asked)[:, settling.GROUPS.index("visual")]
+    np.testing.assert_allclose(shares, search.attention_curve(decoder, asked), atol=1e-5)
+
+
+def test_groups_of_a_prompt_by_hand():
+    is_visual = np.array([False, True, True, False, False, False, False, False])
+    names = {"s": "sink", "v": "visual", "n": "nearest", "o": "other"}
+    last = "svvonnnn"  # what the last token sees
+    groups = settling.key_groups(is_visual)
+    assert [settling.GROUPS[group] for group in groups[-1]] == [names[letter] for letter in last]
+    assert list(groups[3]) == [0, 1, 1, settling.GROUPS.index("nearest"), -1, -1, -1, -1]
+    # Queries 3 … 7 see 4 … 8 keys; with even attention, one of them is the sink and two are visual.
+    even = dict(zip(settling.GROUPS, settling.even_shares(is_visual)))
+    assert even["sink"] == pytest.approx(np.mean([1 / keys for keys in range(4, 9)]))
+    assert even["visual"] == pytest.approx(np.mean([2 / keys for keys in range(4, 9)]))
+    assert even["other"] == pytest.approx(1 / 8 / 5)
+
+
+@given(seeing)
+def test_maps_are_the_last_tokens_rows(case):
+    decoder, asked, layer = case
+    rows = []
+    prefill(
+        decoder, asked, Withdrawal(layer), observe=lambda name, array: name.endswith("attention") and rows.append(array)
+    )
+    maps = settling.image_maps(decoder, asked, layer)  # (1, layers, visual tokens)
+    for index, row in enumerate(rows):
+        seen = row.mean(0)[-1, asked.is_visual] if index < layer else 0
+        np.testing.assert_allclose(maps[0, index], seen, atol=1e-6)
+
+
+@given(seeing)
+def test_where_the_image_has_left_its_share_is_nought(case):
+    decoder, asked, layer = case
+    shares, full = settling.settling(decoder, asked, layer), settling.settling(decoder, asked)
+    np.testing.assert_allclose(shares[:layer], full[:layer], atol=1e-6)
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
+    if not asked.is_visual[0]:
+        assert not shares[layer:, settling.GROUPS.index("visual")].any()
+
+
+# --- information migration
+
+
+def masked_prefill(decoder, asked, first, stop, monkeypatch):
+    """The plain way to knock out: in these layers, text queries get -inf where the visual keys are."""
+    index = -1
+
+    def causal_mask(queries, keys):
+        nonlocal index
+        index += 1
+        visible = np.tri(keys, dtype=bool)
+        if first <= index < stop:
+            visible[np.ix_(~asked.is_visual, asked.is_visual)] = False
+        return visible
+
+    monkeypatch.setattr(attention, "causal_mask", causal_mask)
+    cache = KVCache(len(decoder.layers))
+    return forward(decoder, asked.hidden, cache.claim(len(asked.hidden)), cache)
+
+
+@given(seeing, st.data())
+def test_knock_out_is_a_mask(case, data):
+    decoder, asked, first = case
+    stop = data.draw(st.integers(first, len(decoder.layers)))
+    with pytest.MonkeyPatch.context() as patch:
+        masked = masked_prefill(decoder, asked, first, stop, patch)
+    assert_close(migration.knocked_out(decoder, asked, first, stop), masked)
+
+
+@given(seeing)
+def test_knocking_out_all_deep_layers_is_withdrawal(case):
+    """What the text computes from layer K on is the same, whether the image has left or is merely out of sight."""
+    decoder, asked, layer = case
+    assume(layer < len(decoder.layers))
+    out_of_sight = migration.knocked_out(decoder, asked, layer, len(decoder.layers))[~asked.is_visual]
+    assert_close(out_of_sight, prefill(decoder, asked, Withdrawal(layer)).hidden)
+
+
+@settings(max_examples=40)
+@given(seeing)
+def test_answer_probability_is_that_of_decoding_it(case):
+    decoder, asked, _ = case
+    answer = search.walk(decoder, asked, most_tokens=3).answer
+    run = prefill(decoder, asked, Withdrawal(None))
+    expected, scores = 1.0, run.logits[-1]
+    for token in answer:
+        expected *= softmax(scores)[token]
+        hidden = forward(decoder, decoder.embedding[[token]], run.cache.claim(1), run.cache)
+        scores = logits(decoder, hidden)[0]
+    nothing_cut, cut = migration.knock_outs(decoder, asked, answer, [(0, 0), (0, len(decoder.layers))])
+    assert nothing_cut == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert cut[0] == nothing_cut
+
+
+@given(seeing)
+def test_lens_ends_with_what_the_model_says(case):
+    decoder, asked, _ = case
+    seen = migration.lens(decoder, asked)  # (layers + 1, vocabulary)
+    assert seen.shape == (len(decoder.layers) + 1, decoder.config.vocabulary)
+    np.testing.assert_allclose(seen[-1], softmax(prefill(decoder, asked, Withdrawal(None)).logits[-1]), atol=1e-4)
+    np.testing.assert_allclose(seen[0], softmax(logits(decoder, asked.hidden[-1:])[0]), atol=1e-5)
+    np.testing.assert_allclose(seen.sum(1), 1, atol=1e-6)
+
+
+# --- redundancy
+
+
+@settings(max_examples=40)
+@given(seeing)
+def test_redundancy_counts_what_a_withdrawal_changes(case):
+    decoder, asked, layer = case
+    layers = len(decoder.layers)
+    withdrawals = [
+        Withdrawal(layers),
+        Withdrawal(layer),
+        Withdrawal(layer, "reindex"),
+        Withdrawal(layer, tokens="random"),
+    ]
+    nothing, method, *ablations = redundancy.redundancy(decoder, asked, withdrawals, most_tokens=3)
+    assert nothing.agrees and nothing.kl == 0
+    if layer < layers:
+        assert method.kl == pytest.approx(search.kl_curve(decoder, asked)[layer], abs=1e-6)
+    assert method.agrees == (method.answer == nothing.answer)
+    assert nothing.answer == search.walk(decoder, asked, 3).answer
+    if layer == layers:
+        assert all(outcome == nothing for outcome in ablations)
+
+
+# --- the chapters about it
+
+
+@pytest.mark.parametrize("name", ["04-which-layer.md", "05-attention-leaves.md"])
+def test_the_chapters_programs_print_what_the_page_says(name, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```\n```text\n(.*?)^```", (ROOT / "docs" / name).read_text(encoding="utf-8"), re.M | re.S
+    )
+    assert blocks
+    names = {}
+    for program, output in blocks:
+        exec(compile(program, name, "exec"), names)
+        assert capsys.readouterr().out == output
+
+
+def test_the_numbers_are_those_of_the_weights_in_the_folder():
+    """If this fails, the weights have changed: run `docs/pictures/phenomena.py` again."""
+    page = (ROOT / "docs" / "05-attention-leaves.md").read_text(encoding="utf-8")
+    weights = ROOT / "weights" / "minivtw-tiny" / "model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in page
+
+
+def test_tables_stay_between_their_marks():
+    """What `docs/pictures/phenomena.py` fills in can be filled in again."""
+    script = (ROOT / "docs" / "pictures" / "phenomena.py").read_text(encoding="utf-8")
+    filled = re.findall(r'fill\(\s*"([^"]+)",\s*"([^"]+)"', script)
+    assert len(filled) == 11
+    for chapter, name in filled:
+        page = (ROOT / "docs" / chapter).read_text(encoding="utf-8")
+        assert re.search(rf"<!-- {name} -->\n(.*\n)*?<!-- end -->", page), (chapter, name)
