@@ -1,0 +1,52 @@
+"""What the reading course says is code runs, and does what the page says."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+import minivtw
+from minivtw.cache import KVCache
+
+ROOT = pathlib.Path(__file__).parent.parent
+PICTURE = ROOT / "docs" / "pictures" / "scene.png"
+CHAPTERS = sorted((ROOT / "docs").glob("[0-9]*.md"))
+
+
+def code_of(chapter):
+    """The Python of a page's fenced blocks, as one program."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", chapter.read_text(encoding="utf-8"), re.M | re.S))
+
+
+@pytest.mark.parametrize("name", ["01-from-picture-to-answer.md", "02-the-decoder-and-its-cache.md", "09-your-own-method.md"])
+def test_the_pages_programs_run(name, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    exec(compile(code_of(ROOT / "docs" / name), name, "exec"), {})
+
+
+def test_the_method_of_the_last_page_is_withdrawal_when_it_keeps_nothing(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(compile(code_of(ROOT / "docs" / "09-your-own-method.md"), "09", "exec"), names)
+    vlm, question = minivtw.load(), "How many objects are there?"
+    prompt = vlm.prepare(PICTURE, question)
+    for keep, withdraw in ((0, 3), (int(prompt.is_visual.sum()), None)):
+        ours = vlm.advance(vlm.embed(prompt), prompt.is_visual, KVCache(vlm.config.layers), vlm.withdrawal(withdraw))
+        assert np.abs(names["next_token"](vlm, PICTURE, question, 3, keep) - ours).max() < 1e-4
+    some = names["next_token"](vlm, PICTURE, question, 3, 8)
+    assert np.abs(some - ours).max() > 1e-4
+
+
+def test_the_readme_shows_the_loop_that_runs():
+    block = re.search(r"^```python\n(for index.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S).group(1)
+    source = re.sub(r"\s+", " ", (ROOT / "minivtw" / "decoder.py").read_text(encoding="utf-8"))
+    for line in block.splitlines()[1:]:
+        assert re.sub(r"\s+", " ", line).strip() in source
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("weights/**/*.md"))], ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert not missing
