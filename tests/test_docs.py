@@ -11,24 +11,31 @@ from minivtw.cache import KVCache
 
 ROOT = pathlib.Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "pictures" / "scene.png"
-CHAPTERS = sorted((ROOT / "docs").glob("[0-9]*.md"))
 
 
-def code_of(chapter):
-    """The Python of a page's fenced blocks, as one program."""
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", chapter.read_text(encoding="utf-8"), re.M | re.S))
+def programs_of(chapter):
+    """The Python blocks of a page with what the page says they print."""
+    return re.findall(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```)?", chapter.read_text(encoding="utf-8"), re.M | re.S)
 
 
-@pytest.mark.parametrize("name", ["01-from-picture-to-answer.md", "02-the-decoder-and-its-cache.md", "09-your-own-method.md"])
-def test_the_pages_programs_run(name, monkeypatch, capsys):
+RUN = ("01-from-picture-to-answer", "02-the-decoder-and-its-cache", "03-withdrawal", "04-which-layer", "05-attention-leaves", "09-your-own-method")
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_the_chapters_programs_print_what_the_page_says(name, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    exec(compile(code_of(ROOT / "docs" / name), name, "exec"), {})
+    programs, names = [pair for pair in programs_of(ROOT / "docs" / f"{name}.md") if "import" in pair[0] or pair[1]], {}
+    assert any(output for _, output in programs)
+    for program, output in programs:
+        exec(compile(program, name, "exec"), names)
+        assert capsys.readouterr().out == output
 
 
 def test_the_method_of_the_last_page_is_withdrawal_when_it_keeps_nothing(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names = {}
-    exec(compile(code_of(ROOT / "docs" / "09-your-own-method.md"), "09", "exec"), names)
+    for program, _ in programs_of(ROOT / "docs" / "09-your-own-method.md"):
+        exec(compile(program, "09", "exec"), names)
     vlm, question = minivtw.load(), "How many objects are there?"
     prompt = vlm.prepare(PICTURE, question)
     for keep, withdraw in ((0, 3), (int(prompt.is_visual.sum()), None)):

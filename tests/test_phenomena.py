@@ -170,19 +170,6 @@ def test_redundancy_counts_what_a_withdrawal_changes(case):
 # --- the chapters about it
 
 
-@pytest.mark.parametrize("name", ["04-which-layer.md", "05-attention-leaves.md"])
-def test_the_chapters_programs_print_what_the_page_says(name, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    blocks = re.findall(
-        r"^```python\n(.*?)^```\n```text\n(.*?)^```", (ROOT / "docs" / name).read_text(encoding="utf-8"), re.M | re.S
-    )
-    assert blocks
-    names = {}
-    for program, output in blocks:
-        exec(compile(program, name, "exec"), names)
-        assert capsys.readouterr().out == output
-
-
 def test_the_numbers_are_those_of_the_weights_in_the_folder():
     """If this fails, the weights have changed: run `docs/pictures/phenomena.py` again."""
     page = (ROOT / "docs" / "05-attention-leaves.md").read_text(encoding="utf-8")
