@@ -41,13 +41,15 @@ def main(arguments):
     chosen = options.parse_args(arguments)
     if chosen.repeats < 1 or chosen.new_tokens < 1:
         raise InputError("--repeats and --new-tokens must be 1 or more")
+    if "adaptive" in chosen.withdraw:
+        raise InputError("the benchmark times layers that are known beforehand: auto, off or a number, not adaptive")
     vlm = load(chosen.model)
     times = measure(vlm, chosen.image, chosen.prompt, [None, *chosen.withdraw], chosen.repeats, chosen.new_tokens)
     prefill_off, decode_off = times[None]
     print(f"{'K':>4} {'prefill ms':>11} {'ratio':>6} {'decode ms':>10} {'ratio':>6}")
     for layer, (prefill, decode) in times.items():
         name = "off" if layer is None else layer
-        print(f"{name:>4} {1e3 * prefill:11.2f} {prefill / prefill_off:6.2f} {1e3 * decode:10.2f} {decode / decode_off:6.2f}")
+        print(f"{name:>4} {1e3 * prefill:11.3f} {prefill / prefill_off:6.2f} {1e3 * decode:10.3f} {decode / decode_off:6.2f}")
 
 
 if __name__ == "__main__":
