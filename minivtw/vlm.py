@@ -14,7 +14,7 @@ import numpy as np
 from .analysis.counting import cache_bytes, decode_flops, prefill_flops
 from .cache import KVCache
 from .checkpoint import Checkpoint, read_json
-from .decoder import forward, logits
+from .decoder import logits
 from .errors import InputError
 from .families import family
 from .families.fields import Fields
