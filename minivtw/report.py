@@ -9,8 +9,10 @@ from . import load
 from .analysis.migration import last_states, with_answer
 from .analysis.page import Run, Story, page
 from .analysis.settling import GROUPS, even_shares, image_maps, settling
+from .checkpoint import read_json
 from .decoder import logits
 from .errors import InputError, Parser, door
+from .families.fields import Fields
 from .generate import withdraw_option
 from .images import open_image
 from .layers import softmax
@@ -54,7 +56,16 @@ def timed(vlm, image, question, withdraws):
     return rounds[0]
 
 
-def tell(vlm, image, question, withdraw="auto", eta=ETA):
+def stored_eta(folder):
+    """The KL threshold by which a model's stored layer was found; the paper's where none is stored."""
+    if not (folder / "withdrawal.json").exists():
+        return ETA
+    stored = Fields(read_json(folder, "withdrawal.json"), f"{folder}/withdrawal.json")
+    is_divergence = stored.raw("criterion") in ("kl", "answer") and stored.raw("threshold")
+    return stored.number("threshold") if is_divergence else ETA
+
+
+def tell(vlm, image, question, withdraw="auto"):
     """Ask, observe and measure: everything that `page` shows. Raises InputError."""
     picture = open_image(image)
     if not vlm.parts.eyes:
@@ -80,7 +91,7 @@ def tell(vlm, image, question, withdraw="auto", eta=ETA):
         tiles=prompt.tiles,
         curve=kl_curve(vlm.decoder, asked),
         worst=kl_curve(vlm.decoder, asked, LONGEST_ANSWER, vlm.ends),
-        eta=eta,
+        eta=stored_eta(vlm.folder),
         stats={"withdrawn": withdrawn.stats, "full": full.stats},
     )
 

@@ -81,6 +81,22 @@ def test_page_tells_what_the_model_did(vlm, story):
     assert data["runs"]["withdrawn"]["readings"][0][-1][0][0] == data["tokens"][0]
 
 
+@pytest.mark.parametrize(
+    "stored, eta",
+    [
+        (None, search.ETA),
+        ({"criterion": "kl", "threshold": 0.006}, 0.006),
+        ({"criterion": "answer", "threshold": 0.02}, 0.02),
+        ({"criterion": "attention", "threshold": 0.1}, search.ETA),  # a share, not nats
+        ({"criterion": "kl", "threshold": 0}, search.ETA),  # has no place on a logarithmic axis
+    ],
+)
+def test_the_threshold_shown_is_the_one_that_the_layer_was_stored_by(tmp_path, stored, eta):
+    if stored:
+        (tmp_path / "withdrawal.json").write_text(json.dumps(stored))
+    assert report.stored_eta(tmp_path) == eta
+
+
 def test_maps_survive_their_packing(story):
     data = data_of(page.page(story))
     for name, told in story.runs.items():
