@@ -38,6 +38,7 @@ class Walk(NamedTuple):
     is_visual: np.ndarray  # (tokens,) booleans
     predictions: int  # how many of the last tokens predict a token of the answer
     answer: list[int]  # the greedy token at each prediction
+    cache: KVCache
 
 
 def carry(decoder, hidden, cache, observe=None):
@@ -62,7 +63,7 @@ def walk(decoder, asked, most_tokens=1, ends=(), observe=None):
         parts.append(carry(decoder, decoder.embedding[answer[-1:]], cache, observe))
     doors = [np.concatenate(pieces) for pieces in zip(*parts)]
     is_visual = np.concatenate([asked.is_visual, np.zeros(len(answer) - 1, bool)])
-    return Walk(doors, is_visual, len(answer), answer)
+    return Walk(doors, is_visual, len(answer), answer, cache)
 
 
 def tail(decoder, walked, layer):
