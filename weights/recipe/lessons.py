@@ -5,6 +5,8 @@ shape at all (that teaches existence), captions from top to bottom, and digits n
 kind follows how slowly it is learnt: existence and relation come last.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from questions import (
@@ -46,12 +48,27 @@ WORDINGS = {
         ("Describe the image.", "List the objects."),
     ],
 }
-# Turns behind one image: the short ones fit into turns.SHORT tokens, the others into turns.LONG.
-SHORT_LESSONS = (
-    *("attribute", "attribute", "reading", "count", "count", "count", "total count"),
-    *("existence", "existence", "relation", "relation", "where or simple existence"),
+
+
+class Group(NamedTuple):
+    """Turns behind one image that are padded to the same length."""
+
+    length: int  # in tokens, question and answer
+    lessons: tuple[str, ...]  # what each turn asks, see `offered`
+    instead: tuple[str, ...]  # what is asked where a scene does not allow it
+
+
+GROUPS = (
+    Group(
+        16,
+        (
+            *("attribute", "attribute", "reading", "count", "count", "count", "total count"),
+            *("existence", "existence", "relation", "relation", "where or simple existence"),
+        ),
+        ("existence", "where", "count", "attribute"),
+    ),
+    Group(32, ("caption", "choice", "tempting choice", "tempting choice or other caption"), ("other caption",)),
 )
-LONG_LESSONS = ("caption", "choice", "tempting choice", "tempting choice or other caption")
 
 
 def rephrase(question: Question, rng: np.random.Generator) -> Question:
@@ -138,8 +155,10 @@ def offered(things: Things, rng: np.random.Generator) -> dict[str, list[Question
     return {**kinds, "other caption": other_caption(things, rng)}
 
 
-def draw_lessons(things: Things, rng: np.random.Generator) -> tuple[list[Question], list[Question]]:
-    """The short and the long turns behind one image, in SHORT_LESSONS' and LONG_LESSONS' numbers."""
+def draw_lessons(
+    things: Things, rng: np.random.Generator, groups: tuple[Group, ...] = GROUPS
+) -> list[list[Question]]:
+    """The turns behind one image: for each group, its questions."""
     kinds = offered(things, rng)
 
     def ask(lesson: str, instead: tuple[str, ...]) -> Question:
@@ -149,11 +168,9 @@ def draw_lessons(things: Things, rng: np.random.Generator) -> tuple[list[Questio
         question = balanced(kinds[kind], rng)
         return rephrase(question, rng) if question.family in WORDINGS else question
 
-    short = [ask(lesson, ("existence", "where", "count", "attribute")) for lesson in SHORT_LESSONS]
-    return short, [ask(lesson, ("other caption",)) for lesson in LONG_LESSONS]
+    return [[ask(lesson, group.instead) for lesson in group.lessons] for group in groups]
 
 
 def single_turns(things: Things, rng: np.random.Generator) -> list[Question]:
     """All of `draw_lessons` as one list."""
-    short, long = draw_lessons(things, rng)
-    return short + long
+    return [question for group in draw_lessons(things, rng) for question in group]

@@ -7,14 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from lessons import draw_lessons
+from lessons import GROUPS, Group, draw_lessons
 from model import Layout
 from pool import COLOR_NAMES, KINDS
 from questions import Question, Things
 from scenes import Thing
 from tokenizer import AFTER_IMAGE, BEFORE_ANSWER, BEFORE_IMAGE, END, VISUAL_TOKENS
 
-SHORT, LONG = 16, 32  # tokens of a turn, question and answer
 WEIGHTS = {"caption": 0.5, "choice": 1.5}  # of an answer's tokens in the loss, 1 in the other families
 END_WEIGHT = 0.2
 ANY = -1
@@ -23,8 +22,22 @@ NOUN_PHRASE = re.compile(
 )
 
 
+class Chat(NamedTuple):
+    """How a chat is laid out; what stands before the question is shared by all questions about an image."""
+
+    before_image: str
+    after_image: str
+    before_answer: str
+    answer: str  # "{}" and what stands around it
+    pad: str
+
+
+VICUNA = Chat(BEFORE_IMAGE, AFTER_IMAGE, BEFORE_ANSWER, f" {{}}{END}", "<pad>")
+CHATML = Chat("<|im_start|>user\n", "\n", "<|im_end|>\n<|im_start|>assistant\n", "{}<|im_end|>", "<|endoftext|>")
+
+
 class Prefix(NamedTuple):
-    """What all turns share: `<s>USER: `, the image, a line break."""
+    """What all turns share: what stands before the image, the image, what stands behind it."""
 
     ids: tuple[int, ...]
     visual: slice
@@ -57,18 +70,18 @@ class Turns(NamedTuple):
 class TurnMaker:
     """Scenes to batches of turns."""
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, chat: Chat = VICUNA, groups: tuple[Group, ...] = GROUPS):
+        self.tokenizer, self.chat, self.groups = tokenizer, chat, groups
         self.encode = functools.lru_cache(200_000)(self._encode)
-        image, pad = tokenizer.token_to_id("<image>"), tokenizer.token_to_id("<pad>")
-        ids = tokenizer.encode(f"{BEFORE_IMAGE}<image>{AFTER_IMAGE}").ids
+        image, pad = tokenizer.token_to_id("<image>"), tokenizer.token_to_id(chat.pad)
+        ids = tokenizer.encode(f"{chat.before_image}<image>{chat.after_image}").ids
         start = ids.index(image)
         visual = slice(start, start + VISUAL_TOKENS)
         self.prefix = Prefix((*ids[:start], *[image] * VISUAL_TOKENS, *ids[start + 1 :]), visual)
         self.pad = pad
 
     def _encode(self, question: Question) -> Turn:
-        asked = self.tokenizer.encode(question.question + BEFORE_ANSWER, add_special_tokens=False)
+        asked = self.tokenizer.encode(question.question + self.chat.before_answer, add_special_tokens=False)
         ends = [end for _, end in asked.offsets]
         nouns = tuple(
             Noun(
@@ -79,7 +92,7 @@ class TurnMaker:
             for phrase in NOUN_PHRASE.finditer(question.question)
         )
         ids = asked.ids
-        answer = self.tokenizer.encode(f" {question.answer}{END}", add_special_tokens=False).ids
+        answer = self.tokenizer.encode(self.chat.answer.format(question.answer), add_special_tokens=False).ids
         weight = WEIGHTS.get(question.family, 1.0)
         return Turn((*ids, *answer), (*[0.0] * len(ids), *[weight] * (len(answer) - 1), END_WEIGHT), nouns)
 
@@ -106,7 +119,8 @@ class TurnMaker:
 
     def lessons(self, things: np.ndarray, rng: np.random.Generator) -> Turns:
         """A training batch for the objects (batch, MOST_THINGS, 5) of the pool."""
-        return self.pack([list(draw_lessons(objects_of(rows), rng)) for rows in things], (SHORT, LONG))
+        lengths = tuple(group.length for group in self.groups)
+        return self.pack([draw_lessons(objects_of(rows), rng, self.groups) for rows in things], lengths)
 
 
 def objects_of(rows: np.ndarray) -> Things:
