@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a folder of the Hugging Face cache, or a name on the hub, fetched into that cache.
+"""Where a model is: a folder, one that `minivtw.fetch` made, or a name on the hub, fetched into the Hugging Face cache.
 
 Only safetensors and JSON files are ever asked for: data, nothing that runs.
 """
@@ -11,6 +11,8 @@ from .errors import InputError
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # such as HuggingFaceTB/SmolVLM-256M-Instruct
 WEIGHTS, JSON = "*.safetensors", "*.json"
+# What `python -m minivtw.fetch` makes, and its folder in minivtw's own cache.
+FETCHED = {"smol": "minivtw-smol", "smollm2": "smollm2-135m-instruct"}
 
 
 def model_folder(model):
@@ -18,6 +20,11 @@ def model_folder(model):
     folder = pathlib.Path(model)
     if folder.is_dir():
         return snapshot(folder) if (folder / "snapshots").is_dir() else folder
+    if str(model) in FETCHED:
+        folder = own_cache() / FETCHED[str(model)]
+        if not folder.is_dir():
+            raise InputError(f"{model} is not fetched yet: python -m minivtw.fetch {model}")
+        return folder
     if not NAME.fullmatch(str(model)):
         raise InputError(f"there is no model folder {model}")
     return fetched(str(model), [WEIGHTS, JSON])
@@ -38,6 +45,12 @@ def model_name(folder):
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     return folder.name
+
+
+def own_cache():
+    """Where minivtw keeps what it makes: $MINIVTW_CACHE, else $XDG_CACHE_HOME/minivtw, else ~/.cache/minivtw."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(os.environ.get("MINIVTW_CACHE") or pathlib.Path(user_cache, "minivtw")).expanduser()
 
 
 def cache_folder():

@@ -37,11 +37,16 @@ class Result(NamedTuple):
     stats: dict
 
 
-def embedded_folder():
-    """The embedded model: inside the installed package, or beside it in a checkout."""
+def shipped_folder(name):
+    """A folder of weights/: inside the installed package, or beside it in a checkout."""
     package = pathlib.Path(__file__).parent
-    installed = package / "weights" / EMBEDDED
-    return installed if installed.is_dir() else package.parent / "weights" / EMBEDDED
+    installed = package / "weights" / name
+    return installed if installed.is_dir() else package.parent / "weights" / name
+
+
+def embedded_folder():
+    """The embedded model."""
+    return shipped_folder(EMBEDDED)
 
 
 def load(model=None, low_memory=False, max_tiles=None):

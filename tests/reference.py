@@ -286,7 +286,12 @@ class Reference:
     def inputs(self, images, question):
         """What the processor makes of Pillow images, or paths, and a question."""
         images = [ImageOps.exif_transpose(Image.open(image) if is_path(image) else image) for image in images]
-        text = chat(self.model.config.text_config.model_type, question, len(images))
+        if self.processor.tokenizer.chat_template:  # the model says itself how it is talked to
+            parts = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+            turn = [{"role": "user", "content": parts}]
+            text = self.processor.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        else:
+            text = chat(self.model.config.text_config.model_type, question, len(images))
         return self.processor(images=images or None, text=text, return_tensors="pt")
 
     @torch.no_grad()

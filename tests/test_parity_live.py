@@ -127,11 +127,14 @@ def test_recordings_are_what_transformers_computes(reference, name):
 def test_withdrawal(reference, tmp_path, seed, depth, images):
     reference.build(reference.random_variant(seed)._replace(dtype="float32"), tmp_path)
     torch_model, vlm = reference.Reference(tmp_path), minivtw.load(tmp_path)
-    layer = int(depth * vlm.config.layers)
     shown = [picture(seed), picture(seed + 1)][:images]
-    result, ours, steps = observe(vlm, shown, QUESTION, withdraw=layer)
+    check_withdrawal(torch_model, vlm, shown, QUESTION, int(depth * vlm.config.layers))
 
-    prompt = torch_model.inputs(shown, QUESTION)
+
+def check_withdrawal(torch_model, vlm, shown, question, layer):
+    """Every greedy token's logits, against transformers' own layers."""
+    result, ours, steps = observe(vlm, shown, question, withdraw=layer)
+    prompt = torch_model.inputs(shown, question)
     embeddings = torch_model.prefill(prompt)["decoder.embeddings"]  # (tokens, width)
     is_visual = prompt["input_ids"][0].numpy() == torch_model.model.config.image_token_id  # (tokens,)
     assert ours[f"decoder.layers.{vlm.config.layers - 1}.hidden"].shape[0] == len(is_visual) - (

@@ -58,10 +58,17 @@ def load(fields, folder, checkpoint):
         tile=lambda images, _: (np.stack([pixels(image) for image in images]), [visual] * len(images)),
         image_token_id=fields.index("image_token_index", fields.index("image_token_id", 32000)),
     )
-    is_qwen = fields.part("text_config").text("model_type", "llama") == "qwen2"
-    if is_qwen:
+    if fields.part("text_config").text("model_type", "llama") == "qwen2":
         return Model(decoder=decoder, chat=interleave, end="<|im_end|>", eyes=eyes)
+    if speaks_chatml(folder):
+        return Model(decoder=decoder, chat=chatml, end="<|im_end|>", eyes=eyes)
     return Model(decoder=decoder, chat=vicuna, end="</s>", eyes=eyes)
+
+
+def speaks_chatml(folder):
+    """Whether the folder's chat template has ChatML's marks. Templates are programs; here they are only looked at."""
+    paths = [folder / name for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")]
+    return any("<|im_start|>" in path.read_text(encoding="utf-8", errors="replace") for path in paths if path.is_file())
 
 
 def vicuna(turn, is_first):
@@ -75,7 +82,7 @@ def interleave(turn, is_first):
 
 
 def chatml(turn, is_first):
-    """The chat layout of Qwen2 alone."""
+    """ChatML without a system message: Qwen2 and SmolLM2 on their own, and LLaVA on SmolLM2."""
     return f"{'' if is_first else chr(10)}<|im_start|>user\n{turn}<|im_end|>\n<|im_start|>assistant\n"
 
 

