@@ -25,18 +25,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from decoder import (
-    answer_logits,
-    answer_loss,
-    compile_layers,
-    divergence,
-    run_layers,
-    start_state,
-    targets_and_weights,
-)
+from decoder import answer_logits, answer_loss, compile_layers, run_layers, start_state, targets_and_weights
 from lessons import Group
 from minivtw.hub import model_folder
-from model import Connector, Layout, Llava, RMSNorm, State, TextSizes, VisionModel, VisionSizes, withdraw
+from model import Connector, Layout, Llava, RMSNorm, TextSizes, VisionModel, VisionSizes
 from pool import COLOR_NAMES, KINDS, Pool
 from runs import Run
 from scenes import SHAPES
@@ -48,10 +40,9 @@ RANK, ALPHA = 16, 32  # of the LoRA matrices; what they add is scaled by ALPHA /
 BATCH = 4  # images, each with 14 questions
 RATES = {"lora": 1e-3, "connector": 5e-4, "tower": 5e-5}
 TOWER_FROM = 0.4  # of the time; until then the tower stays as it is
-TAUGHT_LAYER, TAUGHT_SHARE = 14, 1.0  # K of the experiment, and its share of RATES
 TEXT_EVERY = 5  # steps
 TEXT_ROWS = 2
-WEIGHTS = {"answers": 1.0, "description": 0.5, "text": 5.0, "kl": 1.0}  # of the parts of the loss
+WEIGHTS = {"answers": 1.0, "description": 0.5, "text": 5.0}  # of the parts of the loss
 GROUPS = (
     Group(17, ("attribute", "reading", "reading", "count", "count", "total count or attribute"), ("where", "count")),
     Group(21, ("existence", "existence", "relation", "relation", "relation"), ("simple existence",)),
@@ -221,77 +212,42 @@ class Marks:
         return "  ".join(f"{name} {np.mean(each):.0f}" for name, each in shares.items())
 
 
-def prepare(run: Run, rates: dict[str, float]) -> tuple[Grafted, TurnMaker, np.ndarray, list[torch.optim.Optimizer]]:
-    """The base model with fresh LoRA matrices and the embedded tower, the lessons, the plain texts, the optimiser."""
-    base = model_folder("smollm2")
+def train_graft(run: Run, pool: Pool) -> None:
+    """Train until the time is up. No token is ever withdrawn."""
+    base, folder = model_folder("smollm2"), run.checkpoint.parent
     model, tokenizer = Grafted(base), tokenizer_with_image(base)
     load_embedded_tower(model)
+    model.multi_modal_projector.load_state_dict(torch.load(folder / "connector.pt", weights_only=True)["model"])
     parts = {
         "lora": [p for name, p in model.named_parameters() if "lora_" in name],
         "connector": list(model.multi_modal_projector.parameters()),
         "tower": list(model.tower.parameters()),
     }
-    groups = [{"params": parts[name], "lr": rate, "peak": rate} for name, rate in rates.items()]
-    compile_layers()
-    texts = np.load(run.checkpoint.parent / "chats.npy")
+    groups = [{"params": parts[name], "lr": rate, "peak": rate} for name, rate in RATES.items()]
     optimisers = [torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)]
-    return model, TurnMaker(tokenizer, CHATML, GROUPS), texts, optimisers
-
-
-def train(run: Run, pool: Pool, model: Grafted, maker: TurnMaker, texts: np.ndarray, optimisers: list, answers) -> None:
-    """Train until the time is up. answers(state, turns) -> the losses of a batch's answers by name, and their logits."""
+    run.resume(model, optimisers)
+    maker, texts = TurnMaker(tokenizer, CHATML, GROUPS), np.load(folder / "chats.npy")
+    compile_layers()
     rng, marks, sums = np.random.default_rng([run.step, 8, run.worker]), Marks(), {}
     while run.progress < 1:
         model.tower.requires_grad_(run.progress >= TOWER_FROM)
         pixels, things = pool.sample(rng, BATCH // run.workers)
         turns = maker.lessons(things, rng)
         features = model.tower(normalise(torch.from_numpy(pixels)))
-        losses, logits = answers(start_state(model, features, turns, maker.prefix.visual), turns)
-        marks.add(logits, targets_and_weights(turns)[0], turns)
-        described = described_patches(model, maker.tokenizer, torch.from_numpy(things))
-        losses["description"] = description_loss(model.multi_modal_projector(features), *described)
+        state = run_layers(model, start_state(model, features, turns, maker.prefix.visual), 0, len(model.decoder.layers))
+        logits, (targets, weights) = answer_logits(model, state, turns), targets_and_weights(turns)
+        described = described_patches(model, tokenizer, torch.from_numpy(things))
+        losses = {
+            "answers": answer_loss(logits, targets, weights),
+            "description": description_loss(model.multi_modal_projector(features), *described),
+        }
         if run.step % TEXT_EVERY == 0:
             losses["text"] = text_loss(model, texts[rng.integers(len(texts), size=TEXT_ROWS)])
         run.update(sum(WEIGHTS[name] * loss for name, loss in losses.items()), model, optimisers)
+        marks.add(logits, targets, turns)
         for name, loss in losses.items():
             sums.setdefault(name, []).append(loss.item())
         if run.step % 25 == 0:
             run.log("  ".join(f"{name} {np.mean(each):.3f}" for name, each in sums.items()) + f"  {marks.report()}")
             sums = {}
     run.save(model, optimisers)
-
-
-def train_graft(run: Run, pool: Pool) -> None:
-    """The stage `graft`: no token is ever withdrawn."""
-    model, maker, texts, optimisers = prepare(run, RATES)
-    connector = torch.load(run.checkpoint.with_name("connector.pt"), weights_only=True)["model"]
-    model.multi_modal_projector.load_state_dict(connector)
-    run.resume(model, optimisers)
-
-    def answers(state: State, turns: Turns) -> tuple[dict[str, Tensor], Tensor]:
-        logits = answer_logits(model, run_layers(model, state, 0, model.text.num_hidden_layers), turns)
-        return {"answers": answer_loss(logits, *targets_and_weights(turns))}, logits
-
-    train(run, pool, model, maker, texts, optimisers, answers)
-
-
-def train_taught(run: Run, pool: Pool) -> None:
-    """The stage `taught`, an experiment: goes on from `graft` with the visual tokens withdrawn before TAUGHT_LAYER.
-
-    The withdrawn reading answers, and is drawn towards what the whole one says. Nothing of it is in minivtw-smol.
-    """
-    model, maker, texts, optimisers = prepare(run, {name: TAUGHT_SHARE * rate for name, rate in RATES.items()})
-    model.load_state_dict(torch.load(run.checkpoint.with_name("graft.pt"), weights_only=True)["model"])
-    run.resume(model, optimisers)
-    last = model.text.num_hidden_layers
-
-    def answers(state: State, turns: Turns) -> tuple[dict[str, Tensor], Tensor]:
-        at_layer = run_layers(model, state, 0, TAUGHT_LAYER)
-        with torch.no_grad():
-            whole = answer_logits(model, run_layers(model, at_layer, TAUGHT_LAYER, last), turns)
-        rest = withdraw(at_layer, maker.prefix.visual)
-        logits = answer_logits(model, run_layers(model, rest, TAUGHT_LAYER, last), turns)
-        losses = {"answers": answer_loss(logits, *targets_and_weights(turns)), "kl": divergence(logits, whole)}
-        return losses, logits
-
-    train(run, pool, model, maker, texts, optimisers, answers)

@@ -8,7 +8,6 @@ and, for minivtw-smol,
 
     python weights/recipe/train.py connector --minutes 3      patches become sums of SmolLM2's words
     python weights/recipe/train.py graft --minutes 76         SmolLM2 learns to see
-    python weights/recipe/train.py taught --minutes 15        an experiment: and to do without the image half way
 
 Each stage starts from what the one before left in RUNS, saves itself every few minutes and goes on where it stopped
 when the same command is given again. Draw the pictures first (pool.py); export.py turns a checkpoint into a folder.
@@ -24,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from decoder import train_decoder
-from graft import train_connector, train_graft, train_taught
+from graft import train_connector, train_graft
 from pool import Pool
 from runs import Run
 from tower import train_tower
@@ -36,7 +35,6 @@ STAGES = {
     "withdrawal": partial(train_decoder, stage="withdrawal"),
     "connector": train_connector,
     "graft": train_graft,
-    "taught": train_taught,
 }
 
 
