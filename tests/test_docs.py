@@ -18,7 +18,7 @@ def programs_of(chapter):
     return re.findall(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```)?", chapter.read_text(encoding="utf-8"), re.M | re.S)
 
 
-RUN = ("01-from-picture-to-answer", "02-the-decoder-and-its-cache", "03-withdrawal", "04-which-layer", "05-attention-leaves", "09-your-own-method")
+RUN = ("01-from-picture-to-answer", "02-the-decoder-and-its-cache", "03-withdrawal", "04-which-layer", "05-attention-leaves", "10-your-own-method")
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -34,8 +34,8 @@ def test_the_chapters_programs_print_what_the_page_says(name, monkeypatch, capsy
 def test_the_method_of_the_last_page_is_withdrawal_when_it_keeps_nothing(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names = {}
-    for program, _ in programs_of(ROOT / "docs" / "09-your-own-method.md"):
-        exec(compile(program, "09", "exec"), names)
+    for program, _ in programs_of(ROOT / "docs" / "10-your-own-method.md"):
+        exec(compile(program, "10", "exec"), names)
     vlm, question = minivtw.load(), "How many objects are there?"
     prompt = vlm.prepare(PICTURE, question)
     for keep, withdraw in ((0, 3), (int(prompt.is_visual.sum()), None)):

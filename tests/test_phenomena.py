@@ -196,18 +196,37 @@ def test_redundancy_counts_what_a_withdrawal_changes(case):
 # --- the chapters about it
 
 
-def test_the_numbers_are_those_of_the_weights_in_the_folder():
+WEIGHTS = {
+    "05-attention-leaves.md": "minivtw-tiny/model.safetensors",
+    "09-a-language-model-that-sees.md": "minivtw-smol/graft.safetensors",
+}
+MARKS = {
+    "04-which-layer.md": {"criteria", "curves"},
+    "05-attention-leaves.md": {
+        *("weights", "settling", "settling says", "migration says", "knock-outs", "lens", "reading"),
+        *("redundancy", "redundancy says"),
+    },
+    "09-a-language-model-that-sees.md": {
+        *("weights", "settling", "settling says", "migration says", "knock-outs", "lens", "reading", "criteria", "curves"),
+        *("redundancy-smol", "redundancy-smol says", "families-smol", "perplexity", "chats"),
+        *("redundancy-smol-ablations", "redundancy-smol-ablations says"),
+    },
+}
+
+
+@pytest.mark.parametrize("chapter", WEIGHTS)
+def test_the_numbers_are_those_of_the_weights_in_the_folder(chapter):
     """If this fails, the weights have changed: run `docs/pictures/phenomena.py` again."""
-    page = (ROOT / "docs" / "05-attention-leaves.md").read_text(encoding="utf-8")
-    weights = ROOT / "weights" / "minivtw-tiny" / "model.safetensors"
-    assert hashlib.sha256(weights.read_bytes()).hexdigest() in page
+    page = (ROOT / "docs" / chapter).read_text(encoding="utf-8")
+    assert hashlib.sha256((ROOT / "weights" / WEIGHTS[chapter]).read_bytes()).hexdigest() in page
 
 
-def test_tables_stay_between_their_marks():
-    """What `docs/pictures/phenomena.py` fills in can be filled in again."""
-    script = (ROOT / "docs" / "pictures" / "phenomena.py").read_text(encoding="utf-8")
-    filled = re.findall(r'fill\(\s*"([^"]+)",\s*"([^"]+)"', script)
-    assert len(filled) == 11
-    for chapter, name in filled:
-        page = (ROOT / "docs" / chapter).read_text(encoding="utf-8")
-        assert re.search(rf"<!-- {name} -->\n(.*\n)*?<!-- end -->", page), (chapter, name)
+@pytest.mark.parametrize("chapter", MARKS)
+def test_tables_are_filled_in_and_stay_between_their_marks(chapter):
+    """What `docs/pictures/phenomena.py` and `still_talks.py` fill in can be filled in again."""
+    page = (ROOT / "docs" / chapter).read_text(encoding="utf-8")
+    filled = re.findall(r"<!-- (.+?) -->\n((?:.+\n)+)<!-- end -->", page)
+    assert sorted(name for name, _ in filled if name in MARKS[chapter]) == sorted(MARKS[chapter])
+    scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "pictures").glob("*.py"))
+    names = re.findall(r'fill\(\s*[^,]+,\s*f?"([^"]+)"', scripts)
+    assert {re.sub("-smol(-ablations)?", "", name) for name in MARKS[chapter]} <= {re.sub("{suffix}", "", name) for name in names}

@@ -1,7 +1,8 @@
-"""Every picture and number of chapters 4 and 5, and the two example reports: measured, drawn, and put in their places.
+"""Every picture and number of chapters 4, 5 and 9, and the example reports: measured, drawn, and put in their places.
 
     python weights/recipe/scenes.py --evaluation QUESTIONS
     python docs/pictures/phenomena.py QUESTIONS [--plain DIR]
+    python docs/pictures/phenomena.py QUESTIONS --smol        chapter 9 instead, about minivtw-smol
 
 `--plain` is the embedded model before its withdrawal-aware training (weights/recipe/README.md). Without it, pictures
 and tables show the embedded model alone. Tables and findings go between the marks `<!-- NAME -->` and `<!-- end -->`.
@@ -11,6 +12,7 @@ import argparse
 import hashlib
 import pathlib
 from collections import Counter, defaultdict
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,13 +26,26 @@ from minivtw.calibrate import calibrate, embedded, read_samples
 from minivtw.errors import InputError
 from minivtw.evaluate import evaluate, progress_bar, read_questions
 from minivtw.search import Asked
+from minivtw.vlm import shipped_folder
 
 HERE = pathlib.Path(__file__).parent
-OBSERVED, ASKED = 5, 20  # questions of a family: for what is looked at inside, and for what is scored
+ON_CRITERIA, ON_PHENOMENA, ON_SMOL = "04-which-layer.md", "05-attention-leaves.md", "09-a-language-model-that-sees.md"
+ABLATED_LAYERS = (0, 6, 12, 16, 20, 22, 23, 24, 26, 30)  # of smol
 WINDOW = 3  # layers that a knock-out takes at once
 REPORTS = {"star": ("scene.png", "What color is the star?"), "three": ("three.png", "Describe the image.")}
 METHODS = {"method": {}, "renumbered": {"positions": "reindex"}, "random tokens": {"tokens": "random"}}
 LOOKS = {"method": "visual", "renumbered": "nearest dashed", "random tokens": "sink"}
+
+
+class Counts(NamedTuple):
+    """Questions of a family: for what is looked at inside, for what is scored, for what is scored with the ablations."""
+
+    observed: int
+    asked: int
+    ablated: int
+
+
+EMBEDDED_COUNTS, SMOL_COUNTS = Counts(5, 20, 20), Counts(2, 20, 2)  # smol takes a hundred times as long
 
 
 def some_of(questions, most):
@@ -63,6 +78,10 @@ def fill(chapter, name, content):
 
 
 def table(heading, rows):
+    """Markdown; what is wider than a page stands upright, one row a layer."""
+    if len(heading) > 14:
+        heading, *rows = zip(heading, *rows)
+        heading = ["layer", *heading[1:]]
     lines = [heading, ["---"] + ["---:"] * (len(heading) - 1), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
@@ -70,7 +89,7 @@ def table(heading, rows):
 # --- chapter 4
 
 
-def criteria(vlm, questions):
+def criteria(vlm, questions, chapter=ON_CRITERIA):
     """K by each criterion on the model's own samples, and what withdrawing there costs on the questions."""
     samples, layers = read_samples(vlm.folder / "samples"), {}
     for name in search.CRITERIA:
@@ -93,17 +112,17 @@ def criteria(vlm, questions):
         saved = 1 - run["prefill_flops"] / run["prefill_flops_without_withdrawal"]
         rows.append([name, layer, f"{saved:.1%}", f"{run['mean']:.1%}", f"{run['agreement']:.1%}"])
     fill(
-        "04-which-layer.md",
+        chapter,
         "criteria",
         table(["criterion", "K", "prefill FLOPs saved", "accuracy", "answers unchanged"], rows),
     )
 
 
-def curves(models):
+def curves(models, chapter=ON_CRITERIA):
     """The criteria's curves, side by side."""
     rows = []
     for name, vlm in models.items():
-        samples = read_samples(models["embedded"].folder / "samples")
+        samples = read_samples(next(iter(models.values())).folder / "samples")
         mean = {
             each: search.mean_curve(vlm.decoder, embedded(vlm, samples), each, vlm.ends) for each in search.CRITERIA
         }
@@ -113,13 +132,13 @@ def curves(models):
             range(len(mean["kl"])), series, ("withdrawn before layer", "KL, nats"), (-6, 1), search.ETA, layer,
         ))  # fmt: skip
         rows += [[f"{name}, {each}", *(f"{value:.2g}" for value in curve)] for each, curve in mean.items()]
-    fill("04-which-layer.md", "curves", table(["", *range(len(rows[0]) - 1)], rows))
+    fill(chapter, "curves", table(["", *range(len(rows[0]) - 1)], rows))
 
 
 # --- chapter 5
 
 
-def attention(models, questions):
+def attention(models, questions, chapter=ON_PHENOMENA):
     """Settling: mean shares, and the maps of one question."""
     order = [settling.GROUPS.index(group) for group in ("visual", "sink", "nearest", "other")]
     groups, rows, says = [settling.GROUPS[i] for i in order], [], []
@@ -132,9 +151,9 @@ def attention(models, questions):
         ))  # fmt: skip
         rows += [[f"{name}, {group}", *(f"{share:.0%}" for share in shares[:, i])] for i, group in enumerate(groups)]
         says.append(settled(name, dict(zip(groups, shares[-len(shares) // 3 :].mean(0))), even[0]))
-    fill("05-attention-leaves.md", "settling says", "\n".join(says))
+    fill(chapter, "settling says", "\n".join(says))
     rows += [[f"even attention, {group}"] + [f"{share:.0%}"] * (len(rows[0]) - 1) for group, share in zip(groups, even)]
-    fill("05-attention-leaves.md", "settling", table(["share of", *range(len(rows[0]) - 1)], rows))
+    fill(chapter, "settling", table(["share of", *range(len(rows[0]) - 1)], rows))
 
 
 def settled(name, deep, even):
@@ -152,7 +171,7 @@ def settled(name, deep, even):
     )
 
 
-def looking(vlm, name, question):
+def looking(vlm, name, question, drawing="looking"):
     """The picture once a layer, each patch as bright as the attention that the answering token gives it."""
     prompt = vlm.prepare(HERE / name, question)
     asked = Asked(vlm.embed(prompt), prompt.is_visual)
@@ -172,10 +191,10 @@ def looking(vlm, name, question):
                 f'<rect x="{x + patch % side * 72 / side}" y="{y + patch // side * 72 / side}" width="{72 / side}" '
                 f'height="{72 / side}" opacity="{dark:.2f}"><title>{share:.1%}</title></rect>'
             )
-    write("looking", charts.svg(body, 18 + -(-len(maps) // 6) * (place + 16)))
+    write(drawing, charts.svg(body, 18 + -(-len(maps) // 6) * (place + 16)))
 
 
-def crossing(models, questions):
+def crossing(models, questions, chapter=ON_PHENOMENA, drawing="lens"):
     """Migration: knock-outs and the lens, means over questions."""
     rows, lenses, says = [], [], []
     for name, vlm in models.items():
@@ -199,13 +218,13 @@ def crossing(models, questions):
             ("layer", "probability left"),
         ))  # fmt: skip
         rows += [[f"{name}, {cut}", *(f"{share:.0%}" for share in shares)] for cut, shares in left.items()]
-        lenses.append((name, "visual" if name == "embedded" else "sink dashed", read))
+        lenses.append((name, "sink dashed" if name == "plain" else "visual", read))
         says.append(crossed(name, left["all layers from here"], left["all layers below"], read))
-    fill("05-attention-leaves.md", "migration says", "\n".join(says))
-    write("lens", charts.line_chart(range(layers), lenses, ("behind layer", "probability of the answer's first token")))
-    fill("05-attention-leaves.md", "knock-outs", table(["text cut off in", *range(layers)], rows))
+    fill(chapter, "migration says", "\n".join(says))
+    write(drawing, charts.line_chart(range(layers), lenses, ("behind layer", "probability of the answer's first token")))
+    fill(chapter, "knock-outs", table(["text cut off in", *range(layers)], rows))
     rows = [[name, *(f"{share:.0%}" for share in read)] for name, _, read in lenses]
-    fill("05-attention-leaves.md", "lens", table(["", *range(layers)], rows))
+    fill(chapter, "lens", table(["", *range(layers)], rows))
 
 
 def crossed(name, from_here, below, read):
@@ -227,7 +246,7 @@ def crossed(name, from_here, below, read):
     )
 
 
-def reading(vlm, name, question):
+def reading(vlm, name, question, chapter=ON_PHENOMENA):
     """What could be read from the last prompt token, layer by layer, in one example."""
     prompt = vlm.prepare(HERE / name, question)
     probabilities = migration.lens(vlm.decoder, Asked(vlm.embed(prompt), prompt.is_visual))[1:]
@@ -235,58 +254,119 @@ def reading(vlm, name, question):
     for layer, row in enumerate(probabilities):
         best = np.argsort(-row)[:3]
         rows.append([layer, *(f"`{report.token_text(vlm, int(i)).strip() or ' '}` {row[i]:.0%}" for i in best)])
-    fill("05-attention-leaves.md", "reading", table(["layer", "first", "second", "third"], rows))
+    fill(chapter, "reading", table(["layer", "first", "second", "third"], rows))
 
 
-def losing(vlm, questions):
-    """Redundancy: accuracy, agreement and KL against K, for the method and the ablations."""
-    layers = range(vlm.config.layers + 1)
-    withdrawals = [Withdrawal(layer, **options) for options in METHODS.values() for layer in layers]
+def losing(vlm, questions, chapter=ON_PHENOMENA, suffix="", methods=METHODS, layers=None, most_tokens=64):
+    """Redundancy: accuracy, agreement and KL against K (of all, or of `layers`), for the method and the ablations."""
+    layers = layers or range(vlm.config.layers + 1)
+    withdrawals = [Withdrawal(layer, **options) for options in methods.values() for layer in layers]
     scored, agrees, kl = [defaultdict(list) for _ in withdrawals], [], []
     show = progress_bar(len(questions))
     for done, (question, asked) in enumerate(zip(questions, asked_of(vlm, questions)), 1):
-        outcomes = redundancy.redundancy(vlm.decoder, asked, withdrawals, vlm.ends)
+        outcomes = redundancy.redundancy(vlm.decoder, asked, withdrawals, vlm.ends, most_tokens)
         for by_family, outcome in zip(scored, outcomes):
             said = vlm.tokenizer.decode(outcome.answer)
             by_family[question.family].append(score(question.family, said, question.answer))
         agrees.append([outcome.agrees for outcome in outcomes])
         kl.append([outcome.kl for outcome in outcomes])
         show(done)
-    accuracy = np.reshape([np.mean([np.mean(each) for each in by.values()]) for by in scored], (len(METHODS), -1))
-    agrees, kl = (np.mean(each, axis=0).reshape(len(METHODS), -1) for each in (agrees, kl))
+    families = list(scored[0])
+    by_family = np.array([[np.mean(by[family]) for family in families] for by in scored])  # (withdrawals, families)
+    accuracy = by_family.mean(1).reshape(len(methods), -1)
+    agrees, kl = (np.mean(each, axis=0).reshape(len(methods), -1) for each in (agrees, kl))
     below = "withdrawn before layer"
-    series = [(name, LOOKS[name], accuracy[i]) for i, name in enumerate(METHODS)]
-    write("redundancy", charts.line_chart(layers, series, (below, "accuracy")))
-    series = [(name, LOOKS[name], np.maximum(kl[i], 1e-9)) for i, name in enumerate(METHODS)]
-    write("redundancy-kl", charts.line_chart(layers, series, (below, "KL, nats"), (-6, 1), search.ETA))
+    series = [(name, LOOKS[name], accuracy[i]) for i, name in enumerate(methods)]
+    write(f"redundancy{suffix}", charts.line_chart(layers, series, (below, "accuracy")))
+    series = [(name, LOOKS[name], np.maximum(kl[i], 1e-9)) for i, name in enumerate(methods)]
+    write(f"redundancy{suffix}-kl", charts.line_chart(layers, series, (below, "KL, nats"), (-6, 1), search.ETA))
     prompt = vlm.prepare(HERE / "scene.png", "What color is the star?")
     sizes = len(prompt.token_ids), int((~prompt.is_visual).sum())
-    rows = [
-        ["prefill FLOPs saved"]
-        + [f"{1 - prefill_flops(vlm.config, *sizes, k) / prefill_flops(vlm.config, sizes[0]):.0%}" for k in layers]
-    ]
-    for i, name in enumerate(METHODS):
+    saved = [1 - prefill_flops(vlm.config, *sizes, k) / prefill_flops(vlm.config, sizes[0]) for k in layers]
+    rows = [["prefill FLOPs saved", *(f"{share:.0%}" for share in saved)]]
+    for i, name in enumerate(methods):
         rows.append([f"{name}: accuracy", *(f"{value:.1%}" for value in accuracy[i])])
         rows.append([f"{name}: unchanged", *(f"{value:.0%}" for value in agrees[i])])
         rows.append([f"{name}: KL", *(f"{value:.2g}" for value in kl[i])])
-    fill("05-attention-leaves.md", "redundancy", table(["withdrawn before layer", *layers], rows))
+    fill(chapter, f"redundancy{suffix}", table([below, *layers], rows))
+    rows = [
+        [family, *(f"{share:.0%}" for share in by_family[: len(layers), column])] for column, family in enumerate(families)
+    ]
+    if chapter == ON_SMOL and len(methods) == 1:
+        draw_staircase(layers, dict(zip(families, by_family[: len(layers)].T)))
+        fill(chapter, f"families{suffix}", table([below, *layers], rows))
     layer = vlm.withdrawal("auto").layer
-    parts = [f"{name} {agrees[i, layer]:.0%} ({accuracy[i, layer]:.1%} right)" for i, name in enumerate(METHODS)]
+    column = list(layers).index(layer)
+    parts = [f"{name} {agrees[i, column]:.0%} ({accuracy[i, column]:.1%} right)" for i, name in enumerate(methods)]
     says = f"At the stored K = {layer}, this share of the answers is unchanged: {', '.join(parts)}; "
-    fill("05-attention-leaves.md", "redundancy says", f"{says}without withdrawal {accuracy[0, -1]:.1%} are right.")
+    fill(chapter, f"redundancy{suffix} says", f"{says}without withdrawal {accuracy[0, -1]:.1%} are right.")
+
+
+def draw_staircase(layers, accuracy):
+    """What is asked for decides how long the image is needed. accuracy: one value a K for each family."""
+    series = [
+        (name, look, np.mean([accuracy[family] for family in families], axis=0))
+        for name, look, families in (
+            ("number, yes, no", "nearest", ("count", "existence", "relation")),
+            ("letter", "sink dashed", ("choice",)),
+            ("word", "visual", ("attribute", "reading", "caption")),
+        )
+    ]
+    write("staircase-smol", charts.line_chart(layers, series, ("withdrawn before layer", "accuracy")))
+
+
+def write_report(name, vlm, picture, question):
+    html = page.page(report.tell(vlm, HERE / picture, question))
+    (HERE.parent / "reports" / f"{name}.html").write_text(html, encoding="utf-8")
+    print(f"reports/{name}.html")
+
+
+def about_smol(questions, parts):
+    """Chapter 9. What takes long can be measured in parts, two at a time."""
+    vlm, counts = minivtw.load("smol"), SMOL_COUNTS
+    observed = list(some_of(questions, counts.observed))
+    models = {"smol": vlm}
+    steps = {
+        "curves": lambda: curves(models, ON_SMOL),
+        "criteria": lambda: criteria(vlm, list(some_of(questions, 3)), ON_SMOL),
+        "attention": lambda: attention(models, list(some_of(questions, 5)), ON_SMOL),
+        "looking": lambda: looking(vlm, *REPORTS["star"], "looking-smol"),
+        "report": lambda: write_report("smol", vlm, *REPORTS["star"]),
+        "crossing": lambda: crossing(models, observed, ON_SMOL, "lens-smol"),
+        "reading": lambda: reading(vlm, *REPORTS["star"], ON_SMOL),
+        "losing": lambda: losing(
+            vlm, list(some_of(questions, counts.asked)), ON_SMOL, "-smol", {"method": METHODS["method"]}
+        ),
+        # What has lost its image may ramble on; no answer is longer than 24 tokens.
+        "ablations": lambda: losing(
+            vlm, list(some_of(questions, counts.ablated)), ON_SMOL, "-smol-ablations", METHODS, ABLATED_LAYERS, 24
+        ),
+    }
+    for part in parts or steps:
+        steps[part]()
+    digest = hashlib.sha256((shipped_folder("minivtw-smol") / "graft.safetensors").read_bytes()).hexdigest()
+    measured = (
+        f"{counts.observed} questions of each family for knock-outs and lens, 5 for attention, {counts.asked} for what is "
+        f"lost at every K, 3 for the criteria, {counts.ablated} for the ablations"
+    )
+    fill(ON_SMOL, "weights", f"Measured on {measured}, with a `graft.safetensors` whose SHA-256 is `{digest}`.")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", help="a folder that scenes.py --evaluation wrote")
     parser.add_argument("--plain", metavar="DIR", help="the folder of the model before withdrawal-aware training")
+    parser.add_argument("--smol", metavar="PART", nargs="*", help="measure minivtw-smol; only these parts of it")
     chosen = parser.parse_args()
-    vlm, questions = minivtw.load(), read_questions(chosen.questions)
+    if chosen.smol is not None:
+        about_smol(read_questions(chosen.questions), chosen.smol)
+        return
+    vlm, questions, counts = minivtw.load(), read_questions(chosen.questions), EMBEDDED_COUNTS
     digest = hashlib.sha256((vlm.folder / "model.safetensors").read_bytes()).hexdigest()
     models = {"embedded": vlm}
     if chosen.plain:
         models["plain"] = minivtw.load(chosen.plain)
-    observed, asked = list(some_of(questions, OBSERVED)), list(some_of(questions, ASKED))
+    observed, asked = list(some_of(questions, counts.observed)), list(some_of(questions, counts.asked))
     curves(models)
     criteria(vlm, asked)
     attention(models, observed)
@@ -294,13 +374,10 @@ def main():
     crossing(models, observed)
     reading(vlm, *REPORTS["star"])
     losing(vlm, asked)
-    counts = f"{OBSERVED} questions of each family where the inside is observed, {ASKED} where answers are scored"
-    fill("05-attention-leaves.md", "weights", f"Measured on {counts}, with the weights whose SHA-256 is `{digest}`.")
-    (HERE.parent / "reports").mkdir(exist_ok=True)
+    measured = f"{counts.observed} questions of each family where the inside is observed, {counts.asked} where answers are scored"
+    fill("05-attention-leaves.md", "weights", f"Measured on {measured}, with the weights whose SHA-256 is `{digest}`.")
     for name, (picture, question) in REPORTS.items():
-        html = page.page(report.tell(vlm, HERE / picture, question))
-        (HERE.parent / "reports" / f"{name}.html").write_text(html, encoding="utf-8")
-        print(f"reports/{name}.html")
+        write_report(name, vlm, picture, question)
 
 
 if __name__ == "__main__":
