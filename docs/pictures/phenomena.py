@@ -81,7 +81,7 @@ def table(heading, rows):
     """Markdown; what is wider than a page stands upright, one row a layer."""
     if len(heading) > 14:
         heading, *rows = zip(heading, *rows)
-        heading = ["layer", *heading[1:]]
+        heading = [heading[0] if heading[0].endswith("layer") else "layer", *heading[1:]]
     lines = [heading, ["---"] + ["---:"] * (len(heading) - 1), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
