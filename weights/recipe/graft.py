@@ -12,7 +12,8 @@ slowly, the tower learns too. Now and then the model reads plain text (chats.py)
 predicts there, so that it stays the chat model it was.
 
 No token is withdrawn or masked in training, and no inner layer has a loss of its own: what the deep layers do with the
-image is their own doing.
+image is their own doing. *taught* is an experiment that goes on from there with the image withdrawn half way; nothing of
+it is in minivtw-smol.
 """
 
 import json
@@ -25,10 +26,18 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from decoder import answer_logits, answer_loss, compile_layers, run_layers, start_state, targets_and_weights
+from decoder import (
+    answer_logits,
+    answer_loss,
+    compile_layers,
+    divergence,
+    run_layers,
+    start_state,
+    targets_and_weights,
+)
 from lessons import Group
 from minivtw.hub import model_folder
-from model import Connector, Layout, Llava, RMSNorm, TextSizes, VisionModel, VisionSizes
+from model import Connector, Layout, Llava, RMSNorm, State, TextSizes, VisionModel, VisionSizes, withdraw
 from pool import COLOR_NAMES, KINDS, Pool
 from runs import Run
 from scenes import SHAPES
@@ -40,9 +49,10 @@ RANK, ALPHA = 16, 32  # of the LoRA matrices; what they add is scaled by ALPHA /
 BATCH = 4  # images, each with 14 questions
 RATES = {"lora": 1e-3, "connector": 5e-4, "tower": 5e-5}
 TOWER_FROM = 0.4  # of the time; until then the tower stays as it is
+TAUGHT_LAYER = 14  # K of the experiment
 TEXT_EVERY = 5  # steps
 TEXT_ROWS = 2
-WEIGHTS = {"answers": 1.0, "description": 0.5, "text": 5.0}  # of the parts of the loss
+WEIGHTS = {"answers": 1.0, "description": 0.5, "text": 5.0, "kl": 0.5}  # of the parts of the loss
 GROUPS = (
     Group(17, ("attribute", "reading", "reading", "count", "count", "total count or attribute"), ("where", "count")),
     Group(21, ("existence", "existence", "relation", "relation", "relation"), ("simple existence",)),
@@ -212,12 +222,31 @@ class Marks:
         return "  ".join(f"{name} {np.mean(each):.0f}" for name, each in shares.items())
 
 
-def train_graft(run: Run, pool: Pool) -> None:
-    """Train until the time is up. No token is ever withdrawn."""
+def read_whole(model: Grafted, start: State, turns: Turns, visual: slice) -> tuple[dict[str, Tensor], Tensor]:
+    """The losses of the answers by name, and their logits (answer tokens, vocabulary)."""
+    logits = answer_logits(model, run_layers(model, start, 0, model.text.num_hidden_layers), turns)
+    return {"answers": answer_loss(logits, *targets_and_weights(turns))}, logits
+
+
+def read_withdrawn(model: Grafted, start: State, turns: Turns, visual: slice) -> tuple[dict[str, Tensor], Tensor]:
+    """The same with the visual tokens withdrawn before TAUGHT_LAYER, drawn towards what the whole reading says."""
+    last, at_layer = model.text.num_hidden_layers, run_layers(model, start, 0, TAUGHT_LAYER)
+    with torch.no_grad():
+        whole = answer_logits(model, run_layers(model, at_layer, TAUGHT_LAYER, last), turns)
+    logits = answer_logits(model, run_layers(model, withdraw(at_layer, visual), TAUGHT_LAYER, last), turns)
+    losses = {"answers": answer_loss(logits, *targets_and_weights(turns)), "kl": divergence(logits, whole)}
+    return losses, logits
+
+
+def train_graft(run: Run, pool: Pool, taught: bool = False) -> None:
+    """Train until the time is up. No token is ever withdrawn, but in the experiment `taught`, which goes on from there."""
     base, folder = model_folder("smollm2"), run.checkpoint.parent
     model, tokenizer = Grafted(base), tokenizer_with_image(base)
-    load_embedded_tower(model)
-    model.multi_modal_projector.load_state_dict(torch.load(folder / "connector.pt", weights_only=True)["model"])
+    if taught:
+        model.load_state_dict(torch.load(folder / "graft.pt", weights_only=True)["model"])
+    else:
+        load_embedded_tower(model)
+        model.multi_modal_projector.load_state_dict(torch.load(folder / "connector.pt", weights_only=True)["model"])
     parts = {
         "lora": [p for name, p in model.named_parameters() if "lora_" in name],
         "connector": list(model.multi_modal_projector.parameters()),
@@ -226,25 +255,24 @@ def train_graft(run: Run, pool: Pool) -> None:
     groups = [{"params": parts[name], "lr": rate, "peak": rate} for name, rate in RATES.items()]
     optimisers = [torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)]
     run.resume(model, optimisers)
+    run.step = max(run.step, 60 if taught else 0)  # most of the warm-up is for matrices that know nothing
     maker, texts = TurnMaker(tokenizer, CHATML, GROUPS), np.load(folder / "chats.npy")
     compile_layers()
+    read = read_withdrawn if taught else read_whole
     rng, marks, sums = np.random.default_rng([run.step, 8, run.worker]), Marks(), {}
     while run.progress < 1:
         model.tower.requires_grad_(run.progress >= TOWER_FROM)
         pixels, things = pool.sample(rng, BATCH // run.workers)
         turns = maker.lessons(things, rng)
         features = model.tower(normalise(torch.from_numpy(pixels)))
-        state = run_layers(model, start_state(model, features, turns, maker.prefix.visual), 0, len(model.decoder.layers))
-        logits, (targets, weights) = answer_logits(model, state, turns), targets_and_weights(turns)
+        visual = maker.prefix.visual
+        losses, logits = read(model, start_state(model, features, turns, visual), turns, visual)
         described = described_patches(model, tokenizer, torch.from_numpy(things))
-        losses = {
-            "answers": answer_loss(logits, targets, weights),
-            "description": description_loss(model.multi_modal_projector(features), *described),
-        }
+        losses["description"] = description_loss(model.multi_modal_projector(features), *described)
         if run.step % TEXT_EVERY == 0:
             losses["text"] = text_loss(model, texts[rng.integers(len(texts), size=TEXT_ROWS)])
         run.update(sum(WEIGHTS[name] * loss for name, loss in losses.items()), model, optimisers)
-        marks.add(logits, targets, turns)
+        marks.add(logits, targets_and_weights(turns)[0], turns)
         for name, loss in losses.items():
             sums.setdefault(name, []).append(loss.item())
         if run.step % 25 == 0:

@@ -8,6 +8,7 @@ and, for minivtw-smol,
 
     python weights/recipe/train.py connector --minutes 3      patches become sums of SmolLM2's words
     python weights/recipe/train.py graft --minutes 76         SmolLM2 learns to see
+    python weights/recipe/train.py taught --minutes 12        an experiment: to do without the image from layer 14 on
 
 Each stage starts from what the one before left in RUNS, saves itself every few minutes and goes on where it stopped
 when the same command is given again. Draw the pictures first (pool.py); export.py turns a checkpoint into a folder.
@@ -35,6 +36,7 @@ STAGES = {
     "withdrawal": partial(train_decoder, stage="withdrawal"),
     "connector": train_connector,
     "graft": train_graft,
+    "taught": partial(train_graft, taught=True),
 }
 
 
