@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 def upper_layers(decoder, walked, withdrawal, stays, cache):
-    """Layers K … on those of a walk's first tokens that stay: the hidden states behind the last layer.
+    """Layers K … on those of a walk's first tokens that stay: hidden states behind the last layer, (staying, width).
 
     stays: (tokens,) booleans, as many as are wanted of the walk's; cache: takes their keys and values.
     """
