@@ -2,7 +2,7 @@
 
 from .errors import InputError
 from .vlm import VLM, Chat, Result, load
-from .withdrawal import Withdrawal
+from .methods import Withdrawal
 
 __all__ = ["Chat", "InputError", "Result", "VLM", "Withdrawal", "load"]
 __version__ = "0.1.0"

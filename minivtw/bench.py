@@ -4,7 +4,7 @@ import statistics
 import time
 
 from . import load
-from .cache import KVCache
+from .model.cache import KVCache
 from .errors import InputError, Parser, door
 from .evaluate import withdraw_list
 

@@ -65,7 +65,7 @@ def calibrate(vlm, samples, criterion="kl", threshold=None, progress=lambda done
     a picture that cannot be read, and where no layer meets the threshold.
     """
     threshold = CRITERIA[criterion].threshold if threshold is None else threshold
-    curve = mean_curve(vlm.decoder, embedded(vlm, samples, progress), criterion, vlm.ends)
+    curve = mean_curve(vlm.decoder, embedded(vlm, samples, progress), criterion, vlm.stop_ids)
     return {
         "withdraw_layer": choose(curve, criterion, threshold),
         "criterion": criterion,

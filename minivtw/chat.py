@@ -8,7 +8,7 @@ import sys
 from . import load
 from .errors import InputError, Parser, door
 from .generate import Printer, add_model_options, add_sampling_options, sampling, stats_table
-from .images import open_image
+from .inputs.images import open_image
 from .vlm import Chat
 
 HELP = "a question a line; /image FILE: show a picture with the next one; end with /quit or Ctrl-D"

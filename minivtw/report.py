@@ -9,13 +9,13 @@ from . import load
 from .analysis.migration import last_states, with_answer
 from .analysis.page import Run, Story, page
 from .analysis.settling import GROUPS, even_shares, image_maps, settling
-from .checkpoint import read_json
-from .decoder import logits
+from .checkpoints.checkpoint import read_json
+from .model.decoder import logits
 from .errors import InputError, Parser, door
-from .families.fields import Fields
+from .checkpoints.fields import Fields
 from .generate import withdraw_option
-from .images import open_image
-from .layers import softmax
+from .inputs.images import open_image
+from .model.layers import softmax
 from .search import ETA, Asked, kl_curve
 
 LONGEST_ANSWER = 32  # tokens; each is a map a layer
@@ -68,9 +68,9 @@ def stored_eta(folder):
 def tell(vlm, image, question, withdraw="auto"):
     """Ask, observe and measure: everything that `page` shows. Raises InputError."""
     picture = open_image(image)
-    if not vlm.parts.eyes:
+    if not vlm.parts.vision:
         raise InputError(
-            f"{vlm.folder} is a language model without eyes; there is no image whose leaving could be shown"
+            f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown"
         )
     withdrawn, full = timed(vlm, picture, question, (withdraw, None))
     layer = withdrawn.stats["withdraw_layer"]
@@ -90,7 +90,7 @@ def tell(vlm, image, question, withdraw="auto"):
         even=float(even_shares(asked.is_visual)[GROUPS.index("visual")]),
         tiles=prompt.tiles,
         curve=kl_curve(vlm.decoder, asked),
-        worst=kl_curve(vlm.decoder, asked, LONGEST_ANSWER, vlm.ends),
+        worst=kl_curve(vlm.decoder, asked, LONGEST_ANSWER, vlm.stop_ids),
         eta=stored_eta(vlm.folder),
         stats={"withdrawn": withdrawn.stats, "full": full.stats},
     )

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .analysis.counting import layer_flops, prefill_flops
-from .cache import KVCache
-from .decoder import forward, logits
+from .counting import layer_flops, prefill_flops
+from .model.cache import KVCache
+from .model.decoder import forward, logits
 from .errors import InputError
 
 ETA = 0.003  # nats; the paper's threshold of the KL divergence
@@ -49,16 +49,16 @@ def carry(decoder, hidden, cache, observe=None):
     return doors
 
 
-def walk(decoder, asked, most_tokens=1, ends=(), observe=None):
+def walk(decoder, asked, most_tokens=1, stop_ids=(), observe=None):
     """Prefill and greedy answer, without withdrawal: `Walk`.
 
-    The answer stops with a token of `ends` or after `most_tokens`; 1 looks at the next token alone.
+    The answer stops with a token of `stop_ids` or after `most_tokens`; 1 looks at the next token alone.
     """
     cache, answer = KVCache(len(decoder.layers)), []
     parts = [carry(decoder, asked.hidden, cache, observe)]  # the prompt's doors, then each answer token's
     while True:
         answer.append(int(logits(decoder, parts[-1][-1][-1:])[0].argmax()))
-        if answer[-1] in ends or len(answer) >= most_tokens:
+        if answer[-1] in stop_ids or len(answer) >= most_tokens:
             break
         parts.append(carry(decoder, decoder.embedding[answer[-1:]], cache, observe))
     doors = [np.concatenate(pieces) for pieces in zip(*parts)]
@@ -89,12 +89,12 @@ def log_softmax(scores):
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def kl_curve(decoder, asked, most_tokens=1, ends=()):
+def kl_curve(decoder, asked, most_tokens=1, stop_ids=()):
     """For each K from 0 to layers - 1: the largest KL over the answer's tokens, teacher-forced. (layers,) nats.
 
     With `most_tokens` 1 this is the paper's criterion for one sample: the next token alone.
     """
-    walked = walk(decoder, asked, most_tokens, ends)
+    walked = walk(decoder, asked, most_tokens, stop_ids)
     full = logits(decoder, walked.doors[-1][-walked.predictions :])  # (predictions, vocabulary)
     return np.array([divergence(tail(decoder, walked, layer), full).max() for layer in range(len(decoder.layers))])
 
@@ -168,7 +168,7 @@ def first_settled(curve, threshold):
 class Criterion(NamedTuple):
     """A way to find K: a curve over the layers for each sample, and a rule on the mean of the curves."""
 
-    curve: callable  # (decoder, Asked, ends) -> (layers,)
+    curve: callable  # (decoder, Asked, stop_ids) -> (layers,)
     rule: callable  # (curve, threshold) -> layer or None
     threshold: float
     unit: str
@@ -176,19 +176,19 @@ class Criterion(NamedTuple):
 
 LONGEST_ANSWER = 64  # tokens
 CRITERIA = {
-    "kl": Criterion(lambda decoder, asked, ends: kl_curve(decoder, asked), first_at_most, ETA, "nats"),
+    "kl": Criterion(lambda decoder, asked, stop_ids: kl_curve(decoder, asked), first_at_most, ETA, "nats"),
     "answer": Criterion(
-        lambda decoder, asked, ends: kl_curve(decoder, asked, LONGEST_ANSWER, ends), first_at_most, ETA, "nats"
+        lambda decoder, asked, stop_ids: kl_curve(decoder, asked, LONGEST_ANSWER, stop_ids), first_at_most, ETA, "nats"
     ),
     "attention": Criterion(
-        lambda decoder, asked, ends: attention_curve(decoder, asked), first_settled, QUIET_SHARE, "of it"
+        lambda decoder, asked, stop_ids: attention_curve(decoder, asked), first_settled, QUIET_SHARE, "of it"
     ),
 }
 
 
-def mean_curve(decoder, samples, criterion, ends=()):
+def mean_curve(decoder, samples, criterion, stop_ids=()):
     """A criterion's curve, averaged over `samples`, any iterable of `Asked`. (layers,)"""
-    return np.mean([CRITERIA[criterion].curve(decoder, asked, ends) for asked in samples], axis=0)
+    return np.mean([CRITERIA[criterion].curve(decoder, asked, stop_ids) for asked in samples], axis=0)
 
 
 def choose(curve, criterion, threshold):

@@ -11,20 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .analysis.counting import cache_bytes, decode_flops, prefill_flops
-from .cache import KVCache
-from .checkpoint import Checkpoint, read_json
-from .decoder import logits
+from .counting import cache_bytes, decode_flops, prefill_flops
+from .model.cache import KVCache
+from .checkpoints.checkpoint import Checkpoint, read_json
+from .model.decoder import logits
 from .errors import InputError
-from .families import family
-from .families.fields import Fields
-from .hub import model_folder, model_name, tokenizer_folder
-from .images import open_image
-from .prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, load_tokenizer, mark_images
-from .sampling import Sampler
+from .checkpoints import family
+from .checkpoints.fields import Fields
+from .checkpoints.hub import model_folder, model_name, tokenizer_folder
+from .inputs.images import open_image
+from .inputs.prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, load_tokenizer, mark_images
+from .model.sampling import Sampler
 from .search import forward_adaptive
-from .vision import encode as encode_image
-from .withdrawal import Withdrawal, check, forward_with, staying
+from .model.vision import encode as encode_image
+from .methods import Withdrawal, check, forward_with, staying
 
 EMBEDDED = "minivtw-tiny"
 
@@ -62,8 +62,8 @@ def load(model=None, low_memory=False, max_tiles=None):
     fields = Fields(read_json(folder, "config.json"), f"{folder}/config.json")
     parts = family(fields).load(fields, folder, Checkpoint(folder, low_memory))
     tokenizer = load_tokenizer(tokenizer_folder(folder, parts.tokenizer), parts.extra_tokens)
-    ends = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.end)} - {None}
-    return VLM(folder, parts, tokenizer, ends, time.perf_counter() - started, max_tiles)
+    stop_ids = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.turn_end)} - {None}
+    return VLM(folder, parts, tokenizer, stop_ids, time.perf_counter() - started, max_tiles)
 
 
 def end_tokens(folder, fields):
@@ -93,18 +93,18 @@ def stored_layer(folder, layers):
 class VLM:
     """A vision-language model: parts, tokenizer, and the steps from a question to its answer."""
 
-    def __init__(self, folder, parts, tokenizer, ends, load_seconds, max_tiles=None):
+    def __init__(self, folder, parts, tokenizer, stop_ids, load_seconds, max_tiles=None):
         self.folder = folder
         self.parts = parts
         self.decoder = parts.decoder
         self.config = parts.decoder.config
         self.tokenizer = tokenizer
-        self.ends = ends
+        self.stop_ids = stop_ids
         self.load_seconds = load_seconds
         self.max_tiles = max_tiles
-        self.end = tokenizer.token_to_id(parts.end)  # closes an answer that was cut short, if the tokenizer knows it
-        self.image_token = tokenizer.token_to_id(parts.eyes.image_token) if parts.eyes else None
-        if parts.eyes and parts.eyes.image_token_id not in (None, self.image_token):
+        self.turn_end_id = tokenizer.token_to_id(parts.turn_end)  # closes an answer that was cut short, if the tokenizer knows it
+        self.image_token = tokenizer.token_to_id(parts.vision.image_token) if parts.vision else None
+        if parts.vision and parts.vision.image_token_id not in (None, self.image_token):
             raise InputError(f"the tokenizer and the config of {folder} disagree on the token of <image>")
 
     def answer(self, image, prompt, withdraw="auto", **options):
@@ -129,28 +129,28 @@ class VLM:
     def prepare(self, images, text, is_first=True):
         """Images and a question -> `Prompt`: the chat around them, and each image's tiles and visual tokens."""
         images = [] if images is None else images if isinstance(images, list | tuple) else [images]
-        if images and not self.parts.eyes:
-            raise InputError(f"{self.folder} is a language model without eyes; ask it without an image")
-        eyes, tiles, expansions = self.parts.eyes, None, []
+        if images and not self.parts.vision:
+            raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
+        vision, tiles, expansions = self.parts.vision, None, []
         if images:
-            tiles, expansions = eyes.tile([open_image(image) for image in images], self.max_tiles)
-        turn = self.parts.chat(mark_images(text, len(images), eyes.mark if eyes else ""), is_first)
+            tiles, expansions = vision.tile([open_image(image) for image in images], self.max_tiles)
+        turn = self.parts.chat(mark_images(text, len(images), vision.mark if vision else ""), is_first)
         token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)
         is_visual = token_ids == self.image_token
-        if is_visual.sum() != sum(expansion.count(eyes.image_token) for expansion in expansions):
-            raise InputError(f"the prompt says {eyes.image_token}, which stands for an image and cannot be said")
+        if is_visual.sum() != sum(expansion.count(vision.image_token) for expansion in expansions):
+            raise InputError(f"the prompt says {vision.image_token}, which stands for an image and cannot be said")
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
         return Prompt(token_ids, is_visual, tiles)
 
     def embed(self, prompt, observe=None):
-        """The decoder's input, (tokens, width): embedded text, and what the eyes see at the visual tokens' places."""
+        """The decoder's input, (tokens, width): embedded text, and what it sees at the visual tokens' places."""
         # A visual token's own embedding is never used, and some models have none: any row stands in for it.
         hidden = self.decoder.embedding[np.where(prompt.is_visual, 0, prompt.token_ids)]  # (tokens, width)
         if prompt.tiles is not None:
             if observe:
                 observe("vision.pixels", prompt.tiles)
-            eyes = self.parts.eyes
-            visual = np.concatenate([eyes.connect(encode_image(eyes.vision, tile, observe)) for tile in prompt.tiles])
+            vision = self.parts.vision
+            visual = np.concatenate([vision.connect(encode_image(vision.encoder, tile, observe)) for tile in prompt.tiles])
             hidden[prompt.is_visual] = visual  # (visual tokens, width)
             if observe:
                 observe("connector.output", visual)
@@ -238,8 +238,8 @@ class Chat:
         """The prompt behind the last turn's newest token, if they find room in the model's positions."""
         used, room = self.cache.next_position, self.vlm.config.max_positions
         before = self._said.tolist()
-        if used and self.vlm.end is not None and not self.vlm.ends.intersection(before):  # the answer was cut short
-            before.append(self.vlm.end)
+        if used and self.vlm.turn_end_id is not None and not self.vlm.stop_ids.intersection(before):  # the answer was cut short
+            before.append(self.vlm.turn_end_id)
         token_ids = np.concatenate([np.array(before, np.int64), prompt.token_ids])  # (tokens,)
         if used + len(token_ids) > room:
             raise InputError(f"the prompt ends at token {used + len(token_ids)}; the model has {room} positions")
@@ -255,7 +255,7 @@ class Chat:
             if stream:
                 stream(words.add(token_ids[-1]))
             is_full = cache.next_position == vlm.config.max_positions
-            if token_ids[-1] in vlm.ends or len(token_ids) == max_new_tokens or is_full:
+            if token_ids[-1] in vlm.stop_ids or len(token_ids) == max_new_tokens or is_full:
                 break
             hidden = vlm.decoder.embedding[token_ids[-1:]]  # (1, width): decoded tokens are text, they pass every layer
             next_logits = vlm.advance(hidden, np.zeros(1, bool), cache, self.withdrawal, observe)

@@ -9,8 +9,8 @@ import time
 import numpy as np
 
 import minivtw
-from minivtw.cache import KVCache
-from minivtw.decoder import DecoderConfig, forward, logits
+from minivtw.model.cache import KVCache
+from minivtw.model.decoder import DecoderConfig, forward, logits
 from minivtw.search import Asked, divergence, kl_curve, naive_flops, search_flops
 
 from .random_models import random_decoder, random_prompt

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from minivtw.cache import KVCache
-from minivtw.decoder import Decoder, DecoderConfig, DecoderLayer, logits
-from minivtw.layers import Linear
-from minivtw.withdrawal import forward_with, staying
+from minivtw.model.cache import KVCache
+from minivtw.model.decoder import Decoder, DecoderConfig, DecoderLayer, logits
+from minivtw.model.layers import Linear
+from minivtw.methods import forward_with, staying
 
 
 def random_decoder(config, seed=0):

@@ -14,7 +14,7 @@ import tempfile
 import pytest
 
 import minivtw
-from minivtw.withdrawal import Withdrawal
+from minivtw.methods import Withdrawal
 
 from .small_llava import write_folder
 

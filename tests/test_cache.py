@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivtw.cache import KVCache, LayerCache
-from minivtw.withdrawal import Withdrawal
+from minivtw.model.cache import KVCache, LayerCache
+from minivtw.methods import Withdrawal
 from tests.random_models import Asked, assert_close, cases, prefill
 
 

@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivtw.analysis.counting import cache_bytes, decode_flops, layer_flops, prefill_flops
-from minivtw.decoder import DecoderLayer, logits
-from minivtw.layers import Linear
-from minivtw.withdrawal import Withdrawal
+from minivtw.counting import cache_bytes, decode_flops, layer_flops, prefill_flops
+from minivtw.model.decoder import DecoderLayer, logits
+from minivtw.model.layers import Linear
+from minivtw.methods import Withdrawal
 from tests.random_models import Asked, cases, prefill
 
 
@@ -75,7 +75,7 @@ def test_a_second_turn_counts_what_the_first_left_behind(case, new):
 
 def test_a_layer_by_hand():
     """One head of width 2 in a layer of width 4 with 3 mlp channels; 2 tokens enter, 5 are cached."""
-    from minivtw.decoder import DecoderConfig
+    from minivtw.model.decoder import DecoderConfig
 
     config = DecoderConfig(9, 4, 1, 1, 1, 2, 3, 1e-5, 1e4, 64)
     products = 2 * 4 * 6 + 2 * 2 * 5 + 2 * 5 * 2 + 2 * 2 * 4 + 2 * 4 * 6 + 2 * 3 * 4  # qkv scores context output gate_up down

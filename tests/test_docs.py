@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import minivtw
-from minivtw.cache import KVCache
+from minivtw.model.cache import KVCache
 
 ROOT = pathlib.Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "pictures" / "scene.png"
@@ -47,7 +47,7 @@ def test_the_method_of_the_last_page_is_withdrawal_when_it_keeps_nothing(monkeyp
 
 def test_the_readme_shows_the_loop_that_runs():
     block = re.search(r"^```python\n(for index.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S).group(1)
-    source = re.sub(r"\s+", " ", (ROOT / "minivtw" / "decoder.py").read_text(encoding="utf-8"))
+    source = re.sub(r"\s+", " ", (ROOT / "minivtw" / "model" / "decoder.py").read_text(encoding="utf-8"))
     for line in block.splitlines()[1:]:
         assert re.sub(r"\s+", " ", line).strip() in source
 

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import minivtw
-from minivtw import InputError, fetch, generate, hub, vlm
+from minivtw import InputError, fetch, generate, vlm
+from minivtw.checkpoints import hub
 from tests.doors import assert_one_line_error, run
 
 WIDTH, RANK = 12, 2

@@ -10,7 +10,7 @@ from PIL import Image
 
 import minivtw
 from minivtw import InputError, Withdrawal
-from minivtw.analysis.counting import cache_bytes, prefill_flops
+from minivtw.counting import cache_bytes, prefill_flops
 from minivtw.generate import main
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import CONFIG, random_tensors, write_folder

@@ -11,7 +11,8 @@ from unittest import mock
 import pytest
 
 import minivtw
-from minivtw import InputError, generate, hub
+from minivtw import InputError, generate
+from minivtw.checkpoints import hub
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import write_folder
 

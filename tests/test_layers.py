@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from minivtw import layers
-from minivtw.attention import attention, causal_mask, rotary, rotate
-from minivtw.layers import LayerNorm
+from minivtw.model import layers
+from minivtw.model.attention import attention, causal_mask, rotary, rotate
+from minivtw.model.layers import LayerNorm
 
 reals = st.floats(-30, 30, width=32)
 matrices = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9), elements=reals)

@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
 import minivtw
-from minivtw.checkpoint import Checkpoint
-from minivtw.families.llava import pixel_settings
-from minivtw.images import open_image
+from minivtw.checkpoints.checkpoint import Checkpoint
+from minivtw.checkpoints.llava import pixel_settings
+from minivtw.inputs.images import open_image
 from minivtw.vlm import embedded_folder
 
 from .parity import GREEDY_TOKENS, PIXEL_TOLERANCE, TOLERANCE, compare_layers, observe, relative_error, stage

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minivtw import attention, search
+from minivtw import search
+from minivtw.model import attention
 from minivtw.analysis import migration, redundancy, settling
-from minivtw.cache import KVCache
-from minivtw.decoder import forward, logits
-from minivtw.layers import softmax
-from minivtw.withdrawal import Withdrawal, forward_with, staying
+from minivtw.model.cache import KVCache
+from minivtw.model.decoder import forward, logits
+from minivtw.model.layers import softmax
+from minivtw.methods import Withdrawal, forward_with, staying
 
 from .random_models import assert_close, cases, places_with_visual, prefill
 

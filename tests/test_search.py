@@ -13,15 +13,15 @@ from safetensors.numpy import load_file
 
 import minivtw
 from minivtw import InputError, generate, search
-from minivtw import decoder as decoder_module
-from minivtw.analysis.counting import head_flops, layer_flops
-from minivtw.cache import KVCache
-from minivtw.checkpoint import Checkpoint
-from minivtw.decoder import DecoderConfig, logits
-from minivtw.families import llama
-from minivtw.families.fields import Fields
+from minivtw.model import decoder as decoder_module
+from minivtw.counting import head_flops, layer_flops
+from minivtw.model.cache import KVCache
+from minivtw.checkpoints.checkpoint import Checkpoint
+from minivtw.model.decoder import DecoderConfig, logits
+from minivtw.checkpoints import llama
+from minivtw.checkpoints.fields import Fields
 from minivtw.search import Asked
-from minivtw.withdrawal import Withdrawal
+from minivtw.methods import Withdrawal
 
 from .bench_search import naive_kl_curve
 from .doors import run
@@ -91,7 +91,7 @@ def test_answer_criterion_is_the_worst_token_of_the_teacher_forced_answer(case, 
 
 def test_answer_ends_with_an_end_token(decoder, asked):
     answer = search.walk(decoder, asked, 5).answer
-    cut = search.walk(decoder, asked, 5, ends={answer[2]})
+    cut = search.walk(decoder, asked, 5, stop_ids={answer[2]})
     assert cut.answer == answer[: answer.index(answer[2]) + 1]
     assert cut.predictions == len(cut.answer)
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minivtw.cache import KVCache
-from minivtw.checkpoint import Checkpoint
-from minivtw.decoder import logits
-from minivtw.families import llama
-from minivtw.families.fields import Fields
-from minivtw.withdrawal import Withdrawal, forward_with, staying
+from minivtw.model.cache import KVCache
+from minivtw.checkpoints.checkpoint import Checkpoint
+from minivtw.model.decoder import logits
+from minivtw.checkpoints import llama
+from minivtw.checkpoints.fields import Fields
+from minivtw.methods import Withdrawal, forward_with, staying
 
 GOLDEN = pathlib.Path(os.environ.get("MINIVTW_GOLDEN", pathlib.Path(__file__).parent / "golden" / "vtw"))
 CASES = [

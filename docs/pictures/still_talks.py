@@ -10,9 +10,9 @@ import pathlib
 import numpy as np
 
 import minivtw
-from minivtw.cache import KVCache
-from minivtw.decoder import forward, logits
-from minivtw.prompts import encode
+from minivtw.model.cache import KVCache
+from minivtw.model.decoder import forward, logits
+from minivtw.inputs.prompts import encode
 from minivtw.search import log_softmax
 from phenomena import ON_SMOL, fill, table
 

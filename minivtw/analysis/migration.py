@@ -7,8 +7,8 @@ reads the hidden state of the last prompt token after each layer, as if it were 
 
 import numpy as np
 
-from ..cache import KVCache
-from ..decoder import forward, logits
+from ..model.cache import KVCache
+from ..model.decoder import forward, logits
 from ..search import Asked, log_softmax
 
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..cache import KVCache
-from ..decoder import forward, logits
+from ..model.cache import KVCache
+from ..model.decoder import forward, logits
 from ..search import divergence, walk
-from ..withdrawal import forward_with, staying
+from ..methods import forward_with, staying
 
 
 class Outcome(NamedTuple):
@@ -38,7 +38,7 @@ def upper_layers(decoder, walked, withdrawal, stays, cache):
     return forward(decoder, hidden, positions, cache, start=layer)
 
 
-def decoded(decoder, asked, walked, withdrawal, ends, most_tokens):
+def decoded(decoder, asked, walked, withdrawal, stop_ids, most_tokens):
     """The greedy answer under a withdrawal, from the prompt's part of the walk on. Returns token ids."""
     layer, tokens = withdrawal.layer, len(asked.hidden)
     cache = KVCache(len(decoder.layers))
@@ -48,16 +48,16 @@ def decoded(decoder, asked, walked, withdrawal, ends, most_tokens):
         cache.layers[index] = copy.deepcopy(walked.cache[index])
         cache.layers[index].trim(tokens)
     answer = [int(logits(decoder, hidden[-1:])[0].argmax())]
-    while answer[-1] not in ends and len(answer) < most_tokens:
+    while answer[-1] not in stop_ids and len(answer) < most_tokens:
         token = decoder.embedding[answer[-1:]]  # (1, width)
         hidden = forward_with(decoder, token, cache.claim(1), cache, withdrawal, np.ones(1, bool))
         answer.append(int(logits(decoder, hidden)[0].argmax()))
     return answer
 
 
-def redundancy(decoder, asked, withdrawals, ends=(), most_tokens=64):
+def redundancy(decoder, asked, withdrawals, stop_ids=(), most_tokens=64):
     """One `Outcome` for each of `withdrawals`, compared with the model that withdraws nothing."""
-    layers, walked = len(decoder.layers), walk(decoder, asked, most_tokens, ends)
+    layers, walked = len(decoder.layers), walk(decoder, asked, most_tokens, stop_ids)
     full = logits(decoder, walked.doors[-1][-walked.predictions :])  # (predictions, vocabulary)
     outcomes = []
     for withdrawal in withdrawals:
@@ -69,6 +69,6 @@ def redundancy(decoder, asked, withdrawals, ends=(), most_tokens=64):
         hidden = upper_layers(decoder, walked, withdrawal, along, KVCache(layers))
         said = logits(decoder, hidden[-walked.predictions :])  # (predictions, vocabulary)
         agrees = said.argmax(-1).tolist() == walked.answer
-        answer = walked.answer if agrees else decoded(decoder, asked, walked, withdrawal, ends, most_tokens)
+        answer = walked.answer if agrees else decoded(decoder, asked, walked, withdrawal, stop_ids, most_tokens)
         outcomes.append(Outcome(answer, agrees, float(divergence(said[0], full[0]))))
     return outcomes

@@ -16,8 +16,8 @@ tokens is nothing remarkable where they are nine tenths of the keys.
 
 import numpy as np
 
-from ..cache import KVCache
-from ..decoder import forward
+from ..model.cache import KVCache
+from ..model.decoder import forward
 
 GROUPS = ("sink", "visual", "nearest", "other")
 NEAREST = 4  # tokens, the query among them

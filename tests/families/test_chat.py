@@ -11,8 +11,8 @@ import pytest
 import minivtw
 from minivtw import chat as door
 from minivtw import generate
-from minivtw.cache import KVCache
-from minivtw.prompts import Prompt, encode
+from minivtw.model.cache import KVCache
+from minivtw.inputs.prompts import Prompt, encode
 from minivtw.vlm import Chat
 from tests.doors import run
 
@@ -36,7 +36,7 @@ def recomputed(vlm, prompt, withdrawal):
     said = []
     while len(said) < NEW_TOKENS:
         said.append(int(logits.argmax()))
-        if said[-1] in vlm.ends:
+        if said[-1] in vlm.stop_ids:
             break
         logits = vlm.advance(vlm.decoder.embedding[said[-1:]], np.zeros(1, bool), cache, withdrawal)
     return said
@@ -44,7 +44,7 @@ def recomputed(vlm, prompt, withdrawal):
 
 def said_before(vlm, answer):
     """An answer as the next turn finds it: closed."""
-    return answer if answer[-1] in vlm.ends else [*answer, vlm.end]
+    return answer if answer[-1] in vlm.stop_ids else [*answer, vlm.turn_end_id]
 
 
 @each_family

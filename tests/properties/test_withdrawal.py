@@ -6,12 +6,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minivtw import InputError
-from minivtw.analysis.counting import prefill_flops
-from minivtw.attention import causal_mask, rotary, rotate, split_heads
-from minivtw.cache import KVCache
-from minivtw.decoder import forward, logits
-from minivtw.layers import linear, rms_norm, softmax, swiglu
-from minivtw.withdrawal import Withdrawal, check, staying
+from minivtw.counting import prefill_flops
+from minivtw.model.attention import causal_mask, rotary, rotate, split_heads
+from minivtw.model.cache import KVCache
+from minivtw.model.decoder import forward, logits
+from minivtw.model.layers import linear, rms_norm, softmax, swiglu
+from minivtw.methods import Withdrawal, check, staying
 from tests.random_models import Asked, assert_close, cases, places_with_visual, prefill, random_prompt
 
 
@@ -27,7 +27,7 @@ def test_withdrawing_after_the_last_layer_is_the_model_itself_bit_for_bit(case):
 def masked_reference(decoder, prompt, layer):
     """Plain attention without a cache, where text queries cannot see visual keys from `layer` on. Nothing leaves.
 
-    Written apart from `minivtw.decoder`: keys are repeated, heads are looped over, every step is on its own.
+    Written apart from `minivtw.model.decoder`: keys are repeated, heads are looped over, every step is on its own.
     """
     config, hidden, tokens = decoder.config, prompt.hidden, len(prompt.hidden)
     cosines, sines = rotary(np.arange(tokens), config.head_dim, config.rope_theta)
@@ -193,7 +193,7 @@ def test_reindexed_tokens_are_renumbered_in_the_deep_layers_only(case):
 
 def test_reindexing_matters():
     """Else the ablation would show nothing: the two kinds of positions give different answers."""
-    from minivtw.decoder import DecoderConfig
+    from minivtw.model.decoder import DecoderConfig
     from tests.random_models import random_decoder
 
     decoder = random_decoder(DecoderConfig(20, 16, 4, 4, 2, 8, 24, 1e-5, 1e4, 64))
@@ -221,7 +221,7 @@ def test_a_withdrawal_that_makes_no_sense_is_an_input_error(withdrawal):
 
 def test_logits_of_the_withdrawn_differ_from_the_full_model():
     """Else every property above would hold for a method that does nothing."""
-    from minivtw.decoder import DecoderConfig
+    from minivtw.model.decoder import DecoderConfig
     from tests.random_models import random_decoder
 
     decoder = random_decoder(DecoderConfig(20, 16, 4, 4, 2, 8, 24, 1e-5, 1e4, 64))

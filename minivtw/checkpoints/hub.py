@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 
-from .errors import InputError
+from ..errors import InputError
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # such as HuggingFaceTB/SmolVLM-256M-Instruct
 WEIGHTS, JSON = "*.safetensors", "*.json"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .decoder import forward
+from .model.decoder import forward
 from .errors import InputError
 
 
