@@ -1,7 +1,8 @@
-"""Attention: rotary positions, the causal mask, and grouped-query attention for the encoder and the decoder alike."""
+"""Attention: rotary positions, and grouped-query attention for the encoder and the decoder alike."""
 
 import numpy as np
 
+from .blocks import row_blocks, side_by_side
 from .layers import softmax
 
 
@@ -22,8 +23,12 @@ def rotate(x, cosines, sines):
 
     x: (heads, tokens, head_dim); cosines and sines: (tokens, head_dim / 2). Returns (heads, tokens, head_dim).
     """
-    first, second = np.split(x, 2, axis=-1)  # (heads, tokens, head_dim / 2) each
-    return np.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]  # (heads, tokens, head_dim / 2) each
+    turned = np.empty(x.shape, np.float32)
+    np.subtract(first * cosines, second * sines, out=turned[..., :half])
+    np.add(second * cosines, first * sines, out=turned[..., half:])
+    return turned
 
 
 def split_heads(x, heads):
@@ -32,27 +37,60 @@ def split_heads(x, heads):
     return x.reshape(tokens, heads, width // heads).swapaxes(0, 1)
 
 
-def causal_mask(queries, keys):
-    """(queries, keys) booleans: may this query see that key? The queries are the newest of the keys, in order."""
-    return np.arange(keys) <= np.arange(keys - queries, keys)[:, None]
+def attention_probabilities(queries, keys, sees=None):
+    """softmax(q k^T / sqrt(head_dim)) as it is written, for whoever looks at it. Arguments as for `attention`.
 
-
-def attention(queries, keys, values, causal):
-    """Grouped-query attention (Ainslie et al. 2023): softmax(q k^T / sqrt(head_dim)) v.
-
-    queries: (heads, new, head_dim); keys, values: (kv_heads, tokens, head_dim), heads a multiple of kv_heads.
-    With `causal`, the `new` queries belong to the last of the `tokens` keys and see nothing later than themselves.
-    Returns the context (new, heads * head_dim) and the attention probabilities (heads, new, tokens).
+    Returns (heads, new, tokens).
     """
     heads, new, head_dim = queries.shape
     kv_heads, tokens, _ = keys.shape
-    # The heads that share a key head become rows of one matrix, so keys are never repeated: one product a key head.
-    rows = heads // kv_heads * new
-    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, rows, head_dim)
+    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads * new, head_dim)
     scores = (grouped @ keys.swapaxes(-1, -2)).reshape(heads, new, tokens)
-    if causal and new > 1:  # a single newest token sees everything
-        scores = np.where(causal_mask(new, tokens), scores, np.float32(-np.inf))
-    probabilities = softmax(scores)  # (heads, new, tokens)
-    context = probabilities.reshape(kv_heads, rows, tokens) @ values  # (kv_heads, rows, head_dim)
-    context = context.reshape(heads, new, head_dim).swapaxes(0, 1).reshape(new, heads * head_dim)
-    return context, probabilities
+    if sees is not None:
+        scores = np.where(np.arange(tokens) < sees[:, None], scores, np.float32(-np.inf))
+    return softmax(scores)
+
+
+MOST_QUERIES = 128  # in a block: their scores are all that is held of the (heads, new, tokens)
+
+
+def attention(queries, keys, values, sees=None):
+    """Grouped-query attention (Ainslie et al. 2023): softmax(q k^T / sqrt(head_dim)) v.
+
+    queries: (heads, new, head_dim); keys, values: (kv_heads, tokens, head_dim), heads a multiple of kv_heads; sees:
+    (new,) integers, ascending, how many of the first keys each query may see; None: all of them.
+    Returns the context, (new, heads * head_dim).
+    """
+    heads, new, head_dim = queries.shape
+    if sees is None:
+        sees = np.full(new, keys.shape[1])
+    if new == 1:
+        return block_attention(queries, keys, values, sees)
+    context = np.empty((new, heads * head_dim), np.float32)
+
+    def work(rows):
+        context[rows] = block_attention(queries[:, rows], keys, values, sees[rows])
+
+    side_by_side(work, row_blocks(new, MOST_QUERIES)[::-1])  # those that see most take longest: they begin
+    return context
+
+
+def block_attention(queries, keys, values, sees):
+    """`attention` for a block of queries. The keys end where the last query's sight ends.
+
+    The sum that divides a row of exponentials divides its context instead, which is shorter than the row.
+    """
+    heads, new, head_dim = queries.shape
+    kv_heads, seen = len(keys), sees[-1]
+    # The heads that share a key head stand on an axis of their own, along which NumPy repeats the keys without copying.
+    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads, new, head_dim)
+    scores = grouped @ keys[:, None, :seen].swapaxes(-1, -2)  # (kv_heads, heads a key head, new, seen)
+    first = sees[0]  # the keys before this one are seen by every query
+    if first < seen:
+        hidden = np.arange(first, seen) >= sees[:, None]  # (new, keys from `first` on)
+        np.copyto(scores[..., first:], np.float32(-np.inf), where=hidden)
+    scores -= np.max(scores, axis=-1, keepdims=True)  # the largest exponent is 0: no overflow
+    np.exp(scores, out=scores)
+    context = scores @ values[:, None, :seen]  # (kv_heads, heads a key head, new, head_dim)
+    context /= np.sum(scores, axis=-1, keepdims=True)
+    return context.reshape(heads, new, head_dim).swapaxes(0, 1).reshape(new, heads * head_dim)
