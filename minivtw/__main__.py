@@ -1,7 +1,6 @@
 """The commands, listed: python -m minivtw; `python -m minivtw generate …` and `minivtw generate …` run one of them."""
 
 import importlib
-import sys
 
 from .cli import command
 from .errors import InputError

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import InputError
-from .methods import METHODS
+from .shelf import METHODS
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,17 +8,18 @@ It gives back the tokens that go on: all of them, some (`tokens[mask]`), or all 
 worked on (`tokens.freeze(mask)`). `tokens.attention(rows)` tells where tokens looked in the layer that they have just
 passed; `tokens.notes` is a dict for what a method wants to remember until the prompt has reached the end. Decoded
 tokens are text, so there is nothing to do for them; the prompt's last token must always stay and be worked on.
+
+The published relatives, which keep some of the visual tokens, stand in `shelf.py`.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from .errors import InputError
 from .model.tokens import Tokens
-from .specs import Layer, Layers, Method, named, parse, spec_of
+from .specs import Layer, Layers, Method, named, spec_of
 
 
 @named
@@ -55,7 +56,7 @@ def visual_share(tokens: Tokens) -> float:
 
 
 @named
-def random(layer: Layer, seed: int = 0) -> Method:
+def random_tokens(layer: Layer, seed: int = 0) -> Method:
     """The paper's ablation: before a layer, as many tokens leave as there are visual ones, drawn from all but the last."""
 
     def method(index: int, tokens: Tokens) -> Tokens:
@@ -81,9 +82,6 @@ def renumber(layer: Layer) -> Method:
     return method
 
 
-METHODS = {make.__name__: make for make in (withdraw, freeze, adaptive, random, renumber)}
-
-
 def then(*methods: Method) -> Method:
     """Methods asked one after the other at every layer, each with the tokens that the one before it gave back."""
 
@@ -95,12 +93,6 @@ def then(*methods: Method) -> Method:
     method.spec = "+".join(str(spec_of(one)) for one in methods)  # type: ignore[attr-defined]
     method.layers = tuple(layer for one in methods for layer in getattr(one, "layers", ()))  # type: ignore[attr-defined]
     return method
-
-
-def method_of(text: str) -> Method:
-    """A method from its text, such as `freeze:layers=18-23+withdraw:layer=24`. Raises InputError."""
-    methods = parse(text, METHODS)
-    return methods[0] if len(methods) == 1 else then(*methods)
 
 
 def check(method: Method | None, layers: int) -> Method | None:

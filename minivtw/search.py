@@ -10,7 +10,7 @@ from layer K up. With f(n) the FLOPs of one layer on n tokens, L layers and t te
 and L + 1 times the head, either way. `naive_flops` and `search_flops` count this.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import NamedTuple
 

@@ -34,6 +34,9 @@ def named(make: Callable[..., Method]) -> Callable[..., Method]:
         for name, value in bound.arguments.items():
             if parameters[name].annotation in (Layer, Layers):
                 layers += checked_layers(name, value if parameters[name].annotation is Layers else [value])
+        keep = bound.arguments.get("keep", 1)
+        if not 0 <= keep <= 1:
+            raise InputError(f"keep is a share of the visual tokens, from 0 to 1, not {keep}")
         method = make(*bound.args, **bound.kwargs)
         texts = [f"{name}={written(value)}" for name, value in bound.arguments.items()]
         method.spec = f"{make.__name__}:{','.join(texts)}" if texts else make.__name__  # type: ignore[attr-defined]
@@ -84,13 +87,14 @@ def parse_one(text: str, methods: dict[str, Callable[..., Method]]) -> Method:
         return own_method(pathlib.Path(name), rest)
     if name not in methods:
         raise InputError(f"there is no method {name!r}; there are {', '.join(methods)}, and FILE.py:FUNCTION")
-    parameters, options = inspect.signature(methods[name]).parameters, {}
+    parameters = inspect.signature(methods[name]).parameters
+    options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
         if key not in parameters:
             raise InputError(f"the method {name} takes {', '.join(parameters) or 'no parameters'}, not {key!r}")
         kind = parameters[key].annotation
-        read = {Layer: int, Layers: read_layers}.get(kind, kind)
+        read: Callable[[str], Any] = {Layer: int, Layers: read_layers}.get(kind, kind)
         try:
             options[key] = read(value)
         except ValueError:

@@ -19,13 +19,14 @@ from .counting import Clock, cache_bytes, plain_run, prompt_flops
 from .errors import InputError
 from .inputs.images import open_image
 from .inputs.prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, mark_images
-from .methods import check, method_of, withdrawal_layer
+from .methods import check, withdrawal_layer
 from .methods import withdraw as withdraw_before
 from .model.cache import KVCache
 from .model.decoder import forward, logits
 from .model.sampling import Sampler
 from .model.tokens import Tokens, arriving
 from .model.vision import encode as encode_image
+from .shelf import method_of
 from .specs import Method, spec_of
 
 

@@ -14,7 +14,7 @@ import tempfile
 import pytest
 
 import minivtw
-from minivtw.methods import adaptive, random, renumber, then, withdraw
+from minivtw.methods import adaptive, random_tokens, renumber, then, withdraw
 
 from .small_llava import write_folder
 
@@ -30,7 +30,7 @@ METHODS = {
     "3": {"withdraw": 3},
     "adaptive": {"method": adaptive()},
     "renumbered": {"method": then(withdraw(2), renumber(2))},
-    "random": {"method": random(2, seed=5)},
+    "random": {"method": random_tokens(2, seed=5)},
 }
 
 

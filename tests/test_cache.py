@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw import InputError
+from minivtw.methods import withdraw
 from minivtw.model.cache import KVCache, LayerCache
 from minivtw.model.decoder import DecoderConfig
-from minivtw.methods import withdraw
 from minivtw.model.tokens import EmbeddedPrompt as Asked
 from tests.random_models import assert_close, cases, prefill
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw.counting import cache_bytes, layer_flops, plain_run, prompt_flops
+from minivtw.methods import adaptive, freeze, random_tokens, then, withdraw
 from minivtw.model.decoder import DecoderLayer
 from minivtw.model.layers import Linear
-from minivtw.methods import adaptive, freeze, random, then, withdraw
 from minivtw.model.tokens import EmbeddedPrompt
 from tests.random_models import cases, prefill, renumbered
 
@@ -55,7 +55,7 @@ def methods(draw, layers):
         st.integers(0, layers).map(withdraw),
         st.frozensets(st.integers(0, layers)).map(freeze),
         st.builds(adaptive, st.sampled_from([0.0, 0.3, 0.6, 1.1]), st.integers(1, 2)),
-        st.integers(0, layers).map(random),
+        st.integers(0, layers).map(random_tokens),
         st.integers(0, layers).map(renumbered),
     )
     return draw(st.one_of(st.none(), one, st.tuples(one, one).map(lambda pair: then(*pair))))
@@ -98,7 +98,6 @@ def test_a_plain_run_is_what_happens_without_a_method(case, before):
 def test_a_layer_by_hand():
     """One head of width 2 in a layer of width 4 with 3 mlp channels; 2 tokens enter, 5 are cached."""
     from minivtw.model.decoder import DecoderConfig
-
     from minivtw.model.tokens import Ran
 
     config = DecoderConfig(9, 4, 1, 1, 1, 2, 3, 1e-5, 1e4, 64)

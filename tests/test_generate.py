@@ -11,9 +11,9 @@ from PIL import Image
 import minivtw
 from minivtw import InputError
 from minivtw.counting import cache_bytes, plain_run, prompt_flops
-from minivtw.model.tokens import Ran
 from minivtw.generate import main
-from minivtw.methods import random, withdraw
+from minivtw.methods import random_tokens, withdraw
+from minivtw.model.tokens import Ran
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import CONFIG, random_tensors, write_folder
 
@@ -148,7 +148,7 @@ def test_a_question_without_an_image_withdraws_nothing(vlm):
 def test_ablations_are_reachable_from_the_library(vlm, picture):
     lengths = [
         vlm.answer(picture, "Hm?", method=method, max_new_tokens=0).stats["cache"]["tokens_per_layer"]
-        for method in (withdraw(2), "withdraw:layer=2+renumber:layer=2", random(2, seed=1))
+        for method in (withdraw(2), "withdraw:layer=2+renumber:layer=2", random_tokens(2, seed=1))
     ]
     assert lengths[0] == lengths[1] == lengths[2]
 

@@ -250,7 +250,7 @@ def in_mode(mode, seed=0):
     if mode == "PA":
         return Image.merge("LA", (image.convert("L"), alpha)).convert("PA")
     if mode == "I;16":
-        return Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16) * 257))
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     if mode == "P":
         return image.quantize(16)
     if mode == "LAB":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minivtw import search
 from minivtw.analysis import migration, redundancy, settling
-from minivtw.methods import freeze, random, withdraw
+from minivtw.methods import freeze, random_tokens, withdraw
 from minivtw.model import decoder as decoder_module
 from minivtw.model.decoder import logits
 from minivtw.model.layers import softmax
@@ -161,7 +161,7 @@ def greedy(decoder, asked, method, most_tokens):
 
 
 @settings(max_examples=60)
-@given(seeing, st.sampled_from([withdraw, renumbered, random, lambda layer: freeze([layer])]), st.integers(1, 4))
+@given(seeing, st.sampled_from([withdraw, renumbered, random_tokens, lambda layer: freeze([layer])]), st.integers(1, 4))
 def test_what_is_shared_between_methods_changes_no_answer(case, make, most_tokens):
     decoder, asked, _ = case
     methods = [make(layer) for layer in range(len(decoder.layers) + 1)]
@@ -177,7 +177,7 @@ def test_what_is_shared_between_methods_changes_no_answer(case, make, most_token
 def test_redundancy_counts_what_a_withdrawal_changes(case):
     decoder, asked, layer = case
     layers = len(decoder.layers)
-    methods = [withdraw(layers), withdraw(layer), renumbered(layer), random(layer)]
+    methods = [withdraw(layers), withdraw(layer), renumbered(layer), random_tokens(layer)]
     nothing, method, *ablations = redundancy.redundancy(decoder, asked, methods, most_tokens=3)
     assert nothing.agrees and nothing.kl == 0
     if layer < layers:

@@ -11,10 +11,9 @@ from PIL import Image, ImageDraw
 import minivtw
 from minivtw import report, search
 from minivtw.analysis import charts, page
-
-from .browser import Browser
 from minivtw.model.tokens import EmbeddedPrompt
 
+from .browser import Browser
 from .doors import assert_one_line_error, run
 
 QUESTION = "What color is the star?"

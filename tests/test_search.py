@@ -13,15 +13,15 @@ from safetensors.numpy import load_file
 
 import minivtw
 from minivtw import InputError, search
-from minivtw.model import decoder as decoder_module
-from minivtw.counting import head_flops, layer_flops
-from minivtw.model.cache import KVCache
-from minivtw.checkpoints.checkpoint import Checkpoint
-from minivtw.model.decoder import DecoderConfig, logits
 from minivtw.checkpoints import llama
+from minivtw.checkpoints.checkpoint import Checkpoint
 from minivtw.checkpoints.fields import Fields
-from minivtw.model.tokens import EmbeddedPrompt
+from minivtw.counting import head_flops, layer_flops
 from minivtw.methods import adaptive, withdraw
+from minivtw.model import decoder as decoder_module
+from minivtw.model.cache import KVCache
+from minivtw.model.decoder import DecoderConfig, logits
+from minivtw.model.tokens import EmbeddedPrompt
 
 from .bench_search import naive_kl_curve
 from .random_models import cases, places_with_visual, prefill, random_decoder, random_prompt

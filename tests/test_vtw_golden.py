@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minivtw.model.cache import KVCache
+from minivtw.checkpoints import llama
 from minivtw.checkpoints.checkpoint import Checkpoint
+from minivtw.checkpoints.fields import Fields
+from minivtw.methods import withdraw
+from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward, logits
 from minivtw.model.tokens import arriving
 
 from .random_models import renumbered
-from minivtw.checkpoints import llama
-from minivtw.checkpoints.fields import Fields
-from minivtw.methods import withdraw
 
 GOLDEN = pathlib.Path(os.environ.get("MINIVTW_GOLDEN", pathlib.Path(__file__).parent / "golden" / "vtw"))
 CASES = [

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw import InputError
-from minivtw.methods import METHODS, adaptive, freeze, method_of, random, renumber, then, withdraw
+from minivtw.methods import adaptive, freeze, random_tokens, renumber, then, withdraw
 from minivtw.model.attention import attention_probabilities, rotary, rotate, split_heads
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward
 from minivtw.model.layers import linear, rms_norm, swiglu
 from minivtw.model.tokens import EmbeddedPrompt, arriving
+from minivtw.shelf import METHODS, fastv, looked_at, method_of, random, uniform
 from minivtw.specs import read_layers, spec_of, written
 from tests.random_models import assert_close, cases, places_with_visual, prefill
 
@@ -206,8 +207,9 @@ made = st.one_of(
     st.integers(0, 40).map(withdraw),
     layers.map(freeze),
     st.builds(adaptive, st.sampled_from([0.1, 0.25]), st.integers(1, 3)),
-    st.builds(random, st.integers(0, 40), st.integers(0, 9)),
+    st.builds(random_tokens, st.integers(0, 40), st.integers(0, 9)),
     st.integers(0, 40).map(renumber),
+    *(st.builds(make, st.integers(0, 40), st.sampled_from([0.0, 0.25, 0.5, 1.0])) for make in (fastv, looked_at, random, uniform)),
 )
 
 
@@ -230,7 +232,7 @@ def test_layers_by_hand():
 
 
 def test_every_method_is_listed_by_its_name():
-    assert set(METHODS) == {"withdraw", "freeze", "adaptive", "random", "renumber"}
+    assert all(make.__name__ == name and make.__doc__ for name, make in METHODS.items())
 
 
 def test_a_readers_own_method_comes_out_of_a_file(tmp_path):

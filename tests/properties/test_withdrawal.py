@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from minivtw import InputError
 from minivtw.counting import prompt_flops
+from minivtw.methods import check, random_tokens, then, withdraw
 from minivtw.model.attention import rotary, rotate, split_heads
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward, logits
 from minivtw.model.layers import linear, rms_norm, softmax, swiglu
-from minivtw.methods import check, random, then, withdraw
 from minivtw.model.tokens import EmbeddedPrompt, arriving
 from tests.random_models import assert_close, cases, places_with_visual, prefill, random_prompt, renumbered
 
@@ -161,7 +161,7 @@ def test_withdrawing_again_later_changes_nothing(case, data):
 def test_without_visual_tokens_nothing_changes(case):
     decoder, prompt, layer = case
     text_only = EmbeddedPrompt(prompt.hidden, np.zeros(len(prompt.hidden), bool))
-    for method in (withdraw(layer), renumbered(layer), random(layer)):
+    for method in (withdraw(layer), renumbered(layer), random_tokens(layer)):
         run, untouched = prefill(decoder, text_only, method), prefill(decoder, text_only, None)
         assert np.array_equal(run.hidden, untouched.hidden)
 
@@ -208,7 +208,7 @@ def test_reindexing_matters():
 @given(cases(layers=st.integers(1, 2)), st.integers(0, 1000))
 def test_the_random_ablation_withdraws_as_many_tokens_but_never_the_last(case, seed):
     decoder, prompt, _ = case
-    tokens = forward(decoder, arriving(*prompt, KVCache(decoder.config)), random(0, seed))
+    tokens = forward(decoder, arriving(*prompt, KVCache(decoder.config)), random_tokens(0, seed))
     assert len(prompt.hidden) - len(tokens) == prompt.is_visual.sum()
     assert tokens.positions[-1] == len(prompt.hidden) - 1
 
@@ -222,7 +222,7 @@ def test_a_layer_that_makes_no_sense_is_an_input_error(layer):
 def test_a_layer_that_the_decoder_lacks_is_an_input_error():
     assert check(withdraw(6), layers=6)
     with pytest.raises(InputError, match="from 0 to 6, the number of layers, not 7"):
-        check(then(withdraw(2), random(7)), layers=6)
+        check(then(withdraw(2), random_tokens(7)), layers=6)
 
 
 def test_logits_of_the_withdrawn_differ_from_the_full_model():
