@@ -15,6 +15,13 @@ WEIGHTS, JSON = "*.safetensors", "*.json"
 FETCHED = {"smol": "minivtw-smol", "smollm2": "smollm2-135m-instruct"}
 
 
+def shipped_folder(name: str) -> pathlib.Path:
+    """A folder of weights/: inside the installed package, or beside it in a checkout."""
+    package = pathlib.Path(__file__).parent.parent
+    installed = package / "weights" / name
+    return installed if installed.is_dir() else package.parent / "weights" / name
+
+
 def model_folder(model):
     """The folder of a model's files, fetched first if `model` is a name on the hub. Raises InputError."""
     folder = pathlib.Path(model)

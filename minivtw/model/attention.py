@@ -37,20 +37,6 @@ def split_heads(x, heads):
     return x.reshape(tokens, heads, width // heads).swapaxes(0, 1)
 
 
-def attention_probabilities(queries, keys, sees=None):
-    """softmax(q k^T / sqrt(head_dim)) as it is written, for whoever looks at it. Arguments as for `attention`.
-
-    Returns (heads, new, tokens).
-    """
-    heads, new, head_dim = queries.shape
-    kv_heads, tokens, _ = keys.shape
-    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads * new, head_dim)
-    scores = (grouped @ keys.swapaxes(-1, -2)).reshape(heads, new, tokens)
-    if sees is not None:
-        scores = np.where(np.arange(tokens) < sees[:, None], scores, np.float32(-np.inf))
-    return softmax(scores)
-
-
 MOST_QUERIES = 128  # in a block: their scores are all that is held of the (heads, new, tokens)
 
 
@@ -94,3 +80,14 @@ def block_attention(queries, keys, values, sees):
     context = scores @ values[:, None, :seen]  # (kv_heads, heads a key head, new, head_dim)
     context /= np.sum(scores, axis=-1, keepdims=True)
     return context.reshape(heads, new, head_dim).swapaxes(0, 1).reshape(new, heads * head_dim)
+
+
+def attention_probabilities(queries, keys, sees=None):
+    """softmax(q k^T / sqrt(head_dim)) as it is written. Arguments as for `attention`. Returns (heads, new, tokens)."""
+    heads, new, head_dim = queries.shape
+    kv_heads, tokens, _ = keys.shape
+    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads, new, head_dim)
+    scores = (grouped @ keys[:, None].swapaxes(-1, -2)).reshape(heads, new, tokens)
+    if sees is not None and new and sees[0] < tokens:  # else even the first query sees everything
+        scores = np.where(np.arange(tokens) < sees[:, None], scores, np.float32(-np.inf))
+    return softmax(scores)
