@@ -1,33 +1,45 @@
 """Attention: rotary positions, and grouped-query attention for the encoder and the decoder alike."""
 
+import functools
+
 import numpy as np
 
 from .blocks import row_blocks, side_by_side
 from .layers import softmax
 
 
+@functools.lru_cache(maxsize=4)
+def rotary_table(length, head_dim, theta):
+    """`rotary` for the positions 0 … length - 1. Computed once, because every layer and every token asks."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = 1 / np.float32(theta) ** exponents  # (head_dim / 2,)
+    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies  # (length, head_dim / 2)
+    cosines, sines = np.cos(angles), np.sin(angles)
+    return np.concatenate([cosines, cosines], axis=1), np.concatenate([-sines, sines], axis=1)
+
+
 def rotary(positions, head_dim, theta):
     """Cosines and sines of rotary position embedding (Su et al. 2021, RoFormer, equation 34).
 
-    Channel pair i of a head turns by the angle position * theta^(-2i / head_dim).
-    positions: (tokens,) integers. Returns two float32 arrays (tokens, head_dim / 2).
+    Channel pair i of a head turns by the angle position * theta^(-2i / head_dim). positions: (tokens,) integers.
+    Returns what `rotate` multiplies the channels with, two float32 arrays (tokens, head_dim): each cosine twice, and
+    each sine first with the minus sign of equation 34, then without.
     """
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = 1 / np.float32(theta) ** exponents  # (head_dim / 2,)
-    angles = positions[:, None].astype(np.float32) * frequencies  # (tokens, head_dim / 2)
-    return np.cos(angles), np.sin(angles)
+    length = 1 << int(positions.max(initial=0)).bit_length()  # a power of two: the table seldom grows
+    cosines, sines = rotary_table(length, head_dim, theta)
+    return cosines[positions], sines[positions]
 
 
 def rotate(x, cosines, sines):
     """Turn each channel pair of x by its angle. Hugging Face's Llama pairs channel i with i + head_dim / 2.
 
-    x: (heads, tokens, head_dim); cosines and sines: (tokens, head_dim / 2). Returns (heads, tokens, head_dim).
+    x: (heads, tokens, head_dim); cosines and sines: (tokens, head_dim). Returns (heads, tokens, head_dim).
     """
     half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]  # (heads, tokens, head_dim / 2) each
-    turned = np.empty(x.shape, np.float32)
-    np.subtract(first * cosines, second * sines, out=turned[..., :half])
-    np.add(second * cosines, first * sines, out=turned[..., half:])
+    partners = np.concatenate([x[..., half:], x[..., :half]], axis=-1)  # (heads, tokens, head_dim)
+    partners *= sines
+    turned = x * cosines
+    turned += partners
     return turned
 
 
