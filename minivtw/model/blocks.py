@@ -8,6 +8,7 @@ it, and what it holds on the way is small. NumPy gives up Python's lock while it
 import ctypes
 import functools
 import pathlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,38 +17,44 @@ MOST_ROWS = 256  # in a block: enough for a product to run at full speed
 LEAST_ROWS = 48  # fewer are not worth a thread of their own
 
 
-def openblas():
-    """The (get, set) functions for the number of threads of the OpenBLAS inside NumPy; None if it has another BLAS."""
+def blas_function(name):
+    """A function of the OpenBLAS that came with NumPy; None where NumPy has another BLAS."""
     package = pathlib.Path(np.__file__).parent
     for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
         library = ctypes.CDLL(str(path))
-        for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_"):
-            if hasattr(library, name.format("set")):
-                return getattr(library, name.format("get")), getattr(library, name.format("set"))
+        for full_name in (f"scipy_openblas_{name}64_", f"openblas_{name}64_"):
+            if hasattr(library, full_name):
+                return getattr(library, full_name)
     return None
 
 
-OPENBLAS = openblas()
-THREADS = OPENBLAS[0]() if OPENBLAS else 1  # every core, or what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says
+get_blas_threads, set_blas_threads = blas_function("get_num_threads"), blas_function("set_num_threads")
+THREADS = get_blas_threads() if set_blas_threads else 1  # every core, or what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says
 WORKERS = ThreadPoolExecutor(THREADS)  # its threads begin with the first work
 
 
+BUSY = threading.Lock()  # held while the workers work
+
+
 def side_by_side(work, blocks):
-    """work(block) for every block, on all cores, one BLAS thread to each."""
-    if THREADS == 1 or len(blocks) == 1:
+    """work(block) for every block, on all cores, with one BLAS thread to each.
+
+    A block within a block is computed where it is, and so is everything while another thread has the workers.
+    """
+    if THREADS == 1 or len(blocks) == 1 or not BUSY.acquire(blocking=False):
         for block in blocks:
             work(block)
         return
-    get_threads, set_threads = OPENBLAS
-    before = get_threads()
-    set_threads(1)
+    before = get_blas_threads()
+    set_blas_threads(1)
     try:
         list(WORKERS.map(work, blocks))
     finally:
-        set_threads(before)
+        set_blas_threads(before)
+        BUSY.release()
 
 
-def row_blocks(rows, most=MOST_ROWS):
+def row_blocks(rows, most):
     """Slices that cover `rows` rows: `most` in each at most, and a block for every core if there are rows enough.
 
     Their number is a power of two, so that cores share evenly.
@@ -62,14 +69,14 @@ def by_rows(function):
 
     @functools.wraps(function)
     def in_blocks(x, *arguments):
-        if len(x) < 2 * LEAST_ROWS:
+        if len(x) < 2 * LEAST_ROWS or BUSY.locked():
             return function(x, *arguments)
         out = np.empty((len(x), function(x[:0], *arguments).shape[1]), np.float32)  # no rows at all tell its width
 
         def work(rows):
             out[rows] = function(x[rows], *arguments)
 
-        side_by_side(work, row_blocks(len(x)))
+        side_by_side(work, row_blocks(len(x), MOST_ROWS))
         return out
 
     return in_blocks
