@@ -11,7 +11,7 @@ FLAT = {
     "vlm": {"vlm", "loading"},
     "methods": {"methods", "shelf", "specs", "counting"},
     "search": {"search", "schedules"},
-    "": {"errors", "__init__"},  # imported by all; not drawn
+    "": {"errors", "blocks", "__init__"},  # imported by all; not drawn
 }
 STYLE = """
   text { font: 12.5px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11px; fill: #66707c } .name { font-weight: 600 }
