@@ -104,7 +104,9 @@ def reduced_loss(
 def beginning(folder: pathlib.Path, stage: str) -> tuple[Llava, TurnMaker]:
     """The model that a stage starts from, and what makes its batches."""
     if stage == "places":
-        return load_exported(EMBEDDED), TurnMaker(exported_tokenizer(EMBEDDED), groups=PLACES_GROUPS)
+        tokenizer = exported_tokenizer(EMBEDDED)
+        tokenizer.save(str(folder / "tokenizer.json"))  # what `export.py` and `score.py` go by
+        return load_exported(EMBEDDED), TurnMaker(tokenizer, groups=PLACES_GROUPS)
     maker = TurnMaker(tokenizer_of(folder), groups=GROUPS)
     if stage == "withdrawal":
         return load_checkpoint(folder / "plain.pt"), maker

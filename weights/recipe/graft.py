@@ -241,7 +241,7 @@ def read_withdrawn(model: Grafted, start: State, turns: Turns, visual: slice) ->
 
 
 def train_graft(run: Run, pool: Pool, taught: bool = False) -> None:
-    """Train until the time is up. No token is ever withdrawn but in the experiment `taught`, which goes on from there."""
+    """Train until the time is up. No token is ever withdrawn but in `taught`, which goes on from there."""
     base, folder = model_folder("smollm2"), run.checkpoint.parent
     model, tokenizer = Grafted(base), tokenizer_with_image(base)
     if taught:

@@ -84,7 +84,7 @@ PLACES_GROUPS = (
         ("existence", "count", "attribute"),
     ),
     Group(20, ("place", "place", "place"), ("existence", "simple existence")),
-    Group(32, ("caption", "choice or tempting choice"), ("other caption",)),
+    Group(32, ("choice or tempting choice", "caption or choice or tempting choice"), ("other caption",)),
     Group(40, (f"{SHORT} then {SHORT}",), ("existence", "count")),
     Group(
         60,

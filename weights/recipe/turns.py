@@ -14,7 +14,7 @@ from questions import Question, Things
 from tokenizer import AFTER_IMAGE, BEFORE_ANSWER, BEFORE_IMAGE, END, VISUAL_TOKENS
 from world import Thing
 
-WEIGHTS = {"caption": 0.5, "choice": 1.5}  # of an answer's tokens in the loss, 1 in the other families
+WEIGHTS = {"caption": 0.5, "choice": 2.0}  # of an answer's tokens in the loss, 1 in the other families
 END_WEIGHT = 0.2
 ANY = -1
 NOUN_PHRASE = re.compile(
