@@ -1,0 +1,92 @@
+"""Where a transformers model keeps its decoder: found by what the modules have, not by what they are called."""
+
+import sys
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+DEEPSTACK = "adds visual features to the hidden states behind several layers (deepstack), which withdrawal would lose"
+REFUSED = {  # model_type: why
+    "qwen3_vl": DEEPSTACK,
+    "qwen3_vl_moe": DEEPSTACK,
+    "mllama": "reads its images by cross-attention and has no visual tokens",
+    "gemma3n": "gives every layer inputs of its own for each token",
+}
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+SMALL_PARTS = {"q_norm", "k_norm", "rotary_emb"}  # of an attention module, besides its projections
+
+
+class Anatomy(NamedTuple):
+    """The parts of a vision-language model that withdrawal touches."""
+
+    name: str  # the class, for messages
+    parent: nn.Module  # turns input_ids and images into embeddings and calls the decoder
+    decoder: nn.Module  # embed_tokens, layers, norm
+    layers: nn.ModuleList
+    visual_ids: tuple[int, ...]  # the token ids that stand for pieces of an image or a video
+
+
+def is_decoder(module):
+    """A language model's stack: vision towers have layers, too, but embed no tokens."""
+    layers = getattr(module, "layers", None)
+    parts = all(hasattr(module, part) for part in ("embed_tokens", "norm"))
+    return parts and isinstance(layers, nn.ModuleList) and all(hasattr(layer, "self_attn") for layer in layers)
+
+
+def anatomy(model):
+    """Find the decoder of a transformers model. Raises InputError for a model that is not understood."""
+    name = type(model).__name__
+    compiled = isinstance(model, nn.Module) and any(getattr(m, "_compiled_call_impl", None) for m in model.modules())
+    if compiled or isinstance(model, torch._dynamo.OptimizedModule):
+        raise InputError(f"{name} is compiled, and tokens that leave change its shapes; use the model without torch.compile")
+    if not isinstance(model, nn.Module) or not hasattr(model, "config") or not hasattr(model, "generate"):
+        raise InputError(f"this needs a generating model of transformers, not {name}")
+    for module in model.modules():
+        kind = getattr(getattr(module, "config", None), "model_type", None)
+        if kind in REFUSED:
+            raise InputError(f"{name} is not supported: {kind} {REFUSED[kind]}")
+    decoders = [module for module in model.modules() if is_decoder(module)]
+    if len(decoders) != 1 or not len(decoders[0].layers):
+        raise InputError(f"{name} is not understood: it has {len(decoders)} decoders with embed_tokens, layers and norm, not one")
+    parent = next(module for module in model.modules() if any(child is decoders[0] for child in module.children()))
+    visual_ids = [getattr(parent.config, key, None) for key in ("image_token_id", "video_token_id")]
+    visual_ids = tuple(token for token in visual_ids if token is not None)
+    if not visual_ids:
+        raise InputError(f"{name} has no visual tokens to withdraw: its config names no image_token_id")
+    return Anatomy(name, parent, decoders[0], decoders[0].layers, visual_ids)
+
+
+def window(layer):
+    """How many tokens a layer of local attention looks back, itself included; None if it sees them all."""
+    return getattr(layer.self_attn, "sliding_window", None)
+
+
+def check_freezable(parts, index):
+    """Raise InputError unless the keys and values of this layer can be made apart from the rest of it."""
+    layer = parts.layers[index]
+    attention = layer.self_attn
+    children = {name for name, _ in attention.named_children()}
+    needs = PROJECTIONS <= children <= PROJECTIONS | SMALL_PARTS and hasattr(layer, "input_layernorm")
+    if not needs or not hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb"):
+        raise InputError(f"layers of {parts.name} cannot be frozen: their attention is not understood")
+    if window(layer) is not None:
+        raise InputError(f"layer {index} of {parts.name} cannot be frozen: it sees only the last {window(layer)} tokens")
+
+
+def keys_and_values(layer, hidden, angles):
+    """What a layer lets others read of some tokens: their keys and values, (batch, kv_heads, tokens, head_dim).
+
+    hidden: (batch, tokens, width), as it comes to the layer; angles: the pair cos, sin of the same tokens.
+    """
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+    keys, values = (
+        linear(normed).view(*normed.shape[:-1], -1, attention.head_dim).transpose(1, 2)
+        for linear in (attention.k_proj, attention.v_proj)
+    )
+    keys = attention.k_norm(keys) if hasattr(attention, "k_norm") else keys
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    return rotate(keys, keys, *angles)[1], values

@@ -1,0 +1,221 @@
+"""Small random models of every family in transformers, and prompts for them without a processor."""
+
+from typing import NamedTuple
+
+import torch
+import transformers as hf
+
+IMAGE, LAYERS, SIDE = 90, 6, 16  # the token of a piece of an image; the decoder's depth; pixels
+TEXT = dict(
+    vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=99,
+)  # fmt: skip
+SIGLIP = dict(
+    model_type="siglip_vision_model", image_size=SIDE, patch_size=4, hidden_size=16, intermediate_size=24,
+    num_hidden_layers=2, num_attention_heads=2, vision_use_head=False,
+)  # fmt: skip
+CLIP = dict(
+    model_type="clip_vision_model", image_size=SIDE, patch_size=4, hidden_size=16, intermediate_size=24,
+    num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
+)  # fmt: skip
+MROPE = dict(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]})
+
+
+class Family(NamedTuple):
+    """How to build a model and what it takes for images."""
+
+    config: object
+    model: type
+    images: callable  # (model, number of images a prompt) -> inputs of the images
+    types: str | None = None  # an input that says what kind each token is
+
+
+def plain(model, counts):
+    """One tile an image, (images, 3, side, side)."""
+    return {"pixel_values": torch.randn(sum(counts), 3, SIDE, SIDE)}
+
+
+def tiled(model, counts):
+    """An overview and tiles, and every image's size."""
+    sizes = torch.tensor([[SIDE, 2 * SIDE] if image % 2 else [SIDE, SIDE] for image in range(sum(counts))])
+    return {"pixel_values": torch.randn(sum(counts), 3, 3, SIDE, SIDE), "image_sizes": sizes}
+
+
+def idefics(model, counts):
+    """(prompts, most images, 3, side, side), zeros where a prompt has fewer."""
+    pixels = torch.randn(len(counts), max(counts), 3, SIDE, SIDE)
+    for row, count in enumerate(counts):
+        pixels[row, count:] = 0
+    return {"pixel_values": pixels}
+
+
+def grids(model, counts):
+    """Patches of images of different sizes in one row, and the images' grids."""
+    grid = torch.tensor([[1, 4, 4] if image % 2 else [1, 4, 6] for image in range(sum(counts))])
+    return {"pixel_values": torch.randn(int(grid.prod(1).sum()), 3 * 2 * 4 * 4), "image_grid_thw": grid}
+
+
+def llava(text, vision, **more):
+    return hf.LlavaConfig(text_config={**TEXT, **text}, vision_config=vision, image_token_index=IMAGE, **more)
+
+
+def qwen_vl(kind, vision):
+    text = {**TEXT, **MROPE, "bos_token_id": 1, "eos_token_id": 99}
+    return kind(text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93)
+
+
+def gemma(kind, **text):
+    return {**TEXT, "model_type": kind, "head_dim": 8, "query_pre_attn_scalar": 8, **text}
+
+
+PINPOINTS = dict(image_grid_pinpoints=[[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [SIDE, SIDE]])
+QWEN = dict(depth=2, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2, in_channels=3)
+
+
+def families():
+    """Name -> `Family`, whose config is made when it is asked for."""
+    return {
+        "llava": Family(lambda: llava({"model_type": "llama"}, CLIP), hf.LlavaForConditionalGeneration, plain),
+        "llava-interleave": Family(
+            lambda: llava({"model_type": "qwen2"}, SIGLIP, vision_feature_layer=-1, vision_feature_select_strategy="full"),
+            hf.LlavaForConditionalGeneration, plain,
+        ),
+        "llava-next": Family(
+            lambda: hf.LlavaNextConfig(text_config={**TEXT, "model_type": "mistral"}, vision_config=CLIP, image_token_index=IMAGE, **PINPOINTS),
+            hf.LlavaNextForConditionalGeneration, tiled,
+        ),
+        "llava-onevision": Family(
+            lambda: hf.LlavaOnevisionConfig(text_config={**TEXT, "model_type": "qwen2"}, vision_config=SIGLIP, image_token_index=IMAGE, video_token_index=91, **PINPOINTS),
+            hf.LlavaOnevisionForConditionalGeneration, tiled,
+        ),
+        "idefics3": Family(
+            lambda: hf.Idefics3Config(text_config={**TEXT, "model_type": "llama"}, vision_config={**SIGLIP, "model_type": "idefics3_vision"}, image_token_id=IMAGE, scale_factor=2, pad_token_id=0),
+            hf.Idefics3ForConditionalGeneration, idefics,
+        ),
+        "smolvlm": Family(
+            lambda: hf.SmolVLMConfig(text_config={**TEXT, "model_type": "llama"}, vision_config={**SIGLIP, "model_type": "smolvlm_vision"}, image_token_id=IMAGE, scale_factor=2, pad_token_id=0),
+            hf.SmolVLMForConditionalGeneration, idefics,
+        ),
+        "qwen2-vl": Family(
+            lambda: qwen_vl(hf.Qwen2VLConfig, {**QWEN, "embed_dim": 16, "hidden_size": 32}),
+            hf.Qwen2VLForConditionalGeneration, grids, "mm_token_type_ids",
+        ),
+        "qwen2.5-vl": Family(
+            lambda: qwen_vl(hf.Qwen2_5_VLConfig, {**QWEN, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16, "fullatt_block_indexes": [1]}),
+            hf.Qwen2_5_VLForConditionalGeneration, grids, "mm_token_type_ids",
+        ),
+        "internvl": Family(
+            lambda: hf.InternVLConfig(
+                text_config={**TEXT, "model_type": "qwen2"}, image_token_id=IMAGE, downsample_ratio=0.5,
+                vision_config=dict(image_size=[SIDE, SIDE], patch_size=[4, 4], hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2),
+            ),
+            hf.InternVLForConditionalGeneration, plain,
+        ),
+        "gemma3": Family(
+            lambda: hf.Gemma3Config(text_config=gemma("gemma3_text", sliding_window=64, sliding_window_pattern=3), vision_config=SIGLIP, image_token_index=IMAGE, mm_tokens_per_image=4, boi_token_index=92, eoi_token_index=93),
+            hf.Gemma3ForConditionalGeneration, plain, "token_type_ids",
+        ),
+        "gemma3-short-window": Family(
+            lambda: hf.Gemma3Config(text_config=gemma("gemma3_text", sliding_window=9, sliding_window_pattern=3), vision_config=SIGLIP, image_token_index=IMAGE, mm_tokens_per_image=4, boi_token_index=92, eoi_token_index=93),
+            hf.Gemma3ForConditionalGeneration, plain, "token_type_ids",
+        ),
+        "paligemma": Family(
+            lambda: hf.PaliGemmaConfig(text_config=gemma("gemma"), vision_config={**SIGLIP, "projection_dim": 32}, image_token_index=IMAGE, projection_dim=32, hidden_size=32),
+            hf.PaliGemmaForConditionalGeneration, plain, "prefix",
+        ),
+    }  # fmt: skip
+
+
+NAMES = list(families())
+
+
+def build(name, seed=0, attention="sdpa"):
+    """A random model whose images matter: weights as large as trained ones, none of transformers' tiny first ones."""
+    torch.manual_seed(seed)
+    family = families()[name]
+    config = family.config()
+    model = family.model._from_config(config, attn_implementation=attention).eval()
+    for parameter_name, weight in model.named_parameters():
+        if weight.ndim > 1 and "norm" not in parameter_name:
+            weight.data.normal_(std=1.0 / weight[0].numel() ** 0.5 if "embed" not in parameter_name else 1.0)
+    model.generation_config.eos_token_id = None  # every run is as long as it was asked to be
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def layers_of(model):
+    """The decoder's layers, by name, as these families have them."""
+    inner = model.model
+    return (inner.language_model if hasattr(inner, "language_model") else inner.text_model).layers
+
+
+def image_lengths(name, model, images, counts):
+    """How many visual tokens each image becomes."""
+    if name.startswith("qwen"):
+        return (images["image_grid_thw"].prod(1) // 4).tolist()
+    if name in ("llava-next", "llava-onevision"):
+        more = {"batch_num_images": torch.tensor([1] * sum(counts))} if name == "llava-onevision" else {}
+        parts = model.model.get_image_features(**images, **more, return_dict=True).pooler_output
+        return [len(part) for part in parts]
+    patches = (SIDE // 4) ** 2
+    return [4 if name in ("idefics3", "smolvlm", "internvl") or name.startswith("gemma3") else patches] * sum(counts)
+
+
+def prompts(name, model, shapes, seed=0):
+    """Inputs of a batch. shapes: for each prompt how many text tokens stand before, between and behind its images.
+
+    [3, 5] is three tokens, an image, five tokens. Left-padded; every id of text is from 2 to 89.
+    """
+    torch.manual_seed(seed)
+    family, counts = families()[name], [len(shape) - 1 for shape in shapes]
+    images = family.images(model, counts) if sum(counts) else {}
+    lengths = iter(image_lengths(name, model, images, counts) if images else [])
+    rows = []
+    for shape in shapes:
+        row = []
+        for place, text in enumerate(shape):
+            row += torch.randint(2, 90, (text,)).tolist()
+            row += [IMAGE] * next(lengths) if place < len(shape) - 1 else []
+        rows.append(row)
+    return {**padded(name, rows), **images}
+
+
+def padded(name, rows):
+    """Token ids of each prompt -> input_ids, attention_mask and the family's token types, left-padded."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    real = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    inputs = {"input_ids": ids, "attention_mask": real}
+    types = families()[name].types
+    if types == "prefix":
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    elif types:
+        inputs[types] = (ids == IMAGE).long()
+    return inputs
+
+
+def one_of(name, inputs, row):
+    """One prompt of a batch, without its padding and with its own images only."""
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+    single = padded(name, [ids[row][real[row]].tolist()])
+    if "pixel_values" not in inputs or not (single["input_ids"] == IMAGE).any():
+        return single
+    pixels = inputs["pixel_values"]
+    if name in ("idefics3", "smolvlm"):
+        images = int((single["input_ids"] == IMAGE).sum()) // 4
+        return {**single, "pixel_values": pixels[row : row + 1, :images]}
+    grids_ = inputs.get("image_grid_thw")
+    lengths = (grids_.prod(1) // 4).tolist() if grids_ is not None else inputs["lengths"]
+    before, count, wanted = int((ids[:row] == IMAGE).sum()), [0, 0], int((single["input_ids"] == IMAGE).sum())
+    while sum(lengths[: count[0]]) < before:
+        count[0] += 1
+    count[1] = count[0]
+    while sum(lengths[count[0] : count[1]]) < wanted:
+        count[1] += 1
+    if grids_ is not None:
+        starts = [0, *grids_.prod(1).cumsum(0).tolist()]
+        return {**single, "pixel_values": pixels[starts[count[0]] : starts[count[1]]], "image_grid_thw": grids_[count[0] : count[1]]}
+    single["pixel_values"] = pixels[count[0] : count[1]]
+    if "image_sizes" in inputs:
+        single["image_sizes"] = inputs["image_sizes"][count[0] : count[1]]
+    return single
