@@ -4,6 +4,7 @@ What a candidate K does before layer K is what the model does anyway. So one pas
 at every layer's door; from there, the candidates that have withdrawn already go through each layer as one batch.
 """
 
+import inspect
 from collections.abc import Mapping
 
 import torch
@@ -63,13 +64,17 @@ def opened(image):
 
 
 def prompt(processor, images, question):
-    """What a processor makes of images and a question, in its chat layout if it has one."""
-    if getattr(processor, "chat_template", None) is None:
-        return processor(images=images, text=question, return_tensors="pt")
-    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+    """What a processor makes of images and a question, in its chat layout; without one, the question is the whole prompt."""
+    template = getattr(processor, "chat_template", None) or getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    try:
+        if template is None:
+            return processor(images=images, text=question, return_tensors="pt")
+        content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}], template, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the processor {type(processor).__name__} cannot take a sample: {error}") from error
 
 
 @torch.no_grad()
@@ -99,7 +104,8 @@ def walk(model, parts, inputs):
     handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in parts.layers]
     handles.append(parts.layers[-1].register_forward_hook(lambda layer, args, output: behind.append(output)))
     try:
-        full = model(**inputs, use_cache=False).logits[:, -1]
+        last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        full = model(**inputs, **last, use_cache=False).logits[:, -1]
     finally:
         for handle in handles:
             handle.remove()

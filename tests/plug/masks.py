@@ -4,13 +4,20 @@ import contextlib
 
 import torch
 
-from .models import IMAGE, layers_of
+from .models import IMAGE, UNSPOKEN, layers_of
 
 
 @contextlib.contextmanager
-def forbidden(model, input_ids, layer, frozen=()):
-    """From `layer` on, no row of text attends to a visual token; in `frozen` layers, visual rows come out as they came."""
-    visual = input_ids == IMAGE  # (batch, tokens)
+def forbidden(model, layer, frozen=()):
+    """From `layer` on, no row of text attends to a visual token; in `frozen` layers, visual rows come out as they came.
+
+    For passes over whole prompts, without a cache.
+    """
+    visual = None  # (batch, tokens)
+
+    def mark(module, args, kwargs):
+        nonlocal visual
+        visual = kwargs["input_ids"] == IMAGE
 
     def forbid(module, args, kwargs):
         mask, tokens = kwargs["attention_mask"], visual.shape[1]
@@ -24,7 +31,7 @@ def forbidden(model, input_ids, layer, frozen=()):
         came = args[0] if args else kwargs["hidden_states"]
         return torch.where(visual[..., None], came, output)
 
-    handles = []
+    handles = [model.register_forward_pre_hook(mark, with_kwargs=True)]
     for index, module in enumerate(layers_of(model)):
         if index >= layer:
             handles.append(module.register_forward_pre_hook(forbid, with_kwargs=True))
@@ -40,7 +47,7 @@ def forbidden(model, input_ids, layer, frozen=()):
 @torch.no_grad()
 def logits(model, inputs, layer, frozen=()):
     """(batch, tokens, vocabulary) of a whole prompt, no cache."""
-    with forbidden(model, inputs["input_ids"], layer, frozen):
+    with forbidden(model, layer, frozen):
         return model(**inputs, use_cache=False).logits
 
 
@@ -60,5 +67,6 @@ def greedy(model, inputs, layer, frozen=(), tokens=6):
     said = inputs["input_ids"][:, :0]
     for _ in range(tokens):
         last = logits(model, grown(inputs, said), layer, frozen)[:, -1]
+        last[:, UNSPOKEN] = -torch.inf
         said = torch.cat([said, last.argmax(-1, keepdim=True)], 1)
     return said

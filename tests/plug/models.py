@@ -1,11 +1,13 @@
 """Small random models of every family in transformers, and prompts for them without a processor."""
 
+import inspect
 from typing import NamedTuple
 
 import torch
 import transformers as hf
 
 IMAGE, LAYERS, SIDE = 90, 6, 16  # the token of a piece of an image; the decoder's depth; pixels
+UNSPOKEN = list(range(90, 100))  # token ids that are no text, and that no model is to say
 TEXT = dict(
     vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=99,
@@ -140,7 +142,13 @@ def build(name, seed=0, attention="sdpa"):
             weight.data.normal_(std=1.0 / weight[0].numel() ** 0.5 if "embed" not in parameter_name else 1.0)
     model.generation_config.eos_token_id = None  # every run is as long as it was asked to be
     model.generation_config.pad_token_id = 0
+    model.generation_config.suppress_tokens = UNSPOKEN
     return model
+
+
+def cache_name(model):
+    """What this version of transformers calls the cache."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def layers_of(model):
@@ -162,9 +170,10 @@ def image_lengths(name, model, images, counts):
 
 
 def prompts(name, model, shapes, seed=0):
-    """Inputs of a batch. shapes: for each prompt how many text tokens stand before, between and behind its images.
+    """Inputs of a batch, left-padded, and of each of its prompts alone.
 
-    [3, 5] is three tokens, an image, five tokens. Left-padded; every id of text is from 2 to 89.
+    shapes: for each prompt how many text tokens stand before, between and behind its images: [3, 5] is three tokens, an
+    image, five tokens. Every id of text is from 2 to 89.
     """
     torch.manual_seed(seed)
     family, counts = families()[name], [len(shape) - 1 for shape in shapes]
@@ -177,7 +186,22 @@ def prompts(name, model, shapes, seed=0):
             row += torch.randint(2, 90, (text,)).tolist()
             row += [IMAGE] * next(lengths) if place < len(shape) - 1 else []
         rows.append(row)
-    return {**padded(name, rows), **images}
+    alone = [{**padded(name, [row]), **images_of(images, counts, index)} for index, row in enumerate(rows)]
+    return {**padded(name, rows), **images}, alone
+
+
+def images_of(images, counts, row):
+    """The images of one prompt of a batch."""
+    first, behind = sum(counts[:row]), sum(counts[: row + 1])
+    if first == behind:
+        return {}
+    pixels = images["pixel_values"]
+    if pixels.ndim == 5 and "image_sizes" not in images:  # idefics: by prompt
+        return {"pixel_values": pixels[row : row + 1, : counts[row]]}
+    if "image_grid_thw" in images:  # all patches in a row
+        starts = [0, *images["image_grid_thw"].prod(1).cumsum(0).tolist()]
+        return {"pixel_values": pixels[starts[first] : starts[behind]], "image_grid_thw": images["image_grid_thw"][first:behind]}
+    return {key: value[first:behind] for key, value in images.items()}
 
 
 def padded(name, rows):
@@ -192,30 +216,3 @@ def padded(name, rows):
     elif types:
         inputs[types] = (ids == IMAGE).long()
     return inputs
-
-
-def one_of(name, inputs, row):
-    """One prompt of a batch, without its padding and with its own images only."""
-    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
-    single = padded(name, [ids[row][real[row]].tolist()])
-    if "pixel_values" not in inputs or not (single["input_ids"] == IMAGE).any():
-        return single
-    pixels = inputs["pixel_values"]
-    if name in ("idefics3", "smolvlm"):
-        images = int((single["input_ids"] == IMAGE).sum()) // 4
-        return {**single, "pixel_values": pixels[row : row + 1, :images]}
-    grids_ = inputs.get("image_grid_thw")
-    lengths = (grids_.prod(1) // 4).tolist() if grids_ is not None else inputs["lengths"]
-    before, count, wanted = int((ids[:row] == IMAGE).sum()), [0, 0], int((single["input_ids"] == IMAGE).sum())
-    while sum(lengths[: count[0]]) < before:
-        count[0] += 1
-    count[1] = count[0]
-    while sum(lengths[count[0] : count[1]]) < wanted:
-        count[1] += 1
-    if grids_ is not None:
-        starts = [0, *grids_.prod(1).cumsum(0).tolist()]
-        return {**single, "pixel_values": pixels[starts[count[0]] : starts[count[1]]], "image_grid_thw": grids_[count[0] : count[1]]}
-    single["pixel_values"] = pixels[count[0] : count[1]]
-    if "image_sizes" in inputs:
-        single["image_sizes"] = inputs["image_sizes"][count[0] : count[1]]
-    return single
