@@ -131,7 +131,7 @@ def narrowed(kwargs, rows, memo):
     mask = kwargs.get("attention_mask")
     if mask is not None:
         if id(mask) not in memo:
-            text = all_keys(1, 0, rows.index.device).grown(rows, 0)
+            text = all_keys(1, 0, rows.index.device).grown(rows, 0, mask.shape[-1])
             memo[id(mask)] = narrow_mask(mask, rows, text, mask.shape[-1])
         changed["attention_mask"] = memo[id(mask)]
     for name, pair in kwargs.items():

@@ -151,8 +151,7 @@ class Hooks:
         now.total = past + tokens
         text, frozen = self.before(cache, past, batch, hidden.device)
         if now.visual is None:
-            everyone = choose(torch.ones(batch, tokens, dtype=torch.bool, device=hidden.device))
-            now.held = caches.Held(self.plan, now.total, text.grown(everyone, past), frozen.grown(everyone, past))
+            now.held = caches.Held(self.plan, now.total, text.grown(None, past, now.total), frozen.grown(None, past, now.total))
             return
         stays = ~now.visual
         if now.padding is not None:
@@ -160,8 +159,8 @@ class Hooks:
         if bool(now.visual[:, -1].any()) or not bool(stays.any(1).all()):
             raise InputError("a prompt must end with text: its last visual token is withdrawn, and nothing is left to answer")
         now.text, now.resting = choose(stays), choose(now.visual)
-        frozen = frozen.grown(now.resting, past).grown(now.text, past)._replace(ordered=False)
-        now.held = caches.Held(self.plan, now.total, text.grown(now.text, past), frozen)
+        frozen = frozen.grown(now.resting, past, now.total).grown(now.text, past, now.total)._replace(ordered=False)
+        now.held = caches.Held(self.plan, now.total, text.grown(now.text, past, now.total), frozen)
 
     def before(self, cache, past, batch, device):
         """The `Keys` that layers from K on, and frozen layers, hold of the `past` tokens before this pass."""
@@ -233,11 +232,14 @@ class Hooks:
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     def narrowed(self, layer, hidden, args, kwargs, keys):
-        """A layer's arguments for the rows `hidden` and the `Keys` it will read: (args, kwargs)."""
-        now, changed = self.thread.now, dict(kwargs)
+        """A layer's arguments for the rows `hidden` and the `Keys` it will read: (args, kwargs), or None to leave them."""
+        now = self.thread.now
         cached = caches.length(kwargs.get(now.cache_name), layer.self_attn.layer_idx)
         keys = keys._replace(places=keys.places[:, -(cached + hidden.shape[1]) :])
-        changed["attention_mask"] = self.mask(layer, kwargs["attention_mask"], keys)
+        mask = self.mask(layer, kwargs["attention_mask"], keys)
+        if mask is None and now.text is None:  # a token that is decoded, and nobody is hidden from it
+            return None
+        changed = {**kwargs, "attention_mask": mask}
         if now.text is not None:
             changed |= {name: self.angles(kwargs[name], now.text, name) for name in kwargs if name.startswith(ANGLES)}
             changed["position_ids"] = None  # flash attention takes a gap in them for the start of another prompt

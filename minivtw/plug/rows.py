@@ -53,8 +53,11 @@ class Keys(NamedTuple):
     whole: bool = True  # without holes
     ordered: bool = True  # by place: if not, only the mask knows who comes before whom
 
-    def grown(self, rows, past):
-        """These and the rows of a forward pass that began at place `past`."""
+    def grown(self, rows, past, total):
+        """These and the rows of a forward pass over the places from `past` to `total`; rows: None for all of them."""
+        if rows is None:
+            places = torch.arange(past, total, device=self.places.device).expand(len(self.places), -1)
+            return self._replace(places=torch.cat([self.places, places], 1))
         places = rows.index + past
         places = places if rows.hole is None else places.masked_fill(rows.hole, -1)
         return self._replace(places=torch.cat([self.places, places], 1), whole=self.whole and rows.hole is None)
