@@ -1,5 +1,6 @@
 """Where a transformers model keeps its decoder: found by what the modules have, not by what they are called."""
 
+import inspect
 import sys
 from typing import NamedTuple
 
@@ -8,13 +9,10 @@ from torch import nn
 
 from ..errors import InputError
 
-DEEPSTACK = "adds visual features to the hidden states behind several layers (deepstack), which withdrawal would lose"
-REFUSED = {  # model_type: why
-    "qwen3_vl": DEEPSTACK,
-    "qwen3_vl_moe": DEEPSTACK,
-    "mllama": "reads its images by cross-attention and has no visual tokens",
-    "gemma3n": "gives every layer inputs of its own for each token",
-}
+USUAL = {  # what a decoder may be called with; anything else reaches layers in ways that are not understood
+    "input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache_position", "cache", "past_key_values", "use_cache",
+    "output_attentions", "output_hidden_states", "return_dict", "args", "kwargs", "flash_attn_kwargs",
+}  # fmt: skip
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 SMALL_PARTS = {"q_norm", "k_norm", "rotary_emb"}  # of an attention module, besides its projections
 
@@ -39,18 +37,16 @@ def is_decoder(module):
 def anatomy(model):
     """Find the decoder of a transformers model. Raises InputError for a model that is not understood."""
     name = type(model).__name__
-    compiled = isinstance(model, nn.Module) and any(getattr(m, "_compiled_call_impl", None) for m in model.modules())
-    if compiled or isinstance(model, torch._dynamo.OptimizedModule):
-        raise InputError(f"{name} is compiled, and tokens that leave change its shapes; use the model without torch.compile")
     if not isinstance(model, nn.Module) or not hasattr(model, "config") or not hasattr(model, "generate"):
         raise InputError(f"this needs a generating model of transformers, not {name}")
-    for module in model.modules():
-        kind = getattr(getattr(module, "config", None), "model_type", None)
-        if kind in REFUSED:
-            raise InputError(f"{name} is not supported: {kind} {REFUSED[kind]}")
+    if hasattr(model, "_orig_mod") or any(module._compiled_call_impl for module in model.modules()):
+        raise InputError(f"{name} is compiled, and tokens that leave change its shapes; use the model without torch.compile")
     decoders = [module for module in model.modules() if is_decoder(module)]
     if len(decoders) != 1 or not len(decoders[0].layers):
         raise InputError(f"{name} is not understood: it has {len(decoders)} decoders with embed_tokens, layers and norm, not one")
+    unusual = [argument for argument in inspect.signature(decoders[0].forward).parameters if argument not in USUAL]
+    if unusual:
+        raise InputError(f"{name} is not supported: its decoder takes {' and '.join(unusual)}, which go where tokens must stay in place")
     parent = next(module for module in model.modules() if any(child is decoders[0] for child in module.children()))
     visual_ids = [getattr(parent.config, key, None) for key in ("image_token_id", "video_token_id")]
     visual_ids = tuple(token for token in visual_ids if token is not None)
@@ -89,4 +85,4 @@ def keys_and_values(layer, hidden, angles):
     )
     keys = attention.k_norm(keys) if hasattr(attention, "k_norm") else keys
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    return rotate(keys, keys, *angles)[1], values
+    return rotate(keys, keys, *(part.to(keys.device) for part in angles))[1], values

@@ -21,7 +21,8 @@ from .anatomy import anatomy, check_freezable, keys_and_values, window
 from .rows import Rows, all_keys, causal_mask, choose, narrow_mask, padding_of, put, take
 
 ANGLES = "position_embeddings"  # some models have several: position_embeddings_global, …
-KNOWN = ("attention_mask", "position_ids", "cache_position")  # arguments of a layer that are long as the prompt
+KNOWN = {"hidden_states", "attention_mask", "position_ids", "cache_position", "cache", "past_key_values", "past_key_value"}
+UNUSED = ("token_type_ids", "mm_token_type_ids")  # that `generate` hands down, and no layer looks at
 
 
 @contextlib.contextmanager
@@ -142,7 +143,7 @@ class Hooks:
         batch, tokens = hidden.shape[:2]
         now.cache_name = "cache" if "cache" in kwargs else "past_key_values"
         now.cache = cache = kwargs.get(now.cache_name)
-        self.check(kwargs, tokens)
+        self.check(layer, args, kwargs)
         now.past = past = 0
         if cache is not None:
             caches.check(cache)
@@ -172,7 +173,7 @@ class Hooks:
         held = held.cut(past)
         return held.text.spread(batch), held.frozen.spread(batch)
 
-    def check(self, kwargs, tokens):
+    def check(self, layer, args, kwargs):
         """Raise InputError where a layer is called in a way that is not understood."""
         attention = getattr(self.parts.decoder.config, "_attn_implementation", None)
         flash = "flash" in str(attention)
@@ -182,10 +183,12 @@ class Hooks:
             raise InputError("flash attention cannot let text before and behind the image read frozen rows; use sdpa or eager")
         if ANGLES not in " ".join(kwargs) or "attention_mask" not in kwargs:
             raise InputError(f"the layers of {self.parts.name} get no {ANGLES} or no attention_mask; they are not understood")
-        for name, value in kwargs.items():
-            per_token = torch.is_tensor(value) and tokens > 1 and tokens in value.shape
-            if per_token and not name.startswith((ANGLES, *KNOWN)) and "token_type" not in name:
-                raise InputError(f"the layers of {self.parts.name} get {name}, a value for each token, which is not understood")
+        plain = lambda value: value is None or isinstance(value, bool | int | float | str)
+        given = {name: value for name, value in kwargs.items() if not name.startswith(ANGLES) and name not in (*KNOWN, *UNUSED)}
+        if strange := [name for name, value in given.items() if not plain(value)] or list(map(str, map(type, args[1:]))):
+            raise InputError(f"the layers of {self.parts.name} get {' and '.join(strange)}, which is not understood")
+        if layer.training and getattr(layer, "gradient_checkpointing", False):
+            raise InputError("gradient checkpointing runs a layer twice, the second time without what left; turn it off")
         self.thread.now.flash = flash
 
     def go_on(self, layer, args, kwargs):

@@ -100,7 +100,7 @@ def test_models_that_are_not_understood(zoo, plug, built):
         (torch.nn.Linear(1, 1), "not Linear"),
         (hf.LlamaForCausalLM(hf.LlamaConfig(**zoo.TEXT)), "no visual tokens"),
         (hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)), "0 decoders"),
-        (hf.Qwen3VLForConditionalGeneration(deepstack), "qwen3_vl adds visual features"),
+        (hf.Qwen3VLForConditionalGeneration(deepstack), "visual_pos_masks and deepstack_visual_embeds"),
         (torch.compile(built("llava")), "compiled"),
     ):
         with refused(words), plug.withdraw(model, 2):
@@ -116,6 +116,18 @@ def test_models_that_are_not_understood(zoo, plug, built):
     local = built("gemma3")
     with refused("sees only the last 64"), plug.freeze(local, [0]):
         pass
+
+
+def test_arguments_of_layers_that_are_not_understood(zoo, plug):
+    model = zoo.build("llava")
+    inputs, _ = zoo.prompts("llava", model, [[3, 5]])
+    packed = {"cu_seq_lens_q": zoo.torch.tensor([0, 24])}
+    with plug.withdraw(model, 2), refused("get cu_seq_lens_q, which is not understood"):
+        model.model(**{key: value for key, value in inputs.items() if key != "pixel_values"}, **packed)
+    model.train()
+    model.gradient_checkpointing_enable()
+    with plug.withdraw(model, 2), refused("gradient checkpointing"):
+        model(**inputs)
 
 
 def test_caches_that_cannot_shrink(zoo, plug, built):
