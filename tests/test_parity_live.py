@@ -14,10 +14,10 @@ from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
 import minivtw
-from minivtw.checkpoint import Checkpoint
-from minivtw.families.llava import pixel_settings
-from minivtw.images import open_image
-from minivtw.vlm import embedded_folder
+from minivtw.checkpoints.checkpoint import Checkpoint
+from minivtw.checkpoints.llava import pixel_settings
+from minivtw.inputs.images import open_image
+from minivtw.loading import embedded_folder
 
 from .parity import GREEDY_TOKENS, PIXEL_TOLERANCE, TOLERANCE, compare_layers, observe, relative_error, stage
 
@@ -250,7 +250,7 @@ def in_mode(mode, seed=0):
     if mode == "PA":
         return Image.merge("LA", (image.convert("L"), alpha)).convert("PA")
     if mode == "I;16":
-        return Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16) * 257))
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     if mode == "P":
         return image.quantize(16)
     if mode == "LAB":

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from minivtw import InputError
-from minivtw.sampling import Sampler
+from minivtw.model.sampling import Sampler
 
 some_logits = arrays(np.float32, st.integers(2, 30), elements=st.floats(-8, 8, width=32))
 

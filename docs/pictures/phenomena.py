@@ -17,14 +17,15 @@ from typing import NamedTuple
 import numpy as np
 
 import minivtw
+import minivtw.inputs.images
 from minivtw import Withdrawal, report, search
 from minivtw.analysis import charts, migration, page, redundancy, settling
-from minivtw.analysis.counting import prefill_flops
 from minivtw.analysis.scoring import score
-from minivtw.cache import KVCache
 from minivtw.calibrate import calibrate, embedded, read_samples
+from minivtw.counting import prefill_flops
 from minivtw.errors import InputError
 from minivtw.evaluate import evaluate, progress_bar, read_questions
+from minivtw.model.cache import KVCache
 from minivtw.search import Asked
 from minivtw.vlm import shipped_folder
 
@@ -124,7 +125,7 @@ def curves(models, chapter=ON_CRITERIA):
     for name, vlm in models.items():
         samples = read_samples(next(iter(models.values())).folder / "samples")
         mean = {
-            each: search.mean_curve(vlm.decoder, embedded(vlm, samples), each, vlm.ends) for each in search.CRITERIA
+            each: search.mean_curve(vlm.decoder, embedded(vlm, samples), each, vlm.stop_ids) for each in search.CRITERIA
         }
         series = [("next token (kl)", "visual", mean["kl"]), ("worst token (answer)", "sink dashed", mean["answer"])]
         layer = search.first_at_most(mean["kl"], search.ETA)
@@ -176,7 +177,7 @@ def looking(vlm, name, question, drawing="looking"):
     prompt = vlm.prepare(HERE / name, question)
     asked = Asked(vlm.embed(prompt), prompt.is_visual)
     maps = settling.image_maps(vlm.decoder, asked)[0]  # (layers, visual tokens)
-    (tile,) = page.as_seen(prompt.tiles, minivtw.images.open_image(HERE / name))
+    (tile,) = page.as_seen(prompt.tiles, minivtw.inputs.images.open_image(HERE / name))
     side, place = round(maps.shape[1] ** 0.5), 78
     body = [f'<defs><image id="tile" href="{page.data_url(tile)}" width="72" height="72"/></defs>']
     for layer, patches in enumerate(maps):
@@ -206,7 +207,7 @@ def crossing(models, questions, chapter=ON_PHENOMENA, drawing="lens"):
         }
         left, read = defaultdict(list), []
         for asked in asked_of(vlm, questions):
-            answer = search.walk(vlm.decoder, asked, search.LONGEST_ANSWER, vlm.ends).answer
+            answer = search.walk(vlm.decoder, asked, search.LONGEST_ANSWER, vlm.stop_ids).answer
             for cut, ranges in cuts.items():
                 whole, shares = migration.knock_outs(vlm.decoder, asked, answer, ranges)
                 left[cut].append(shares / whole)
@@ -264,7 +265,7 @@ def losing(vlm, questions, chapter=ON_PHENOMENA, suffix="", methods=METHODS, lay
     scored, agrees, kl = [defaultdict(list) for _ in withdrawals], [], []
     show = progress_bar(len(questions))
     for done, (question, asked) in enumerate(zip(questions, asked_of(vlm, questions)), 1):
-        outcomes = redundancy.redundancy(vlm.decoder, asked, withdrawals, vlm.ends, most_tokens)
+        outcomes = redundancy.redundancy(vlm.decoder, asked, withdrawals, vlm.stop_ids, most_tokens)
         for by_family, outcome in zip(scored, outcomes):
             said = vlm.tokenizer.decode(outcome.answer)
             by_family[question.family].append(score(question.family, said, question.answer))

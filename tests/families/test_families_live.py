@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import minivtw
-from minivtw.families import idefics3
+from minivtw.checkpoints import idefics3
 from tests.parity import GREEDY_TOKENS, TOLERANCE, compare_layers, observe, relative_error
 
 from .conversation import SIZES, picture

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import minivtw
-from minivtw.families import FAMILIES
+from minivtw.checkpoints import FAMILIES
 from tests.small_llava import byte_tokenizer
 
 from .conversation import picture

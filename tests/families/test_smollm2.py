@@ -48,7 +48,7 @@ def test_64_greedy_tokens_and_their_logits_are_those_of_pytorch(models, prompt):
     import torch
 
     vlm, reference = models
-    vlm.ends = frozenset()  # on past the end of the answer: 64 tokens of every prompt
+    vlm.stop_ids = frozenset()  # on past the end of the answer: 64 tokens of every prompt
     steps = []
     keep = lambda name, array: steps.append(array) if name == "decoder.logits" else None
     said = vlm.answer(None, prompt, max_new_tokens=TOKENS, observe=keep).token_ids

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from minivtw.hub import model_folder
+from minivtw.checkpoints.hub import model_folder
 
 ROWS, TOKENS, BATCH = 384, 160, 32
 BEGINNINGS = ("<|im_start|>user\n", "<|endoftext|>")

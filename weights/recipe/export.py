@@ -21,7 +21,7 @@ from torch import Tensor
 
 from decoder import load_model
 from graft import ALPHA, RANK, Grafted
-from minivtw.hub import model_folder
+from minivtw.checkpoints.hub import model_folder
 from model import Llava
 from tokenizer import tokenizer_config, tokenizer_of
 from tower import MEAN, STD

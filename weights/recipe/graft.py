@@ -36,7 +36,7 @@ from decoder import (
     targets_and_weights,
 )
 from lessons import Group
-from minivtw.hub import model_folder
+from minivtw.checkpoints.hub import model_folder
 from model import Connector, Layout, Llava, RMSNorm, State, TextSizes, VisionModel, VisionSizes, withdraw
 from pool import COLOR_NAMES, KINDS, Pool
 from runs import Run

@@ -3,8 +3,8 @@
 transformers calls them `CLIPVisionConfig`, `SiglipVisionConfig` and, for SigLIP on tiles, `Idefics3VisionConfig`.
 """
 
-from ..layers import ACTIVATIONS, LayerNorm, Linear
-from ..vision import Vision, VisionConfig, VisionLayer
+from ..model.layers import ACTIVATIONS, LayerNorm, Linear
+from ..model.vision import Vision, VisionConfig, VisionLayer
 
 # What a config leaves out has its class's default.
 CLIP = dict(image=224, patch=32, width=768, heads=12, activation="quick_gelu", eps=1e-5)

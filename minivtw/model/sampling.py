@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 from .layers import softmax
 
 

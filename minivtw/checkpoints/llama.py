@@ -1,7 +1,7 @@
 """Llama and Qwen2 decoders: their config keys and tensor names (transformers `LlamaConfig`, `Qwen2Config`)."""
 
-from ..decoder import Decoder, DecoderConfig, DecoderLayer
-from ..layers import Linear
+from ..model.decoder import Decoder, DecoderConfig, DecoderLayer
+from ..model.layers import Linear
 
 # What a config leaves out has its class's default.
 DEFAULTS = {

@@ -8,20 +8,20 @@ import functools
 
 import numpy as np
 
-from ..connector import ShuffleConnector, shuffle_connect
-from ..decoder import Decoder, DecoderConfig, DecoderLayer
-from ..images import ClipPixels, GridPixels
-from ..layers import LayerNorm, Linear
-from ..vision import Vision, VisionConfig, VisionLayer
+from ..model.connector import ShuffleConnector, shuffle_connect
+from ..model.decoder import Decoder, DecoderConfig, DecoderLayer
+from ..inputs.images import ClipPixels, GridPixels
+from ..model.layers import LayerNorm, Linear
+from ..model.vision import Vision, VisionConfig, VisionLayer
 from .idefics3 import tile_tokens
 from .llava import chatml
-from .model import Eyes, Model
+from .parts import VisionParts, Parts
 
 BILINEAR = 2  # Pillow's number
 
 
 def load(fields, folder, checkpoint):
-    """config.json's `Fields`, the folder and its `Checkpoint` -> Model."""
+    """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     vision_config, text_config = vision_fields(fields), text_fields(fields)
     factor = fields.whole("mp_pixel_shuffle_factor", 2)
     tokens = tile_tokens(fields, vision_config.image_size // vision_config.patch_size, factor)
@@ -34,25 +34,25 @@ def load(fields, folder, checkpoint):
     is_first_layout = not fields.has("vlm_extra_tokens")
     extra = {"image_token": "<image>"} if is_first_layout else fields.part("vlm_extra_tokens").texts()
     tile = first_tile(vision_config, tokens) if is_first_layout else later_tile(fields, vision_config, tokens, extra)
-    return Model(
+    return Parts(
         decoder=text,
         chat=question_and_answer if is_first_layout else chatml,
-        end="<|endoftext|>" if is_first_layout else "<|im_end|>",
-        eyes=Eyes(tower, functools.partial(shuffle_connect, connector), tile, extra["image_token"], mark="<image>"),
+        turn_end="<|endoftext|>" if is_first_layout else "<|im_end|>",
+        vision=VisionParts(tower, functools.partial(shuffle_connect, connector), tile, extra["image_token"], mark="<image>"),
         extra_tokens=tuple(extra.values()),
         tokenizer=fields.text("lm_tokenizer", "HuggingFaceTB/cosmo2-tokenizer"),
     )
 
 
 def first_tile(config, tokens):
-    """One picture, squeezed to a square, levels from 0 to 1: `Eyes.tile` of the first layout."""
+    """One picture, squeezed to a square, levels from 0 to 1: `VisionParts.tile` of the first layout."""
     side = (config.image_size, config.image_size)
     pixels = ClipPixels(None, side, BILINEAR, crop=None, scale=1 / 255, mean=None, std=None)
     return lambda images, _: (np.stack([pixels(image) for image in images]), ["<image>" * tokens] * len(images))
 
 
 def later_tile(fields, config, tokens, extra):
-    """Tiles, the view of it all first, each with the token of its place: `Eyes.tile` of the later layout."""
+    """Tiles, the view of it all first, each with the token of its place: `VisionParts.tile` of the later layout."""
     pixels = GridPixels(
         side=config.image_size,
         longest_edge=fields.whole("max_img_size"),

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from .errors import InputError
+from ..errors import InputError
 
 # GGUF's module: Hugging Face's module, and the axes of its weight
 MODULES = {

@@ -9,18 +9,18 @@ import math
 
 import numpy as np
 
-from ..connector import ShuffleConnector, shuffle_connect
-from ..images import TiledPixels
-from ..layers import Linear
+from ..model.connector import ShuffleConnector, shuffle_connect
+from ..inputs.images import TiledPixels
+from ..model.layers import Linear
 from . import clip, llama
 from .llava import image_processor_fields
-from .model import Eyes, Model
+from .parts import VisionParts, Parts
 
 MOST_LONGEST_EDGE = 4096  # transformers makes no picture longer
 
 
 def load(fields, folder, checkpoint):
-    """config.json's `Fields`, the folder and its `Checkpoint` -> Model."""
+    """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     tied = fields.flag("tie_word_embeddings", False)
     text_config = llama.decoder_config(fields.part("text_config"))._replace(tied_head=tied)
     vision_config = clip.vision_config(
@@ -45,14 +45,14 @@ def load(fields, folder, checkpoint):
         seen = [pixels(image, most_tiles) for image in images]
         return np.concatenate([tiles for tiles, _ in seen]), [stands_for(*grid, tokens) for _, grid in seen]
 
-    eyes = Eyes(
-        vision=on_tiles(vision, pixels.side),
+    vision_parts = VisionParts(
+        encoder=on_tiles(vision, pixels.side),
         connect=functools.partial(shuffle_connect, connector),
         tile=tile,
         image_token_id=fields.index("image_token_id", 128257),
         mark="<image>",
     )
-    return Model(decoder=decoder, chat=chat, end="<end_of_utterance>", eyes=eyes)
+    return Parts(decoder=decoder, chat=chat, turn_end="<end_of_utterance>", vision=vision_parts)
 
 
 def chat(turn, is_first):

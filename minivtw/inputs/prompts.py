@@ -7,7 +7,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from .errors import InputError
+from ..errors import InputError
 
 MARK = "<image>"  # where an image goes in a prompt
 

@@ -2,10 +2,10 @@
 
 from . import llama
 from .llava import chatml
-from .model import Model
+from .parts import Parts
 
 
 def load(fields, folder, checkpoint):
-    """config.json's `Fields`, the folder and its `Checkpoint` -> Model."""
+    """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     config = llama.decoder_config(fields)
-    return Model(decoder=checkpoint.fill(lambda take: llama.decoder(config, take)), chat=chatml, end="<|im_end|>")
+    return Parts(decoder=checkpoint.fill(lambda take: llama.decoder(config, take)), chat=chatml, turn_end="<|im_end|>")

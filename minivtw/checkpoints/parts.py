@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..decoder import Decoder
-from ..vision import Vision
+from ..model.decoder import Decoder
+from ..model.vision import Vision
 
 
 @dataclass(frozen=True)
-class Eyes:
+class VisionParts:
     """How a model sees: the picture cut to tiles, the encoder, the connector."""
 
-    vision: Vision
+    encoder: Vision
     connect: Callable  # features of a tile (features, vision width) -> its visual tokens (visual tokens, decoder width)
     tile: Callable  # (Pillow RGB images, most tiles an image or None)
     # -> (tiles (tiles, 3, height, width) float32, for each image the text that stands for it)
@@ -21,12 +21,12 @@ class Eyes:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A decoder, its eyes if it has any, and the layout of a chat."""
+class Parts:
+    """A decoder, the parts that see if there are any, and the layout of a chat."""
 
     decoder: Decoder
     chat: Callable  # (a user's turn with its image marks, is it the first turn?) -> text up to where the answer begins
-    end: str  # the token that ends an answer; where an answer was cut short it is put before the next turn
-    eyes: Eyes | None = None
+    turn_end: str  # the token that ends an answer; where an answer was cut short it is put before the next turn
+    vision: VisionParts | None = None
     extra_tokens: tuple[str, ...] = ()  # special tokens that follow those of the tokenizer's file
     tokenizer: str | None = None  # the model whose tokenizer this one uses, where its own folder has none

@@ -4,13 +4,13 @@ import functools
 
 import numpy as np
 
-from ..checkpoint import read_json
-from ..connector import Connector, connect
-from ..images import ClipPixels
-from ..layers import ACTIVATIONS, Linear
+from .checkpoint import read_json
+from ..model.connector import Connector, connect
+from ..inputs.images import ClipPixels
+from ..model.layers import ACTIVATIONS, Linear
 from . import clip, llama
 from .fields import Fields
-from .model import Eyes, Model
+from .parts import VisionParts, Parts
 
 # Where the parts are: (vision, connector, decoder, head), in published files and in those of some versions between.
 # Within `vision`, published files have one more level, `vision_model.`; towers that transformers 5 made itself do not.
@@ -19,7 +19,7 @@ NEW_NAMES = ("model.vision_tower.", "model.multi_modal_projector.", "model.langu
 
 
 def load(fields, folder, checkpoint):
-    """config.json's `Fields`, the folder and its `Checkpoint` -> Model."""
+    """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     text_config = llama.decoder_config(fields.part("text_config"))
     if fields.flag("tie_word_embeddings", False):  # said here or in the text config
         text_config = text_config._replace(tied_head=True)
@@ -52,17 +52,17 @@ def load(fields, folder, checkpoint):
     vision, connector, decoder = checkpoint.fill(form)
     pixels = pixel_settings(folder, vision_config.image_size)
     visual = "<image>" * vision_config.features
-    eyes = Eyes(
-        vision=vision,
+    vision_parts = VisionParts(
+        encoder=vision,
         connect=functools.partial(connect, connector),
         tile=lambda images, _: (np.stack([pixels(image) for image in images]), [visual] * len(images)),
         image_token_id=fields.index("image_token_index", fields.index("image_token_id", 32000)),
     )
     if fields.part("text_config").text("model_type", "llama") == "qwen2":
-        return Model(decoder=decoder, chat=interleave, end="<|im_end|>", eyes=eyes)
+        return Parts(decoder=decoder, chat=interleave, turn_end="<|im_end|>", vision=vision_parts)
     if speaks_chatml(folder):
-        return Model(decoder=decoder, chat=chatml, end="<|im_end|>", eyes=eyes)
-    return Model(decoder=decoder, chat=vicuna, end="</s>", eyes=eyes)
+        return Parts(decoder=decoder, chat=chatml, turn_end="<|im_end|>", vision=vision_parts)
+    return Parts(decoder=decoder, chat=vicuna, turn_end="</s>", vision=vision_parts)
 
 
 def speaks_chatml(folder):

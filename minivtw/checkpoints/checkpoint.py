@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .errors import InputError
+from ..errors import InputError
 
 # Buffers that older files carry. They are computed from the config, not learned.
 BUFFERS = ("rotary_emb.inv_freq", "rotary_embd.inv_freq", "embeddings.position_ids")

@@ -1,0 +1,72 @@
+"""How many operations and bytes a decoder takes, counted from what its layers did.
+
+Every layer notes what it did (`model.tokens.Ran`): how many tokens entered, how many of them it worked on, how many its
+cache held afterwards. So one formula serves every method. A matrix product (n, i) @ (i, o) is n * i * o multiplications
+and as many additions, 2 n i o FLOPs. With n tokens entering, t of them worked on and m in the cache, a layer computes
+
+    queries       (t, width) @ (width, heads head_dim)
+    keys, values  (n, width) @ (width, 2 kv_heads head_dim)
+    scores        per head (t, head_dim) @ (head_dim, m)
+    context       per head (t, m) @ (m, head_dim)
+    output        (t, heads head_dim) @ (heads head_dim, width)
+    gate, up      (t, width) @ (width, 2 mlp_width)
+    down          (t, mlp_width) @ (mlp_width, width)
+
+and the head turns the last token alone into logits. A method that asks where tokens look costs their queries and scores
+once more. Norms, rotations and softmax are left out: they grow with n width, not with n width^2. Scores are counted in
+full, masked or not. A test compares this with the matrix products that really happen.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+
+from .model.decoder import DecoderConfig
+from .model.tokens import Ran
+
+
+def layer_flops(config: DecoderConfig, ran: Ran) -> int:
+    """What one layer computed, but for what a method looked at."""
+    width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    worked = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications a token
+    return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value
+
+
+def layers_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
+    """What layers computed one after the other, with what a method looked at between them."""
+    query = config.heads * config.head_dim
+    looks = sum(2 * after.looked * query * (config.width + before.cached) for before, after in zip(ran, ran[1:]))
+    return sum(layer_flops(config, one) for one in ran) + looks
+
+
+def head_flops(config: DecoderConfig) -> int:
+    """The logits of one token."""
+    return 2 * config.width * config.vocabulary
+
+
+def prompt_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
+    """The layers that `ran`, and the logits of the last token."""
+    return layers_flops(config, ran) + head_flops(config)
+
+
+def plain_run(config: DecoderConfig, tokens: int, before: int = 0) -> list[Ran]:
+    """What the layers do without a method, for `tokens` behind the `before` that every cache holds."""
+    return [Ran(tokens, tokens, before + tokens, 0)] * config.layers
+
+
+def cache_bytes(config: DecoderConfig, tokens_per_layer: Iterable[int]) -> int:
+    """Keys and values in float32."""
+    return sum(2 * 4 * config.kv_heads * config.head_dim * tokens for tokens in tokens_per_layer)
+
+
+class Clock:
+    """Seconds of each phase, one after the other."""
+
+    def __init__(self, load_seconds: float = 0.0):
+        self.seconds = {"load": load_seconds}
+        self._last = time.perf_counter()
+
+    def stop(self, phase: str) -> None:
+        """The phase that ends now began when the one before it ended."""
+        now = time.perf_counter()
+        self.seconds[phase] = now - self._last
+        self._last = now
