@@ -4,7 +4,7 @@ A cache says how many tokens it has seen by asking a layer, the first of its kin
 masks count by that. Where tokens left before that very layer, `ShortLayer` answers for them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -22,8 +22,8 @@ class Held(NamedTuple):
     text: Keys  # in the layers behind the withdrawal
     frozen: Keys  # in the frozen layers, which hold visual tokens before text
 
-    def cut(self, past):
-        """After `cache.crop`, as assisted generation does when it takes back what it guessed: `past` tokens are left."""
+    def cut(self, past: int) -> "Held":
+        """After `cache.crop`, by which assisted generation takes back what it guessed: `past` tokens are left."""
         gone = self.total - past
         if gone == 0:
             return self
@@ -38,27 +38,27 @@ class ShortLayer(DynamicLayer):
 
     unheld = 0  # tokens seen and not held
 
-    def get_seq_length(self):
+    def get_seq_length(self) -> int:
         return super().get_seq_length() + self.unheld
 
 
-def check(cache):
+def check(cache: Any) -> None:
     """Raise InputError unless every layer of the cache can have a length of its own."""
     layers = getattr(cache, "layers", [])
     grows = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, ShortLayer) for layer in layers)
     if not isinstance(cache, DynamicCache) or getattr(cache, "offloading", False) or not grows:
-        kind = {type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer} or {type(cache).__name__}
-        kind = "offloading" if getattr(cache, "offloading", False) else " and ".join(sorted(kind))
-        raise InputError(f"withdrawal needs a DynamicCache, whose layers grow one by one, not one of the kind {kind}")
+        others = {type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer} or {type(cache).__name__}
+        kind = "one that is offloading" if getattr(cache, "offloading", False) else " and ".join(sorted(others))
+        raise InputError(f"withdrawal needs a DynamicCache, whose layers grow one by one, not {kind}")
 
 
-def length(cache, index):
+def length(cache: Any, index: int) -> int:
     """How many tokens a layer of the cache holds keys of."""
     keys = cache.layers[index].keys if cache is not None and index < len(cache.layers) else None
     return 0 if keys is None or keys.ndim < 4 else keys.shape[-2]
 
 
-def prepare(cache, short, layer_types):
+def prepare(cache: DynamicCache, short: list[int], layer_types: list[str] | None) -> None:
     """Before a forward pass: let the layers that are asked for the cache's length answer for what they will not hold.
 
     short: the layers that will lack tokens; layer_types: the config's list, None if all layers are alike.
@@ -73,7 +73,7 @@ def prepare(cache, short, layer_types):
             cache.layers[index] = answering
 
 
-def settle(cache, short, total):
+def settle(cache: DynamicCache, short: list[int], total: int) -> None:
     """After a forward pass that ends at place `total`: the layers with a count of their own count what left, too."""
     for index in short:
         layer = cache.layers[index]

@@ -1,103 +1,77 @@
 """Withdrawal in a transformers model, by hooks that the layers offer: nothing of the model is changed or replaced.
 
-A forward pass meets, in this order: the parent's door, where `input_ids` say which tokens are visual; the door of layer 0,
-where the cache says what went before; the doors of the frozen layers; from layer K on, every door. What a layer would
-take for all tokens (states, angles of the positions, mask) it then gets for the tokens that go on. Behind the last layer
-the rows return to their places, so that all outputs keep their shapes.
+A forward pass meets, in this order: the parent's door, where `input_ids` say which tokens are visual; the door of
+layer 0, where the cache says what went before; the doors of the frozen layers; from layer K on, every door. What a
+layer would take for all tokens (states, angles of the positions, mask) it then gets for the tokens that go on. Behind
+the last layer the rows return to their places, so that all outputs keep their shapes.
 """
 
-import contextlib
-import json
-import pathlib
+import dataclasses
+import numbers
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache
 
 from ..errors import InputError
 from . import caches
-from .anatomy import anatomy, check_freezable, keys_and_values, window
+from .anatomy import Anatomy, check_freezable, keys_and_values, window
 from .rows import Rows, all_keys, causal_mask, choose, narrow_mask, padding_of, put, take
 
 ANGLES = "position_embeddings"  # some models have several: position_embeddings_global, …
-KNOWN = {"hidden_states", "attention_mask", "position_ids", "cache_position", "cache", "past_key_values", "past_key_value"}
-UNUSED = ("token_type_ids", "mm_token_type_ids")  # that `generate` hands down, and no layer looks at
+USUAL = {  # a layer's other arguments; `generate` may hand down token types, which no layer looks at
+    "hidden_states", "attention_mask", "position_ids", "cache_position", "cache", "past_key_values", "token_type_ids",
+    "mm_token_type_ids",
+}  # fmt: skip
 
 
-@contextlib.contextmanager
-def withdraw(model, layer):
-    """Visual Tokens Withdrawal (Lin et al. 2024, section 3.2) in a transformers model: before layer K they leave.
+@dataclasses.dataclass
+class Pass:
+    """One forward pass through the decoder, between the parent's door and the last layer's end."""
 
-    model: a vision-language model; layer: K from 0 to the number of layers, or the path of a stored withdrawal.json (or
-    its folder). Within the context `generate` and the model itself do without; outside, the model is as it was.
-    Raises InputError for what is not understood.
-    """
-    with plugged(model, layer, ()):
-        yield model
+    visual: torch.Tensor | None  # (batch, tokens) booleans; None if there is none among them
+    padding: torch.Tensor | None  # (batch, places), 0 for padding; None if not said
+    text: Rows | None = None  # what goes on; None: every row
+    resting: Rows | None = None  # the visual rows
+    hidden: torch.Tensor | None = None  # (batch, tokens, width), as it came to the frozen layer that is at work
+    cache: Any = None
+    cache_name: str = "cache"  # as this version of transformers calls it
+    past: int = 0  # places before this pass
+    total: int = 0  # places up to its end
+    flash: bool = False
+    held: Any = None  # `caches.Held`, this pass included
+    memo: dict = dataclasses.field(default_factory=dict)  # masks and angles that the layers of one kind share
 
-
-@contextlib.contextmanager
-def freeze(model, layers, withdraw=None):
-    """Let visual tokens rest in some layers (ShortV, arXiv 2504.00502), and leave before layer `withdraw`, if given.
-
-    In a frozen layer they are read, by keys and values of the state they came with, but ask nothing, pass no output
-    projection and no feed-forward. layers: indices below `withdraw`. Raises InputError for what is not understood.
-    """
-    if isinstance(layers, str) or not isinstance(layers, Iterable):
-        raise InputError(f"the frozen layers must be a list of whole numbers, not {layers!r}")
-    with plugged(model, withdraw, tuple(layers)):
-        yield model
+    def states(self, args: tuple, kwargs: dict) -> Any:
+        """A layer's hidden states among its arguments."""
+        return args[0] if args else kwargs["hidden_states"]
 
 
-@contextlib.contextmanager
-def plugged(model, layer, frozen):
-    """Hooks on, and off again whatever happens. layer: K or None; frozen: indices."""
-    hooks = Hooks(anatomy(model), layer, frozen)
-    with contextlib.ExitStack() as handles:
-        for module, place, hook in hooks.doors():
-            register = module.register_forward_hook if place == "behind" else module.register_forward_pre_hook
-            handles.callback(register(hook, with_kwargs=place == "before").remove)
-        yield
+def is_plain(value: Any) -> bool:
+    """Whether an argument is a switch or a number, rather than something about tokens."""
+    return value is None or isinstance(value, bool | int | float | str)
 
 
-def stored(path):
-    """K out of a withdrawal.json, or of a folder that holds one."""
-    file = pathlib.Path(path)
-    file = file / "withdrawal.json" if file.is_dir() else file
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))["withdraw_layer"]
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} says no withdraw_layer") from error
+def replaced(output: Any, change: Callable) -> Any:
+    """A layer's output, a tensor or a tuple that begins with one, with that tensor changed."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
-def check_layer(layer, layers, name):
+def check_layer(layer: Any, layers: int, name: str) -> None:
     """Raise InputError unless `layer` is one of 0 … layers."""
-    if isinstance(layer, bool) or not isinstance(layer, int):
+    if isinstance(layer, bool) or not isinstance(layer, numbers.Integral):
         raise InputError(f"the {name} layer must be a whole number, not {layer!r}")
     if not 0 <= layer <= layers:
         raise InputError(f"the {name} layer must be from 0 to {layers}, not {layer}")
 
 
-class Pass:
-    """One forward pass through the decoder, between the parent's door and the last layer's end."""
-
-    def __init__(self, visual, padding):
-        self.visual = visual  # (batch, tokens) booleans; None if there is none among them
-        self.padding = padding  # (batch, places) booleans or whole numbers, 0 for padding; None if not said
-        self.text: Rows | None = None  # None: all rows go on
-        self.resting: Rows | None = None  # the visual rows
-        self.memo = {}  # masks and angles that the layers of one kind share
-
-
 class Hooks:
     """The hooks of one context, and the forward pass that each thread is in."""
 
-    def __init__(self, parts, layer, frozen):
+    def __init__(self, parts: Anatomy, layer: Any, frozen: tuple):
         count = len(parts.layers)
-        layer = stored(layer) if isinstance(layer, str | pathlib.PurePath) else layer
         if layer is not None or not frozen:
             check_layer(layer, count, "withdrawal")
         self.parts, self.layer, self.frozen = parts, count if layer is None else layer, frozen
@@ -108,12 +82,12 @@ class Hooks:
             check_freezable(parts, index)
         hooked = parts.parent._forward_pre_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), Hooks) for hook in hooked):
-            raise InputError(f"{parts.name} has its visual tokens withdrawn or frozen already; leave that context first")
+            raise InputError(f"tokens of {parts.name} are withdrawn or frozen already; leave that context first")
         self.plan = (self.layer, frozen)
         self.short = sorted({*frozen, *range(self.layer, count)})  # the layers that do not get every token
         self.thread = threading.local()  # .now: the `Pass`; a server may run several threads through one model
 
-    def doors(self):
+    def doors(self) -> Iterator[tuple]:
         """(module, "before" or "behind", hook) of every hook, in the order of a forward pass."""
         if not self.short:
             return
@@ -130,7 +104,7 @@ class Hooks:
         """The parent's door: which tokens are visual."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
-            raise InputError("visual tokens are recognised by their input_ids; inputs_embeds alone do not say which they are")
+            raise InputError("visual tokens are recognised by their input_ids; inputs_embeds alone do not tell")
         visual, padding = None, kwargs.get("attention_mask")
         if ids.shape[1] > 1:
             visual = torch.isin(ids, torch.tensor(self.parts.visual_ids, device=ids.device))  # (batch, tokens)
@@ -139,12 +113,15 @@ class Hooks:
 
     def start(self, layer, args, kwargs):
         """Layer 0's door: what the cache holds, and with it the rows and keys of every kind of layer."""
-        now, hidden = self.thread.now, args[0] if args else kwargs["hidden_states"]
+        now = getattr(self.thread, "now", None)
+        if now is None:
+            raise InputError("the decoder was called by itself; call the model, which knows its visual tokens")
+        hidden = now.states(args, kwargs)
         batch, tokens = hidden.shape[:2]
         now.cache_name = "cache" if "cache" in kwargs else "past_key_values"
         now.cache = cache = kwargs.get(now.cache_name)
         self.check(layer, args, kwargs)
-        now.past = past = 0
+        past = 0
         if cache is not None:
             caches.check(cache)
             caches.prepare(cache, self.short, getattr(self.parts.decoder.config, "layer_types", None))
@@ -152,13 +129,14 @@ class Hooks:
         now.total = past + tokens
         text, frozen = self.before(cache, past, batch, hidden.device)
         if now.visual is None:
-            now.held = caches.Held(self.plan, now.total, text.grown(None, past, now.total), frozen.grown(None, past, now.total))
+            text, frozen = (keys.grown(None, past, now.total) for keys in (text, frozen))
+            now.held = caches.Held(self.plan, now.total, text, frozen)
             return
         stays = ~now.visual
         if now.padding is not None:
             stays = stays & now.padding[:, -tokens:].to(stays.device, torch.bool)
         if bool(now.visual[:, -1].any()) or not bool(stays.any(1).all()):
-            raise InputError("a prompt must end with text: its last visual token is withdrawn, and nothing is left to answer")
+            raise InputError("a prompt must end with text, for where an image is withdrawn nothing is left to answer")
         now.text, now.resting = choose(stays), choose(now.visual)
         frozen = frozen.grown(now.resting, past, now.total).grown(now.text, past, now.total)._replace(ordered=False)
         now.held = caches.Held(self.plan, now.total, text.grown(now.text, past, now.total), frozen)
@@ -180,21 +158,23 @@ class Hooks:
         if attention not in ("eager", "sdpa") and not flash:
             raise InputError(f"attention of the kind {attention} is not understood; load the model with sdpa or eager")
         if flash and self.frozen:
-            raise InputError("flash attention cannot let text before and behind the image read frozen rows; use sdpa or eager")
+            raise InputError("flash attention cannot say which text stands before a frozen image; use sdpa or eager")
+        name = self.parts.name
         if ANGLES not in " ".join(kwargs) or "attention_mask" not in kwargs:
-            raise InputError(f"the layers of {self.parts.name} get no {ANGLES} or no attention_mask; they are not understood")
-        plain = lambda value: value is None or isinstance(value, bool | int | float | str)
-        given = {name: value for name, value in kwargs.items() if not name.startswith(ANGLES) and name not in (*KNOWN, *UNUSED)}
-        if strange := [name for name, value in given.items() if not plain(value)] or list(map(str, map(type, args[1:]))):
-            raise InputError(f"the layers of {self.parts.name} get {' and '.join(strange)}, which is not understood")
+            raise InputError(f"the layers of {name} get no {ANGLES} or no attention_mask; they are not understood")
+        known = lambda argument, value: argument in USUAL or argument.startswith(ANGLES) or is_plain(value)
+        strange = [argument for argument, value in kwargs.items() if not known(argument, value)]
+        if strange or args[1:]:
+            strange = strange or [f"{len(args)} arguments without a name"]
+            raise InputError(f"the layers of {name} get {' and '.join(strange)}, which is not understood")
         if layer.training and getattr(layer, "gradient_checkpointing", False):
-            raise InputError("gradient checkpointing runs a layer twice, the second time without what left; turn it off")
+            raise InputError("gradient checkpointing runs layers twice and cannot know what had left; turn it off")
         self.thread.now.flash = flash
 
     def go_on(self, layer, args, kwargs):
         """The door of a layer from K on: text alone."""
         now = self.thread.now
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = now.states(args, kwargs)
         if now.text is not None and layer is self.parts.layers[self.layer]:
             hidden = take(hidden, now.text)
         return self.narrowed(layer, hidden, args, kwargs, now.held.text)
@@ -202,7 +182,7 @@ class Hooks:
     def rest(self, layer, args, kwargs):
         """A frozen layer's door: the visual tokens leave their keys and values in the cache, and text goes on."""
         now = self.thread.now
-        now.hidden = hidden = args[0] if args else kwargs["hidden_states"]
+        now.hidden = hidden = now.states(args, kwargs)
         if now.text is not None:
             cache = kwargs.get(now.cache_name)
             cache = DynamicCache() if cache is None else cache  # without one, a cache for this layer's call
@@ -218,9 +198,7 @@ class Hooks:
         now = self.thread.now
         if now.text is None:
             return None
-        states = output[0] if isinstance(output, tuple) else output
-        states = put(now.hidden, now.text, states)
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        return replaced(output, lambda states: put(now.hidden, now.text, states))
 
     def finish(self, layer, args, output):
         """Behind the last layer: every row to its place, zeros where a token left; the cache remembers who did."""
@@ -228,14 +206,13 @@ class Hooks:
         if now.cache is not None:
             caches.settle(now.cache, self.short, now.total)
             setattr(now.cache, caches.NOTE, now.held)
-        states = output[0] if isinstance(output, tuple) else output
         if now.text is None or self.layer == len(self.parts.layers):
             return None
-        states = put(states.new_zeros(*now.visual.shape, states.shape[-1]), now.text, states)
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        shape = now.visual.shape
+        return replaced(output, lambda states: put(states.new_zeros(*shape, states.shape[-1]), now.text, states))
 
     def narrowed(self, layer, hidden, args, kwargs, keys):
-        """A layer's arguments for the rows `hidden` and the `Keys` it will read: (args, kwargs), or None to leave them."""
+        """A layer's (args, kwargs) for the rows `hidden` and the `Keys` it will read; None to leave them alone."""
         now = self.thread.now
         cached = caches.length(kwargs.get(now.cache_name), layer.self_attn.layer_idx)
         keys = keys._replace(places=keys.places[:, -(cached + hidden.shape[1]) :])
@@ -262,7 +239,7 @@ class Hooks:
         now, span = self.thread.now, window(layer)
         slides = span is not None and now.total > span
         if now.flash and slides:
-            raise InputError(f"flash attention counts the {span} tokens of a sliding window by those left; use sdpa or eager")
+            raise InputError(f"flash attention would count a window of {span} by the tokens left; use sdpa or eager")
         in_order = keys.ordered or now.total - now.past == 1
         if mask is None and keys.whole and in_order and not slides:
             return None  # causal by counting
@@ -272,6 +249,7 @@ class Hooks:
         return now.memo[key]
 
     def made_mask(self, mask, keys, span):
+        """As `mask`, made anew."""
         now = self.thread.now
         if mask is not None:
             return narrow_mask(mask, now.text, keys, now.total)

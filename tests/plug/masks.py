@@ -1,4 +1,4 @@
-"""What withdrawal must mean, said by masks: every token passes every layer, and text may not see visual tokens from K on."""
+"""What withdrawal must mean, by masks: every token passes every layer, and from K on text may not see visual ones."""
 
 import contextlib
 
@@ -54,10 +54,15 @@ def logits(model, inputs, layer, frozen=()):
 def grown(inputs, said):
     """The prompt with the tokens said so far behind it."""
     tail = torch.ones_like(said)
-    longer = {"input_ids": torch.cat([inputs["input_ids"], said], 1), "attention_mask": torch.cat([inputs["attention_mask"], tail], 1)}
+    longer = {
+        "input_ids": torch.cat([inputs["input_ids"], said], 1),
+        "attention_mask": torch.cat([inputs["attention_mask"], tail], 1),
+    }
     for name in ("token_type_ids", "mm_token_type_ids"):
         if name in inputs:
-            is_prefix = name == "token_type_ids" and not (inputs[name] == 1).any()  # PaliGemma: 0 is the prompt, 1 the answer
+            is_prefix = (
+                name == "token_type_ids" and not (inputs[name] == 1).any()
+            )  # PaliGemma: 0 is the prompt, 1 the answer
             longer[name] = torch.cat([inputs[name], tail if is_prefix else 0 * tail], 1)
     return {**inputs, **longer}
 

@@ -63,69 +63,94 @@ def llava(text, vision, **more):
 
 def qwen_vl(kind, vision):
     text = {**TEXT, **MROPE, "bos_token_id": 1, "eos_token_id": 99}
-    return kind(text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93)
+    return kind(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=91,
+        vision_start_token_id=92,
+        vision_end_token_id=93,
+    )
 
 
 def gemma(kind, **text):
     return {**TEXT, "model_type": kind, "head_dim": 8, "query_pre_attn_scalar": 8, **text}
 
 
-PINPOINTS = dict(image_grid_pinpoints=[[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [SIDE, SIDE]])
+def tiling(kind, text, vision, **more):
+    """LLaVA-NeXT and LLaVA-OneVision."""
+    pinpoints = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [SIDE, SIDE]]
+    text = {**TEXT, "model_type": text}
+    return kind(text_config=text, vision_config=vision, image_token_index=IMAGE, image_grid_pinpoints=pinpoints, **more)
+
+
+def shuffled(kind, vision):
+    """Idefics3 and SmolVLM."""
+    text, vision = {**TEXT, "model_type": "llama"}, {**SIGLIP, "model_type": vision}
+    return kind(text_config=text, vision_config=vision, image_token_id=IMAGE, scale_factor=2, pad_token_id=0)
+
+
+def internvl():
+    vision = dict(
+        image_size=[SIDE, SIDE], patch_size=[4, 4], hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2,
+    )  # fmt: skip
+    text = {**TEXT, "model_type": "qwen2"}
+    return hf.InternVLConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, downsample_ratio=0.5)
+
+
+def gemma3(window):
+    text = gemma("gemma3_text", sliding_window=window, sliding_window_pattern=3)
+    marks = dict(image_token_index=IMAGE, boi_token_index=92, eoi_token_index=93)
+    return hf.Gemma3Config(text_config=text, vision_config=SIGLIP, mm_tokens_per_image=4, **marks)
+
+
+def paligemma():
+    vision = {**SIGLIP, "projection_dim": 32}
+    sizes = dict(projection_dim=32, hidden_size=32)
+    return hf.PaliGemmaConfig(text_config=gemma("gemma"), vision_config=vision, image_token_index=IMAGE, **sizes)
+
+
 QWEN = dict(depth=2, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2, in_channels=3)
+QWEN_2 = {**QWEN, "embed_dim": 16, "hidden_size": 32}
+QWEN_25 = {
+    **QWEN, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16,
+    "fullatt_block_indexes": [1],
+}  # fmt: skip
+WHOLE_TOWER = dict(vision_feature_layer=-1, vision_feature_select_strategy="full")
 
 
 def families():
     """Name -> `Family`, whose config is made when it is asked for."""
+    types = "mm_token_type_ids"
     return {
         "llava": Family(lambda: llava({"model_type": "llama"}, CLIP), hf.LlavaForConditionalGeneration, plain),
         "llava-interleave": Family(
-            lambda: llava({"model_type": "qwen2"}, SIGLIP, vision_feature_layer=-1, vision_feature_select_strategy="full"),
-            hf.LlavaForConditionalGeneration, plain,
+            lambda: llava({"model_type": "qwen2"}, SIGLIP, **WHOLE_TOWER), hf.LlavaForConditionalGeneration, plain
         ),
         "llava-next": Family(
-            lambda: hf.LlavaNextConfig(text_config={**TEXT, "model_type": "mistral"}, vision_config=CLIP, image_token_index=IMAGE, **PINPOINTS),
-            hf.LlavaNextForConditionalGeneration, tiled,
+            lambda: tiling(hf.LlavaNextConfig, "mistral", CLIP), hf.LlavaNextForConditionalGeneration, tiled
         ),
         "llava-onevision": Family(
-            lambda: hf.LlavaOnevisionConfig(text_config={**TEXT, "model_type": "qwen2"}, vision_config=SIGLIP, image_token_index=IMAGE, video_token_index=91, **PINPOINTS),
-            hf.LlavaOnevisionForConditionalGeneration, tiled,
+            lambda: tiling(hf.LlavaOnevisionConfig, "qwen2", SIGLIP, video_token_index=91),
+            hf.LlavaOnevisionForConditionalGeneration,
+            tiled,
         ),
         "idefics3": Family(
-            lambda: hf.Idefics3Config(text_config={**TEXT, "model_type": "llama"}, vision_config={**SIGLIP, "model_type": "idefics3_vision"}, image_token_id=IMAGE, scale_factor=2, pad_token_id=0),
-            hf.Idefics3ForConditionalGeneration, idefics,
+            lambda: shuffled(hf.Idefics3Config, "idefics3_vision"), hf.Idefics3ForConditionalGeneration, idefics
         ),
         "smolvlm": Family(
-            lambda: hf.SmolVLMConfig(text_config={**TEXT, "model_type": "llama"}, vision_config={**SIGLIP, "model_type": "smolvlm_vision"}, image_token_id=IMAGE, scale_factor=2, pad_token_id=0),
-            hf.SmolVLMForConditionalGeneration, idefics,
+            lambda: shuffled(hf.SmolVLMConfig, "smolvlm_vision"), hf.SmolVLMForConditionalGeneration, idefics
         ),
-        "qwen2-vl": Family(
-            lambda: qwen_vl(hf.Qwen2VLConfig, {**QWEN, "embed_dim": 16, "hidden_size": 32}),
-            hf.Qwen2VLForConditionalGeneration, grids, "mm_token_type_ids",
-        ),
+        "qwen2-vl": Family(lambda: qwen_vl(hf.Qwen2VLConfig, QWEN_2), hf.Qwen2VLForConditionalGeneration, grids, types),
         "qwen2.5-vl": Family(
-            lambda: qwen_vl(hf.Qwen2_5_VLConfig, {**QWEN, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16, "fullatt_block_indexes": [1]}),
-            hf.Qwen2_5_VLForConditionalGeneration, grids, "mm_token_type_ids",
+            lambda: qwen_vl(hf.Qwen2_5_VLConfig, QWEN_25), hf.Qwen2_5_VLForConditionalGeneration, grids, types
         ),
-        "internvl": Family(
-            lambda: hf.InternVLConfig(
-                text_config={**TEXT, "model_type": "qwen2"}, image_token_id=IMAGE, downsample_ratio=0.5,
-                vision_config=dict(image_size=[SIDE, SIDE], patch_size=[4, 4], hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2),
-            ),
-            hf.InternVLForConditionalGeneration, plain,
-        ),
-        "gemma3": Family(
-            lambda: hf.Gemma3Config(text_config=gemma("gemma3_text", sliding_window=64, sliding_window_pattern=3), vision_config=SIGLIP, image_token_index=IMAGE, mm_tokens_per_image=4, boi_token_index=92, eoi_token_index=93),
-            hf.Gemma3ForConditionalGeneration, plain, "token_type_ids",
-        ),
-        "gemma3-short-window": Family(
-            lambda: hf.Gemma3Config(text_config=gemma("gemma3_text", sliding_window=9, sliding_window_pattern=3), vision_config=SIGLIP, image_token_index=IMAGE, mm_tokens_per_image=4, boi_token_index=92, eoi_token_index=93),
-            hf.Gemma3ForConditionalGeneration, plain, "token_type_ids",
-        ),
-        "paligemma": Family(
-            lambda: hf.PaliGemmaConfig(text_config=gemma("gemma"), vision_config={**SIGLIP, "projection_dim": 32}, image_token_index=IMAGE, projection_dim=32, hidden_size=32),
-            hf.PaliGemmaForConditionalGeneration, plain, "prefix",
-        ),
-    }  # fmt: skip
+        "internvl": Family(internvl, hf.InternVLForConditionalGeneration, plain),
+        "gemma3": Family(lambda: gemma3(64), hf.Gemma3ForConditionalGeneration, plain, "token_type_ids"),
+        "gemma3-short-window": Family(lambda: gemma3(9), hf.Gemma3ForConditionalGeneration, plain, "token_type_ids"),
+        "paligemma": Family(paligemma, hf.PaliGemmaForConditionalGeneration, plain, "prefix"),
+    }
 
 
 NAMES = list(families())
@@ -200,7 +225,10 @@ def images_of(images, counts, row):
         return {"pixel_values": pixels[row : row + 1, : counts[row]]}
     if "image_grid_thw" in images:  # all patches in a row
         starts = [0, *images["image_grid_thw"].prod(1).cumsum(0).tolist()]
-        return {"pixel_values": pixels[starts[first] : starts[behind]], "image_grid_thw": images["image_grid_thw"][first:behind]}
+        return {
+            "pixel_values": pixels[starts[first] : starts[behind]],
+            "image_grid_thw": images["image_grid_thw"][first:behind],
+        }
     return {key: value[first:behind] for key, value in images.items()}
 
 

@@ -50,7 +50,10 @@ def test_minivtw_smol_has_the_stored_curve(plug):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["llava", "llava-onevision", "smolvlm", "qwen2.5-vl", "internvl", "gemma3", "gemma3-short-window", "paligemma"])
+@pytest.mark.parametrize(
+    "name",
+    ["llava", "llava-onevision", "smolvlm", "qwen2.5-vl", "internvl", "gemma3", "gemma3-short-window", "paligemma"],
+)
 def test_every_value_is_that_of_a_withdrawal_there(zoo, masks, plug, built, name, attention):
     model = built(name, attention)
     inputs, _ = zoo.prompts(name, model, [[3, 2, 5]])

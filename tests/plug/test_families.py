@@ -1,4 +1,4 @@
-"""Every family: withdrawal by hooks is what a mask says withdrawal must be, and every layer's cache is as long as K says."""
+"""Every family: withdrawal by hooks is what a mask says it must be, and every layer's cache is as long as K says."""
 
 import random
 
@@ -7,8 +7,8 @@ import pytest
 pytestmark = pytest.mark.live
 
 FAMILIES = (
-    "llava", "llava-interleave", "llava-next", "llava-onevision", "idefics3", "smolvlm", "qwen2-vl", "qwen2.5-vl", "internvl",
-    "gemma3", "gemma3-short-window", "paligemma",
+    "llava", "llava-interleave", "llava-next", "llava-onevision", "idefics3", "smolvlm", "qwen2-vl", "qwen2.5-vl",
+    "internvl", "gemma3", "gemma3-short-window", "paligemma",
 )  # fmt: skip
 TOLERANCE = 1e-5  # of the largest logit
 LAYERS = 6

@@ -1,7 +1,7 @@
 """Flash attention, which needs a GPU, by a stand-in that follows its rules on a CPU.
 
-Its rules (transformers' integrations/flash_attention.py): a mask of (batch, keys) says which tokens are padding, None that
-none are; the rest is causal by counting from the end; and where one prompt's positions have a gap, several are meant.
+Its rules (transformers' integrations/flash_attention.py): a mask of (batch, keys) says which tokens are padding, None
+that none are; the rest is causal by counting from the end; where one prompt's positions have a gap, several are meant.
 """
 
 import pytest

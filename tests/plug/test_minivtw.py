@@ -1,5 +1,7 @@
 """The same model in transformers and in minivtw: the same tokens and the same logits, at every K."""
 
+from collections import defaultdict
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,15 +24,20 @@ def compare(plug, vlm, model, inputs, images):
 
     ends = {"eos_token_id": sorted(vlm.ends)}
     for layer in (None, 0, vlm.config.layers // 2, vlm.config.layers - 1):
-        steps = []
-        keep = lambda name, array: steps.append(array.copy()) if name == "decoder.logits" else None
+        seen = defaultdict(list)
+        keep = lambda name, array, seen=seen: seen[name].append(array.copy())
         ours = vlm.answer(images, QUESTION, withdraw=layer, max_new_tokens=TOKENS, observe=keep)
         with plug.withdraw(model, vlm.config.layers if layer is None else layer):
             theirs = model.generate(
-                **inputs, **ends, max_new_tokens=TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
+                **inputs,
+                **ends,
+                max_new_tokens=TOKENS,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
             )
         assert ours.token_ids == theirs.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        assert relative_error(np.stack(steps), torch.cat(theirs.logits).numpy()) < TOLERANCE
+        assert relative_error(np.stack(seen["decoder.logits"]), torch.cat(theirs.logits).numpy()) < TOLERANCE
         cache = getattr(theirs, "cache", None) or theirs["past_key_values"]
         assert ours.stats["cache"]["tokens_per_layer"] == [part.keys.shape[-2] for part in cache.layers]
 

@@ -52,7 +52,16 @@ def test_nested_contexts_of_one_model_are_refused_and_of_two_are_not(zoo, plug, 
     assert hooks_of(model) == hooks
 
 
-@pytest.mark.parametrize("layer, words", [(7, "from 0 to 6, not 7"), (-1, "from 0 to 6"), (2.0, "whole number"), (True, "whole number"), (None, "whole number")])
+@pytest.mark.parametrize(
+    "layer, words",
+    [
+        (7, "from 0 to 6, not 7"),
+        (-1, "from 0 to 6"),
+        (2.0, "whole number"),
+        (True, "whole number"),
+        (None, "whole number"),
+    ],
+)
 def test_layers_that_make_no_sense(plug, built, layer, words):
     with refused(words), plug.withdraw(built("llava"), layer):
         pass
@@ -61,8 +70,8 @@ def test_layers_that_make_no_sense(plug, built, layer, words):
 @pytest.mark.parametrize(
     "layers, until, words",
     [
-        ([6], None, "from 0 to 5"), ([3], 3, "leave before layer 3"), (["1"], None, "whole number"), (3, None, "a list"),
-        ("12", None, "a list"), ([], None, "whole number"), ([0], 9, "from 0 to 6"),
+        ([6], None, "from 0 to 5"), ([3], 3, "leave before layer 3"), (["1"], None, "whole number"),
+        (3, None, "a list"), ("12", None, "a list"), ([], None, "whole number"), ([0], 9, "from 0 to 6"),
     ],
 )  # fmt: skip
 def test_frozen_layers_that_make_no_sense(plug, built, layers, until, words):
@@ -89,11 +98,14 @@ def test_a_stored_layer(plug, built, tmp_path, answer, zoo):
 def test_models_that_are_not_understood(zoo, plug, built):
     import transformers as hf
 
-    torch, text = zoo.torch, {**zoo.TEXT, "model_type": "llama"}
+    torch = zoo.torch
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
     deepstack = hf.Qwen3VLConfig(
         text_config={**zoo.TEXT, "head_dim": 8, "rope_parameters": rope}, image_token_id=90,
-        vision_config=dict(depth=2, hidden_size=16, out_hidden_size=32, intermediate_size=24, num_heads=2, patch_size=4, deepstack_visual_indexes=[0]),
+        vision_config=dict(
+            depth=2, hidden_size=16, out_hidden_size=32, intermediate_size=24, num_heads=2, patch_size=4,
+            deepstack_visual_indexes=[0],
+        ),
     )  # fmt: skip
     for model, words in (
         ("LLaVA", "not str"),
@@ -184,8 +196,11 @@ def test_importing_the_package_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, minivtw, minivtw.generate; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    code = (
+        "import sys, minivtw, minivtw.generate; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    missing = "import sys; sys.modules['torch'] = None\ntry:\n    import minivtw.plug\nexcept ValueError as error:\n    print(error)"
+    attempt = "try:\n    import minivtw.plug\nexcept ValueError as error:\n    print(error)"
+    missing = "import sys; sys.modules['torch'] = None\n" + attempt
     ran = subprocess.run([sys.executable, "-c", missing], capture_output=True, text=True)
     assert ran.stdout == "minivtw.plug needs two packages: pip install 'minivtw[transformers]'\n"

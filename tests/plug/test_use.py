@@ -91,14 +91,20 @@ def test_assisted_generation_takes_guesses_back(zoo, masks, plug, built, answer)
     """The tokens that were guessed wrong leave every layer's cache again."""
     model = built("llava")
     inputs, _ = zoo.prompts("llava", model, [[3, 2, 9]])
-    for context, layer, frozen in ((plug.withdraw(model, 0), 0, ()), (plug.withdraw(model, 3), 3, ()), (plug.freeze(model, [0, 2], 4), 4, (0, 2))):
+    for context, layer, frozen in (
+        (plug.withdraw(model, 0), 0, ()),
+        (plug.withdraw(model, 3), 3, ()),
+        (plug.freeze(model, [0, 2], 4), 4, (0, 2)),
+    ):
         with context:
             said, *_ = answer(model, inputs, 12, prompt_lookup_num_tokens=3, output_logits=False)
         assert said.tolist() == masks.greedy(model, inputs, layer, frozen, 12).tolist()
 
 
 @pytest.mark.parametrize("layer, frozen", [(0, ()), (3, ()), (4, (0, 2))])
-@pytest.mark.parametrize("name, second", [("llava", [4, 6]), ("idefics3", [4, 6]), ("qwen2.5-vl", [6]), ("gemma3", [6])])
+@pytest.mark.parametrize(
+    "name, second", [("llava", [4, 6]), ("idefics3", [4, 6]), ("qwen2.5-vl", [6]), ("gemma3", [6])]
+)
 def test_a_conversation_goes_on_with_its_cache(zoo, masks, plug, built, answer, name, second, layer, frozen):
     model, torch = built(name), zoo.torch
     frozen = [2] if frozen and name == "gemma3" else frozen
@@ -128,7 +134,9 @@ def test_a_prefix_made_without_withdrawal_is_kept(zoo, plug, built):
     with torch.no_grad():
         cache = model(input_ids=ids[:, :4], use_cache=True)[zoo.cache_name(model)]
         with plug.withdraw(model, 2):
-            rest = model(input_ids=ids[:, 4:], pixel_values=inputs["pixel_values"], **{zoo.cache_name(model): cache}).logits
+            rest = model(
+                input_ids=ids[:, 4:], pixel_values=inputs["pixel_values"], **{zoo.cache_name(model): cache}
+            ).logits
             once = model(**inputs).logits
     assert relative(rest[:, -5:], once[:, -5:]) < TOLERANCE
 
@@ -185,11 +193,16 @@ def test_training_through_a_withdrawal(zoo, masks, plug, built, layer, frozen):
     ignored |= ignored.roll(1, 1)  # predicted from such a row
     labels = inputs["input_ids"].masked_fill(ignored, -100)
     grads = []
-    for context in (masks.forbidden(model, layer, frozen), plug.freeze(model, frozen, layer) if frozen else plug.withdraw(model, layer)):
+    for context in (
+        masks.forbidden(model, layer, frozen),
+        plug.freeze(model, frozen, layer) if frozen else plug.withdraw(model, layer),
+    ):
         with context:
             model.zero_grad()
             model(**inputs, labels=labels, use_cache=False).loss.backward()
-        grads.append({name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None})
+        grads.append(
+            {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+        )
     model.zero_grad()
     assert grads[0].keys() == grads[1].keys()
     largest = max(float(grad.abs().max()) for grad in grads[0].values())
