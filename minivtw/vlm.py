@@ -20,7 +20,7 @@ from .checkpoints import family
 from .checkpoints.fields import Fields
 from .checkpoints.hub import model_folder, model_name, tokenizer_folder
 from .inputs.images import open_image
-from .inputs.prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, load_tokenizer, mark_images
+from .inputs.prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, load_tokenizer, refuse_marks
 from .model.sampling import Sampler
 from .search import forward_adaptive
 from .model.vision import encode as encode_image
@@ -62,7 +62,7 @@ def load(model=None, low_memory=False, max_tiles=None):
     fields = Fields(read_json(folder, "config.json"), f"{folder}/config.json")
     parts = family(fields).load(fields, folder, Checkpoint(folder, low_memory))
     tokenizer = load_tokenizer(tokenizer_folder(folder, parts.tokenizer), parts.extra_tokens)
-    stop_ids = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.turn_end)} - {None}
+    stop_ids = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.layout.turn_end or "")} - {None}
     return VLM(folder, parts, tokenizer, stop_ids, time.perf_counter() - started, max_tiles)
 
 
@@ -102,7 +102,7 @@ class VLM:
         self.stop_ids = stop_ids
         self.load_seconds = load_seconds
         self.max_tiles = max_tiles
-        self.turn_end_id = tokenizer.token_to_id(parts.turn_end)  # closes an answer that was cut short, if the tokenizer knows it
+        self.turn_end_id = tokenizer.token_to_id(parts.layout.turn_end or "")  # closes an answer that was cut short
         self.image_token = tokenizer.token_to_id(parts.vision.image_token) if parts.vision else None
         if parts.vision and parts.vision.image_token_id not in (None, self.image_token):
             raise InputError(f"the tokenizer and the config of {folder} disagree on the token of <image>")
@@ -126,15 +126,19 @@ class VLM:
             withdraw = Withdrawal(withdraw)
         return check(withdraw, self.config.layers)
 
-    def prepare(self, images, text, is_first=True):
-        """Images and a question -> `Prompt`: the chat around them, and each image's tiles and visual tokens."""
+    def prepare(self, images, text, is_first=True, system=None):
+        """Images and a question -> `Prompt`: the chat around them, and each image's tiles and visual tokens.
+
+        system: a message before the first turn, None for what the model's own layout puts there.
+        """
         images = [] if images is None else images if isinstance(images, list | tuple) else [images]
         if images and not self.parts.vision:
             raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
         vision, tiles, expansions = self.parts.vision, None, []
         if images:
             tiles, expansions = vision.tile([open_image(image) for image in images], self.max_tiles)
-        turn = self.parts.chat(mark_images(text, len(images), vision.mark if vision else ""), is_first)
+        refuse_marks(f"{system or ''}\n{text}", self.tokenizer)
+        turn = self.parts.layout.turn(text, len(images), is_first, system)
         token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)
         is_visual = token_ids == self.image_token
         if is_visual.sum() != sum(expansion.count(vision.image_token) for expansion in expansions):
@@ -238,7 +242,9 @@ class Chat:
         """The prompt behind the last turn's newest token, if they find room in the model's positions."""
         used, room = self.cache.next_position, self.vlm.config.max_positions
         before = self._said.tolist()
-        if used and self.vlm.turn_end_id is not None and not self.vlm.stop_ids.intersection(before):  # the answer was cut short
+        if self.vlm.parts.layout.turn_end is None:  # nothing closes an answer in this layout
+            before = [token for token in before if token not in self.vlm.stop_ids]
+        elif used and self.vlm.turn_end_id is not None and not self.vlm.stop_ids.intersection(before):  # it was cut short
             before.append(self.vlm.turn_end_id)
         token_ids = np.concatenate([np.array(before, np.int64), prompt.token_ids])  # (tokens,)
         if used + len(token_ids) > room:

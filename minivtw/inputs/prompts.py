@@ -1,6 +1,7 @@
 """Text to token ids and back: the tokenizer, and where the visual tokens of each image stand in the prompt."""
 
 import pathlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from tokenizers.decoders import DecodeStream
 from ..errors import InputError
 
 MARK = "<image>"  # where an image goes in a prompt
+SAYABLE = re.compile(r"<(loc_\d+|otsl|chart|code|formula)>")  # Docling's instructions have these: places, kinds of answers
 
 
 class Prompt(NamedTuple):
@@ -33,17 +35,15 @@ def load_tokenizer(folder, extra_tokens=()):
     return tokenizer
 
 
-def mark_images(text, images, mark):
-    """The text with one mark an image: as the user placed them or, if they placed none, all of them first.
+def refuse_marks(text, tokenizer):
+    """Raise InputError for words that would become one of the model's own marks: a turn, an end, a tile.
 
-    mark: how the model's prompts mark an image before the text, such as "<image>\\n".
+    `<image>` is not looked at: it says where an image goes.
     """
-    marks = text.count(MARK)
-    if not text.replace(MARK, "").strip():
-        raise InputError("the prompt is empty")
-    if marks and marks != images:
-        raise InputError(f"the prompt marks {marks} places for an image, but {images} images are given")
-    return text if marks else mark * images + text
+    words = text.replace(MARK, "")
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if token.special and token.content in words and not SAYABLE.fullmatch(token.content):
+            raise InputError(f"the prompt says {token.content}, which is a mark of the model's own and cannot be said")
 
 
 def expand_marks(text, expansions):
@@ -53,8 +53,16 @@ def expand_marks(text, expansions):
 
 
 def encode(tokenizer, text, opens=True):
-    """Token ids of a text, (tokens,) int64; `opens` adds what a text begins with, such as `<s>`."""
-    return np.array(tokenizer.encode(text, add_special_tokens=opens).ids, np.int64)
+    """Token ids of a text, (tokens,) int64; `opens` adds what a text begins with, such as `<s>`.
+
+    Llama's tokenizer puts a space before every text. Where a text goes on with one (`opens` False), that is the one.
+    """
+    try:
+        if not opens and text.startswith(" ") and tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("▁"):
+            text = text[1:]
+        return np.array(tokenizer.encode(text, add_special_tokens=opens).ids, np.int64)
+    except Exception as error:  # the tokenizers library raises plain Exception, and TypeError for what is not UTF-8
+        raise InputError(f"the tokenizer cannot read the prompt: {error}") from error
 
 
 def check_vocabulary(token_ids, vocabulary):

@@ -168,7 +168,7 @@ def test_a_missing_and_a_misshapen_tensor_are_named(folder, tmp_path):
             "size",
             "longest_edge",
             5000,
-            "makes pictures of 5000 pixels a side",
+            "must be a whole number from 1 to 4,096, not 5000",
         ),
         (
             "idefics3-tiles",

@@ -10,6 +10,7 @@ import pytest
 
 import minivtw
 from minivtw.checkpoints import idefics3
+from minivtw.checkpoints.fields import Fields
 from tests.parity import GREEDY_TOKENS, TOLERANCE, compare_layers, observe, relative_error
 
 from .conversation import SIZES, picture
@@ -123,7 +124,7 @@ def test_pixels_of_the_published_settings(reference, tmp_path, size):
         tmp_path / "preprocessor_config.json", reference.SmolVLMImageProcessorPil(**settings).to_dict()
     )
     image = picture(*size)
-    tiles, (rows, columns) = idefics3.pixel_settings(tmp_path)(image)
+    tiles, (rows, columns) = idefics3.pixel_settings(Fields({}, ""), tmp_path)(image)
     theirs = reference.SmolVLMImageProcessorPil(**settings)(image, return_row_col_info=True)
     assert (rows, columns) == (theirs["rows"][0][0], theirs["cols"][0][0])
     expected = np.asarray(theirs["pixel_values"][0])
