@@ -5,7 +5,6 @@
     print(result.text, result.stats["flops"])
 """
 
-import pathlib
 import time
 from typing import NamedTuple
 
@@ -18,15 +17,13 @@ from .model.decoder import logits
 from .errors import InputError
 from .checkpoints import family
 from .checkpoints.fields import Fields
-from .checkpoints.hub import model_folder, model_name, tokenizer_folder
+from .checkpoints.hub import embedded_folder, model_folder, model_name, tokenizer_folder
 from .inputs.images import open_image
 from .inputs.prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, load_tokenizer, refuse_marks
 from .model.sampling import Sampler
 from .search import forward_adaptive
 from .model.vision import encode as encode_image
 from .methods import Withdrawal, check, forward_with, staying
-
-EMBEDDED = "minivtw-tiny"
 
 
 class Result(NamedTuple):
@@ -35,18 +32,6 @@ class Result(NamedTuple):
     text: str
     token_ids: list[int]
     stats: dict
-
-
-def shipped_folder(name):
-    """A folder of weights/: inside the installed package, or beside it in a checkout."""
-    package = pathlib.Path(__file__).parent
-    installed = package / "weights" / name
-    return installed if installed.is_dir() else package.parent / "weights" / name
-
-
-def embedded_folder():
-    """The embedded model."""
-    return shipped_folder(EMBEDDED)
 
 
 def load(model=None, low_memory=False, max_tiles=None):
