@@ -119,11 +119,11 @@ class VLM:
         images = [] if images is None else images if isinstance(images, list | tuple) else [images]
         if images and not self.parts.vision:
             raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
+        refuse_marks(f"{system or ''}\n{text}", self.tokenizer)
+        turn = self.parts.layout.turn(text, len(images), is_first, system)
         vision, tiles, expansions = self.parts.vision, None, []
         if images:
             tiles, expansions = vision.tile([open_image(image) for image in images], self.max_tiles)
-        refuse_marks(f"{system or ''}\n{text}", self.tokenizer)
-        turn = self.parts.layout.turn(text, len(images), is_first, system)
         token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)
         is_visual = token_ids == self.image_token
         if is_visual.sum() != sum(expansion.count(vision.image_token) for expansion in expansions):

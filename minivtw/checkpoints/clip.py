@@ -41,7 +41,7 @@ def vision_config(fields, feature_layer, drop_first, post_norm=False, default_ty
     """A vision config's `Fields` -> VisionConfig. The family says which features it takes."""
     model_type = fields.choice("model_type", tuple(DEFAULTS), default_type)
     default = DEFAULTS[model_type]
-    fields.refuse_unless(num_channels=3)
+    fields.refuse_unless(num_channels=3, add_cross_attention=False)
     is_clip = model_type == "clip_vision_model"
     config = VisionConfig(
         image_size=fields.whole("image_size", default["image"], most=MOST_PIXELS_A_SIDE),

@@ -7,7 +7,8 @@ MOST = 10_000_000  # of a whole number, where a config gives no reason for less
 MOST_LAYERS = 1_000
 
 # Keys that change nothing of what is computed here: names, what a training run did, how files are kept, special tokens
-# that the tokenizer's own files give, and how transformers would decode (here the caller says that).
+# that the tokenizer's own files give, how transformers would decode (here the caller says that), and what counts only
+# where it is read: a tower's copy of its processor's sizes.
 HARMLESS = frozenset(
     """
     _name_or_path architectures dtype torch_dtype transformers_version transformers.js_config tokenizer_class auto_map
@@ -24,7 +25,7 @@ HARMLESS = frozenset(
     processor_class image_processor_type do_convert_rgb do_pad _processor_class num_additional_image_tokens image_token
     feature_extractor_type data_format disable_grouping device input_data_format return_tensors
     vit_dropout vit_model_type lm_dropout lm_model_type lm_max_length lm_base_vocab_size extra_token_amount lm_eos_token_id
-    vlm_load_backbone_weights vlm_checkpoint_path hf_repo_name
+    vlm_load_backbone_weights vlm_checkpoint_path hf_repo_name size max_image_size tie_word_embeddings
     """.split()
 )
 

@@ -31,6 +31,7 @@ def load(fields, folder, checkpoint):
     )
     pixels = pixel_settings(fields, folder)
     factor = fields.whole("scale_factor", 2)
+    fields.part("text_config").refuse_unless(pixel_shuffle_factor=factor)
     tokens = tile_tokens(fields, pixels.side // vision_config.patch_size, factor)  # a tile
 
     def form(take):
