@@ -32,7 +32,7 @@ class Layout(NamedTuple):
     words: str = ""  # before the words
     space: str = ""  # before a turn that does not begin with an image
     system: tuple[str, str] = ("", " ")  # around a system message
-    default_system: str | None = None  # the message that stands there where none is given
+    default_system: str = ""  # what stands there where none is given, as a whole
     images_move: bool = False  # images come first even where the user marks another place
 
     def turn(self, text, images, is_first, system=None):
@@ -48,8 +48,8 @@ class Layout(NamedTuple):
 
     def opening(self, system):
         """What stands before the first turn."""
-        system = self.default_system if system is None else system
-        return self.opens if not system else f"{self.opens}{self.system[0]}{system}{self.system[1]}"
+        before, after = self.system
+        return self.opens + (self.default_system if system is None else f"{before}{system}{after}")
 
 
 def place_images(text, images, layout):
@@ -130,7 +130,7 @@ GRANITE_SKETCH = re.compile(
     r"<\|start_of_role\|>assistant<\|end_of_role\|>\s*"
 )
 CHATML_SKETCH = re.compile(
-    r"(?:<\|im_start\|>system\n(?P<default>[^{}<¦]*)<\|im_end\|>\n¦)?<\|im_start\|>\{\}(?P<role>\s)¦?(?:\{\}¦)?"
+    r"(?:(?P<default><\|im_start\|>system\n[^{}<¦]*<\|im_end\|>\n)¦)?<\|im_start\|>\{\}(?P<role>\s)¦?(?:\{\}¦)?"
     r"(?:(?P<image><image>\s?)¦)?(?:<video>\s?¦)?(?P<words>\s?)\{\}¦?<\|im_end\|>(?P<end>\s?)¦"
     r"<\|im_start\|>assistant(?P<answer>\s?)\s*"
 )
@@ -150,7 +150,7 @@ def layout_of(template):
         role, words, end = found["role"], found["words"], found["end"]
         return CHATML._replace(
             user=f"<|im_start|>user{role}", closes=f"<|im_end|>{end}<|im_start|>assistant{found['answer']}", between=end,
-            image=found["image"] or MARK, words=words, default_system=found["default"],
+            image=found["image"] or MARK, words=words, default_system=found["default"] or "",
             system=(f"<|im_start|>system{role}{words}", f"<|im_end|>{end}"),
         )  # fmt: skip
     return None

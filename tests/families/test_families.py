@@ -30,6 +30,7 @@ def test_every_family_and_layout_is_recorded():
         "nanovlm-filled",
         "nanovlm-first",
         "nanovlm-later",
+        "nanovlm-single",
         "smolvlm-tiles",
     ]
 

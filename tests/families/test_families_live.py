@@ -99,10 +99,11 @@ def test_random_smolvlm(reference, tmp_path, seed):
 
 @pytest.mark.live
 @pytest.mark.parametrize("side", [96, 64, 32])
-@pytest.mark.parametrize("name", ["nanovlm-first", "nanovlm-later", "nanovlm-filled"])
+@pytest.mark.parametrize("name", ["nanovlm-first", "nanovlm-plain", "nanovlm-single", "nanovlm-later", "nanovlm-filled"])
 def test_random_nanovlm(nanovlm, reference, tmp_path, name, side):
-    variant = next(variant for variant in nanovlm.RECORDED if variant.name == name)
+    variant = next(variant for variant in (*nanovlm.RECORDED, nanovlm.PLAIN) if variant.name == name)
     changes = {"lm_n_heads": 8, "lm_n_kv_heads": 4, "vit_n_heads": 2, "mp_pixel_shuffle_factor": 4, **variant.changes}
+    changes.pop("mp_image_token_length", None)  # it follows from the factor
     if "max_img_size" in changes:
         changes["max_img_size"] = side
     nanovlm.build(variant._replace(changes=changes, seed=side), tmp_path)
