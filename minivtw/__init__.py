@@ -1,8 +1,9 @@
 """A vision-language model in NumPy that withdraws its visual tokens half way (arXiv 2405.05803)."""
 
 from .errors import InputError
-from .vlm import VLM, Chat, Result, load
-from .methods import Withdrawal
+from .loading import load
+from .model.tokens import Tokens
+from .vlm import VLM, Answer, Chat
 
-__all__ = ["Chat", "InputError", "Result", "VLM", "Withdrawal", "load"]
-__version__ = "0.1.0"
+__all__ = ["VLM", "Answer", "Chat", "InputError", "Tokens", "load"]
+__version__ = "0.2.0"

@@ -1,95 +1,45 @@
-"""Find the layer before which the visual tokens can leave, and store it there: python -m minivtw.calibrate MODEL"""
+"""Find the layer before which the visual tokens can leave: python -m minivtw.calibrate [MODEL] [--store]"""
 
-import hashlib
 import json
-import os
-import pathlib
-import tempfile
-from typing import NamedTuple
 
 from . import load
-from .errors import InputError, Parser, door
-from .evaluate import progress_bar
-from .search import CRITERIA, Asked, choose, mean_curve
+from .checkpoints.stored import STORED, stored_search
+from .cli import Parser, command, progress_line, write_whole
+from .errors import InputError
+from .inputs.questions import digest, read_questions
+from .model.tokens import EmbeddedPrompt
+from .search import CRITERIA, choose, mean_curve
 
 SAMPLES = 20
 
 
-class Samples(NamedTuple):
-    """Pictures with a question each, and the SHA-256 of them all."""
-
-    asked: list[tuple[str, str]]  # (the picture's path, the question)
-    digest: str
-
-
-def read_samples(folder, most=SAMPLES):
-    """The first `most` lines of a folder's questions.jsonl.
-
-    Each line is an object with `image`, a path beside that file, and `question`; what else it holds does not matter.
-    """
-    path = pathlib.Path(folder) / "questions.jsonl"
-    if not path.is_file():
-        raise InputError(
-            f"the samples folder {folder} holds no questions.jsonl, one object with image and question a line"
-        )
-    asked, digest = [], hashlib.sha256()
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[:most], 1):
-            content = json.loads(line)
-            picture, question = path.parent / content["image"], content["question"]
-            digest.update(picture.read_bytes() + question.encode())
-            asked.append((str(picture), question))
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}, line {number}: needs an object with image and question") from error
-    if not asked:
-        raise InputError(f"{path} holds no samples")
-    return Samples(asked, digest.hexdigest())
-
-
 def embedded(vlm, samples, progress=lambda done: None):
     """The samples as the decoder gets them, one after the other."""
-    for done, (picture, question) in enumerate(samples.asked, 1):
-        prompt = vlm.prepare(picture, question)
-        yield Asked(vlm.embed(prompt), prompt.is_visual)
+    for done, sample in enumerate(samples, 1):
+        prompt = vlm.prepare(sample.image, sample.question)
+        yield EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)
         progress(done)
 
 
 def calibrate(vlm, samples, criterion="kl", threshold=None, progress=lambda done: None):
-    """Find K on samples. Returns what `withdrawal.json` holds.
+    """Find K on samples, a list of `Question`. Returns what `withdrawal.json` holds.
 
-    `curve` has one value a layer, the mean over the samples of what `search.CRITERIA` defines. Raises InputError for
-    a picture that cannot be read, and where no layer meets the threshold.
+    `curve` has one value a layer, the mean over the samples of what `search.CRITERIA` defines; the threshold is, unless
+    given, the one by which the stored layer was found, or else the criterion's own. Raises InputError for a picture
+    that cannot be read, and where no layer meets the threshold.
     """
-    threshold = CRITERIA[criterion].threshold if threshold is None else threshold
+    if threshold is None:
+        stored = stored_search(vlm.folder)
+        is_same = stored.get("criterion") == criterion and isinstance(stored.get("threshold"), int | float)
+        threshold = stored["threshold"] if is_same else CRITERIA[criterion].threshold
     curve = mean_curve(vlm.decoder, embedded(vlm, samples, progress), criterion, vlm.stop_ids)
     return {
         "withdraw_layer": choose(curve, criterion, threshold),
         "criterion": criterion,
         "threshold": threshold,
         "curve": [float(f"{value:.6g}") for value in curve],
-        "samples": {"count": len(samples.asked), "sha256": samples.digest},
+        "samples": {"count": len(samples), "sha256": digest(samples)},
     }
-
-
-def store(found, folder):
-    """Write withdrawal.json into a model folder, whole or not at all: the old stays until the new one is complete."""
-    partial = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=folder, prefix=".withdrawal-", delete=False, encoding="utf-8"
-        ) as file:
-            partial = file.name
-            file.write(json.dumps(found, indent=1) + "\n")
-        os.chmod(partial, 0o644)  # temporary files are private; a model folder is not
-        os.replace(partial, pathlib.Path(folder) / "withdrawal.json")
-    except OSError as error:
-        if partial:
-            os.unlink(partial)
-        raise InputError(f"cannot store the layer in {folder}: {error.strerror}") from error
 
 
 def table(found, unit):
@@ -103,7 +53,7 @@ def table(found, unit):
 
 
 def main(arguments):
-    options = Parser(prog="minivtw.calibrate", description="Find the withdrawal layer of a model and store it there.")
+    options = Parser(prog="minivtw.calibrate", description="Find the withdrawal layer of a model.")
     options.add_argument("model", nargs="?", metavar="MODEL", help="a model folder (default: the embedded model)")
     options.add_argument(
         "--samples", metavar="DIR",
@@ -112,12 +62,13 @@ def main(arguments):
     options.add_argument("--criterion", choices=tuple(CRITERIA), default="kl", help="(default: kl, the paper's)")
     defaults = ", ".join(f"{criterion.threshold:g} for {name}" for name, criterion in CRITERIA.items())
     options.add_argument(
-        "--threshold", "--eta", type=float, metavar="ETA", help=f"what a layer must meet (default: {defaults})"
-    )
+        "--threshold", "--eta", type=float, metavar="ETA",
+        help=f"what a layer must meet (default: that of the stored layer, or else {defaults})",
+    )  # fmt: skip
     options.add_argument(
         "--limit", type=int, default=SAMPLES, metavar="N", help=f"use the first N samples (default: {SAMPLES})"
     )
-    options.add_argument("--dry-run", action="store_true", help="print only, store nothing")
+    options.add_argument("--store", action="store_true", help="store the layer with the model, for `--withdraw auto`")
     options.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = options.parse_args(arguments)
     if chosen.threshold is not None and not 0 <= chosen.threshold < float("inf"):
@@ -129,16 +80,16 @@ def main(arguments):
     folder = chosen.samples or vlm.folder / "samples"
     if chosen.samples is None and not folder.is_dir():
         raise InputError(f"{vlm.folder} ships no samples; give a folder of them with --samples")
-    samples = read_samples(folder, chosen.limit)
-    found = calibrate(vlm, samples, chosen.criterion, chosen.threshold, progress_bar(len(samples.asked)))
-    if not chosen.dry_run:
-        store(found, vlm.folder)
+    samples = read_questions(folder, most=chosen.limit)
+    found = calibrate(vlm, samples, chosen.criterion, chosen.threshold, progress_line(len(samples)))
+    if chosen.store:
+        write_whole(vlm.folder / STORED, json.dumps(found, indent=1) + "\n")
     if chosen.json:
         print(json.dumps(found))
         return
     print(table(found, CRITERIA[chosen.criterion].unit))
-    print("nothing stored (--dry-run)" if chosen.dry_run else f"stored in {vlm.folder / 'withdrawal.json'}")
+    print(f"stored in {vlm.folder / STORED}" if chosen.store else "nothing stored; --store does that")
 
 
 if __name__ == "__main__":
-    door(main)
+    command(main)

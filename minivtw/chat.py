@@ -6,8 +6,19 @@ Each line is a question; the cache stays between them. `/image FILE` shows one m
 import sys
 
 from . import load
-from .errors import InputError, Parser, door
-from .generate import Printer, add_model_options, add_sampling_options, sampling, stats_table
+from .cli import (
+    Parser,
+    Printer,
+    add_method_options,
+    add_model_option,
+    add_sampling_options,
+    add_size_options,
+    command,
+    print_error,
+    sampling,
+    stats_table,
+)
+from .errors import InputError
 from .inputs.images import open_image
 from .vlm import Chat
 
@@ -17,7 +28,9 @@ HELP = "a question a line; /image FILE: show a picture with the next one; end wi
 def parser():
     options = Parser(prog="minivtw.chat", description="Talk with a vision-language model about pictures, in NumPy.")
     options.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about from the first question on")
-    add_model_options(options)
+    add_model_option(options)
+    add_size_options(options)
+    add_method_options(options)
     add_sampling_options(options)
     options.add_argument("--stats", action="store_true", help="a table after every answer: what withdrawal saved")
     return options
@@ -41,23 +54,23 @@ def converse(chat, images, options, with_stats):
             if line.startswith("/image"):
                 images = [*images, open_image(line.removeprefix("/image").strip())]
             elif line:
-                result = chat.ask(images, line, stream=Printer(), **options)
+                answer = chat.ask(line, images, stream=Printer(), **options)
                 print()
                 images = []
                 if with_stats:
-                    print(stats_table(result.stats))
+                    print(stats_table(answer.stats))
         except InputError as error:
-            print(f"minivtw: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print_error(error)
 
 
 def main(arguments):
     chosen = parser().parse_args(arguments)
     images = [open_image(image) for image in chosen.images]
-    chat = Chat(load(chosen.model, chosen.low_memory, chosen.max_tiles), chosen.withdraw)
+    chat = Chat(load(chosen.model, chosen.low_memory, chosen.max_tiles), chosen.withdraw, chosen.method)
     if sys.stdin.isatty():
         print(HELP)
     converse(chat, images, sampling(chosen), chosen.stats)
 
 
 if __name__ == "__main__":
-    door(main)
+    command(main)

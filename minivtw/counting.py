@@ -1,55 +1,72 @@
-"""How many operations and bytes a decoder takes, by formula.
+"""How many operations and bytes a decoder takes, counted from what its layers did.
 
-Derivation. A matrix product (n, i) @ (i, o) is n * i * o multiplications and as many additions: 2 n i o FLOPs. With
-n new tokens and m tokens in the layer's cache afterwards, one layer computes
+Every layer notes what it did (`model.tokens.Ran`): how many tokens entered, how many of them it worked on, how many its
+cache held afterwards. So one formula serves every method. A matrix product (n, i) @ (i, o) is n * i * o multiplications
+and as many additions, 2 n i o FLOPs. With n tokens entering, t of them worked on and m in the cache, a layer computes
 
-    q, k, v     (n, width) @ (width, (heads + 2 kv_heads) head_dim)
-    scores      per head (n, head_dim) @ (head_dim, m)
-    context     per head (n, m) @ (m, head_dim)
-    output      (n, heads head_dim) @ (heads head_dim, width)
-    gate, up    (n, width) @ (width, 2 mlp_width)
-    down        (n, mlp_width) @ (mlp_width, width)
+    queries       (t, width) @ (width, heads head_dim)
+    keys, values  (n, width) @ (width, 2 kv_heads head_dim)
+    scores        per head (t, head_dim) @ (head_dim, m)
+    context       per head (t, m) @ (m, head_dim)
+    output        (t, heads head_dim) @ (heads head_dim, width)
+    gate, up      (t, width) @ (width, 2 mlp_width)
+    down          (t, mlp_width) @ (mlp_width, width)
 
-and the head turns the last token alone into logits. Norms, rotations and softmax are left out: they grow with
-n width, not with n width^2. Scores are counted in full, masked or not, because that is what is computed. A test
-compares these formulas with the matrix products that really happen.
+and the head turns the last token alone into logits. A method that asks where tokens look costs their queries and scores
+once more. Norms, rotations and softmax are left out: they grow with n width, not with n width^2. Scores are counted in
+full, masked or not. A test compares this with the matrix products that really happen.
 """
 
+import time
+from collections.abc import Iterable, Sequence
 
-def layer_flops(config, new, cached):
-    """One decoder layer: `new` tokens enter, after which its cache holds `cached`."""
+from .model.decoder import DecoderConfig
+from .model.tokens import Ran
+
+
+def layer_flops(config: DecoderConfig, ran: Ran) -> int:
+    """What one layer computed, but for what a method looked at."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
-    projections = width * (query + 2 * key_value) + query * width  # multiplications a token
-    feed_forward = 3 * width * config.mlp_width
-    return 2 * new * (projections + feed_forward) + 4 * new * cached * query
+    worked = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications a token
+    return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value
 
 
-def head_flops(config):
+def layers_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
+    """What layers computed one after the other, with what a method looked at between them."""
+    query = config.heads * config.head_dim
+    looks = sum(2 * after.looked * query * (config.width + before.cached) for before, after in zip(ran, ran[1:]))
+    return sum(layer_flops(config, one) for one in ran) + looks
+
+
+def head_flops(config: DecoderConfig) -> int:
     """The logits of one token."""
     return 2 * config.width * config.vocabulary
 
 
-def prefill_flops(config, tokens, staying=0, layer=None, cached=None):
-    """A whole prompt of `tokens`, of which `staying` remain from `layer` on (None: all, everywhere).
-
-    `cached`: tokens that each layer's cache held before, a list (None: a fresh cache).
-    """
-    cached = cached or [0] * config.layers
-    total = head_flops(config)
-    for index, before in enumerate(cached):
-        new = tokens if layer is None or index < layer else staying
-        total += layer_flops(config, new, before + new)
-    return total
+def prompt_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
+    """The layers that `ran`, and the logits of the last token."""
+    return layers_flops(config, ran) + head_flops(config)
 
 
-def decode_flops(config, tokens_per_layer, steps):
-    """`steps` tokens fed back one at a time, on caches that hold `tokens_per_layer` before the first of them."""
-    total = steps * head_flops(config)
-    for tokens in tokens_per_layer:
-        total += sum(layer_flops(config, 1, tokens + step) for step in range(1, steps + 1))
-    return total
+def plain_run(config: DecoderConfig, tokens: int, before: int = 0) -> list[Ran]:
+    """What the layers do without a method, for `tokens` behind the `before` that every cache holds."""
+    return [Ran(tokens, tokens, before + tokens, 0)] * config.layers
 
 
-def cache_bytes(config, tokens_per_layer):
+def cache_bytes(config: DecoderConfig, tokens_per_layer: Iterable[int]) -> int:
     """Keys and values in float32."""
     return sum(2 * 4 * config.kv_heads * config.head_dim * tokens for tokens in tokens_per_layer)
+
+
+class Clock:
+    """Seconds of each phase, one after the other."""
+
+    def __init__(self, load_seconds: float = 0.0):
+        self.seconds = {"load": load_seconds}
+        self._last = time.perf_counter()
+
+    def stop(self, phase: str) -> None:
+        """The phase that ends now began when the one before it ended."""
+        now = time.perf_counter()
+        self.seconds[phase] = now - self._last
+        self._last = now

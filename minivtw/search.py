@@ -1,7 +1,7 @@
 """Which layer: the search for K, the layer before which the visual tokens can leave unnoticed.
 
 Withdrawing before layer K changes nothing in layers 0 … K-1. So one prefill without withdrawal, which keeps the hidden
-states at every layer's door, is the shared beginning of all candidates; what remains for each is its text-only tail,
+states that enter every layer, is the shared beginning of all candidates; what remains for each is its text-only tail,
 from layer K up. With f(n) the FLOPs of one layer on n tokens, L layers and t text tokens among n, a prompt costs
 
     naive    L f(n)  +  sum over K of ( K f(n) + (L - K) f(t) )    every candidate from the bottom, as published
@@ -10,71 +10,81 @@ from layer K up. With f(n) the FLOPs of one layer on n tokens, L layers and t te
 and L + 1 times the head, either way. `naive_flops` and `search_flops` count this.
 """
 
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from .counting import layer_flops, prefill_flops
-from .model.cache import KVCache
-from .model.decoder import forward, logits
+from .counting import layers_flops, plain_run, prompt_flops
 from .errors import InputError
+from .methods import visual_share, withdraw
+from .model.cache import KVCache
+from .model.decoder import Decoder, DecoderConfig, forward, logits
+from .model.tokens import EmbeddedPrompt, Ran, Tokens, arriving
+from .specs import Method
 
 ETA = 0.003  # nats; the paper's threshold of the KL divergence
 QUIET_SHARE = 0.1  # of the text's attention: less than this, and a layer hardly looks at the image
-QUIET_LAYERS = 2  # in a row, before the adaptive rule believes it
-
-
-class Asked(NamedTuple):
-    """A prompt as the decoder gets it."""
-
-    hidden: np.ndarray  # (tokens, width), embedded
-    is_visual: np.ndarray  # (tokens,) booleans
 
 
 class Walk(NamedTuple):
-    """A prompt, and perhaps an answer behind it, carried through all layers with nothing withdrawn."""
+    """A prompt and its greedy answer, carried through all layers one at a time, with nothing withdrawn."""
 
-    doors: list[np.ndarray]  # layers + 1 arrays (tokens, width): hidden before each layer and, last, behind them all
-    is_visual: np.ndarray  # (tokens,) booleans
-    predictions: int  # how many of the last tokens predict a token of the answer
-    answer: list[int]  # the greedy token at each prediction
-    cache: KVCache
+    entering: list[Tokens]  # layers + 1: the prompt's tokens as they enter each layer and, last, after all of them
+    following: list[np.ndarray]  # layers + 1: the same of the answer's tokens but the last, (answer - 1, width)
+    answer: list[int]  # greedy token ids
+    full: np.ndarray  # (answer, vocabulary) the logits that predict each token of the answer
 
 
-def carry(decoder, hidden, cache, observe=None):
-    """One layer at a time. hidden: (tokens, width). Returns the `doors` of these tokens, as in `Walk`."""
-    positions, doors = cache.claim(len(hidden)), [hidden]
+def layer_by_layer(
+    decoder: Decoder, tokens: Tokens, observe: Callable[[str, np.ndarray], None] | None = None
+) -> list[Tokens]:
+    """Tokens as they enter each layer and, last, after all of them: layers + 1 `Tokens`."""
+    entering = [tokens]
     for index in range(len(decoder.layers)):
-        doors.append(forward(decoder, doors[-1], positions, cache, start=index, stop=index + 1, observe=observe))
-    return doors
+        entering.append(forward(decoder, entering[-1], start=index, stop=index + 1, observe=observe))
+    return entering
 
 
-def walk(decoder, asked, most_tokens=1, stop_ids=(), observe=None):
+def walk(
+    decoder: Decoder,
+    prompt: EmbeddedPrompt,
+    most_tokens: int = 1,
+    stop_ids: Collection[int] = (),
+    observe: Callable[[str, np.ndarray], None] | None = None,
+) -> Walk:
     """Prefill and greedy answer, without withdrawal: `Walk`.
 
-    The answer stops with a token of `stop_ids` or after `most_tokens`; 1 looks at the next token alone.
+    The answer ends with a token of `stop_ids` or after `most_tokens`; 1 looks at the next token alone.
     """
-    cache, answer = KVCache(len(decoder.layers)), []
-    parts = [carry(decoder, asked.hidden, cache, observe)]  # the prompt's doors, then each answer token's
+    cache = KVCache(decoder.config)
+    entering = layer_by_layer(decoder, arriving(*prompt, cache), observe)
+    predictions, answer, steps = [logits(decoder, entering[-1].hidden[-1:])], [], []
     while True:
-        answer.append(int(logits(decoder, parts[-1][-1][-1:])[0].argmax()))
+        answer.append(int(predictions[-1].argmax()))
         if answer[-1] in stop_ids or len(answer) >= most_tokens:
             break
-        parts.append(carry(decoder, decoder.embedding[answer[-1:]], cache, observe))
-    doors = [np.concatenate(pieces) for pieces in zip(*parts)]
-    is_visual = np.concatenate([asked.is_visual, np.zeros(len(answer) - 1, bool)])
-    return Walk(doors, is_visual, len(answer), answer, cache)
+        said = arriving(decoder.embedding[answer[-1:]], np.zeros(1, bool), cache)
+        steps.append([tokens.hidden for tokens in layer_by_layer(decoder, said, observe)])
+        predictions.append(logits(decoder, steps[-1][-1]))
+    following = [np.concatenate(parts) for parts in zip(*steps)] or [prompt.hidden[:0]] * len(entering)
+    return Walk(entering, following, answer, np.concatenate(predictions))
 
 
-def tail(decoder, walked, layer):
-    """Withdraw before `layer` and go on from that layer's door with the text alone.
+def tail(decoder: Decoder, walked: Walk, method: Method | None, layer: int) -> np.ndarray:
+    """Go on from what entered `layer`, with a method that changes nothing before that layer.
 
-    Returns the logits of the walk's predictions, (predictions, vocabulary).
+    The answer's tokens follow as they are (teacher forcing). Returns their logits, (answer, vocabulary).
     """
-    stays = ~walked.is_visual
-    cache = KVCache(len(decoder.layers))
-    hidden = forward(decoder, walked.doors[layer][stays], np.flatnonzero(stays), cache, start=layer)
-    return logits(decoder, hidden[-walked.predictions :])
+    cache = KVCache(decoder.config)
+    cache.next_position = len(walked.entering[0])
+    tokens = replace(walked.entering[layer], cache=cache, ran=(), notes={})
+    hidden = forward(decoder, tokens, method, start=layer).hidden[-1:]
+    if len(walked.answer) > 1:
+        said = arriving(walked.following[layer], np.zeros(len(walked.answer) - 1, bool), cache)
+        hidden = np.concatenate([hidden, forward(decoder, said, method, start=layer).hidden])
+    return logits(decoder, hidden)
 
 
 def divergence(withdrawn, full):
@@ -89,67 +99,22 @@ def log_softmax(scores):
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def kl_curve(decoder, asked, most_tokens=1, stop_ids=()):
+def kl_curve(
+    decoder: Decoder, prompt: EmbeddedPrompt, most_tokens: int = 1, stop_ids: Collection[int] = ()
+) -> np.ndarray:
     """For each K from 0 to layers - 1: the largest KL over the answer's tokens, teacher-forced. (layers,) nats.
 
     With `most_tokens` 1 this is the paper's criterion for one sample: the next token alone.
     """
-    walked = walk(decoder, asked, most_tokens, stop_ids)
-    full = logits(decoder, walked.doors[-1][-walked.predictions :])  # (predictions, vocabulary)
-    return np.array([divergence(tail(decoder, walked, layer), full).max() for layer in range(len(decoder.layers))])
+    walked = walk(decoder, prompt, most_tokens, stop_ids)
+    tails = (tail(decoder, walked, withdraw(layer), layer) for layer in range(len(decoder.layers)))
+    return np.array([divergence(withdrawn, walked.full).max() for withdrawn in tails])
 
 
-def visual_share(attended, is_visual):
-    """How much of the text's attention goes to visual tokens: mean over heads, and text queries behind the first one.
-
-    attended: (heads, queries, keys) attention probabilities; is_visual: (keys,) booleans, the queries being the last
-    of the keys. Returns 0 … 1; a prompt without visual tokens has 0.
-    """
-    if not is_visual.any():
-        return 0.0
-    queries = attended.shape[1]
-    can_see = ~is_visual & (np.cumsum(is_visual) > 0)  # (keys,)
-    seen = attended[:, can_see[-queries:]][:, :, is_visual].sum(-1)  # (heads, such queries)
-    return float(seen.mean()) if seen.size else 0.0
-
-
-def attention_curve(decoder, asked):
-    """`visual_share` of each layer, nothing withdrawn. (layers,)"""
-    shares = []
-
-    def observe(name, array):
-        if name.endswith("attention"):
-            shares.append(visual_share(array, asked.is_visual))
-
-    carry(decoder, asked.hidden, KVCache(len(decoder.layers)), observe)
-    return np.array(shares)
-
-
-def forward_adaptive(decoder, hidden, positions, cache, is_visual, observe=None):
-    """A prefill that decides as it goes: `decoder.forward`, with K found for this prompt.
-
-    The visual tokens leave once `QUIET_LAYERS` layers in a row gave them less than `QUIET_SHARE` of the text's
-    attention. Reading the share is one sum over probabilities that the layer computed anyway.
-    Returns the hidden states of the tokens that reached the end, and K, None if the image was looked at to the end.
-    """
-    before, quiet = len(cache[0]), 0
-    keys = np.concatenate([np.zeros(before, bool), is_visual])  # (cached,): what a conversation holds so far is text
-    share = 0.0
-
-    def watch(name, array):
-        nonlocal share
-        if name.endswith("attention"):
-            share = visual_share(array, keys)
-        if observe:
-            observe(name, array)
-
-    for index in range(len(decoder.layers)):
-        hidden = forward(decoder, hidden, positions, cache, start=index, stop=index + 1, observe=watch)
-        quiet = quiet + 1 if share < QUIET_SHARE else 0
-        if quiet == QUIET_LAYERS and index + 1 < len(decoder.layers):
-            hidden, positions = hidden[~is_visual], positions[~is_visual]
-            return forward(decoder, hidden, positions, cache, start=index + 1, observe=observe), index + 1
-    return hidden, None
+def attention_curve(decoder: Decoder, prompt: EmbeddedPrompt) -> np.ndarray:
+    """The image's share of the text's attention in each layer, nothing withdrawn. (layers,), from 0 to 1."""
+    entering = layer_by_layer(decoder, arriving(*prompt, KVCache(decoder.config)))
+    return np.array([visual_share(tokens) for tokens in entering[1:]])
 
 
 def first_at_most(curve, threshold):
@@ -168,27 +133,27 @@ def first_settled(curve, threshold):
 class Criterion(NamedTuple):
     """A way to find K: a curve over the layers for each sample, and a rule on the mean of the curves."""
 
-    curve: callable  # (decoder, Asked, stop_ids) -> (layers,)
-    rule: callable  # (curve, threshold) -> layer or None
+    curve: Callable[..., np.ndarray]  # (decoder, EmbeddedPrompt, stop_ids) -> (layers,)
+    rule: Callable[..., int | None]  # (curve, threshold) -> layer or None
     threshold: float
     unit: str
 
 
 LONGEST_ANSWER = 64  # tokens
 CRITERIA = {
-    "kl": Criterion(lambda decoder, asked, stop_ids: kl_curve(decoder, asked), first_at_most, ETA, "nats"),
+    "kl": Criterion(lambda decoder, prompt, stop_ids: kl_curve(decoder, prompt), first_at_most, ETA, "nats"),
     "answer": Criterion(
-        lambda decoder, asked, stop_ids: kl_curve(decoder, asked, LONGEST_ANSWER, stop_ids), first_at_most, ETA, "nats"
+        lambda decoder, prompt, stop_ids: kl_curve(decoder, prompt, LONGEST_ANSWER, stop_ids), first_at_most, ETA, "nats"
     ),
     "attention": Criterion(
-        lambda decoder, asked, stop_ids: attention_curve(decoder, asked), first_settled, QUIET_SHARE, "of it"
+        lambda decoder, prompt, stop_ids: attention_curve(decoder, prompt), first_settled, QUIET_SHARE, "of it"
     ),
 }
 
 
 def mean_curve(decoder, samples, criterion, stop_ids=()):
-    """A criterion's curve, averaged over `samples`, any iterable of `Asked`. (layers,)"""
-    return np.mean([CRITERIA[criterion].curve(decoder, asked, stop_ids) for asked in samples], axis=0)
+    """A criterion's curve, averaged over `samples`, any iterable of `EmbeddedPrompt`. (layers,)"""
+    return np.mean([CRITERIA[criterion].curve(decoder, prompt, stop_ids) for prompt in samples], axis=0)
 
 
 def choose(curve, criterion, threshold):
@@ -203,12 +168,14 @@ def choose(curve, criterion, threshold):
     return layer
 
 
-def search_flops(config, tokens, staying):
+def search_flops(config: DecoderConfig, tokens: int, staying: int) -> int:
     """FLOPs of `kl_curve` for a prompt of `tokens`, `staying` of them text: the naive search less the beginnings."""
-    beginnings = sum(layer * layer_flops(config, tokens, tokens) for layer in range(config.layers))
+    beginnings = sum(layers_flops(config, plain_run(config, tokens)[:layer]) for layer in range(config.layers))
     return naive_flops(config, tokens, staying) - beginnings
 
 
-def naive_flops(config, tokens, staying):
+def naive_flops(config: DecoderConfig, tokens: int, staying: int) -> int:
     """FLOPs of the published search: one prefill without withdrawal, and one from the bottom for every candidate."""
-    return prefill_flops(config, tokens) + sum(prefill_flops(config, tokens, staying, k) for k in range(config.layers))
+    plain, text = plain_run(config, tokens), Ran(staying, staying, staying, 0)
+    runs = [plain[:layer] + [text] * (config.layers - layer) for layer in range(config.layers)]
+    return sum(prompt_flops(config, run) for run in [plain, *runs])

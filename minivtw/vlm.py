@@ -1,84 +1,55 @@
 """What a user holds: load a model, ask it about a picture.
 
     vlm = minivtw.load()
-    result = vlm.answer("scene.png", "What color is the star?")
-    print(result.text, result.stats["flops"])
+    answer = vlm.answer("scene.png", "What color is the star?")
+    print(answer.text, answer.stats["flops"])
 """
 
-import time
-from typing import NamedTuple
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 
-from .counting import cache_bytes, decode_flops, prefill_flops
-from .model.cache import KVCache
-from .checkpoints.checkpoint import Checkpoint, read_json
-from .model.decoder import logits
+from .checkpoints.hub import model_name
+from .checkpoints.parts import Parts
+from .checkpoints.stored import STORED, stored_method
+from .counting import Clock, cache_bytes, plain_run, prompt_flops
 from .errors import InputError
-from .checkpoints import family
-from .checkpoints.fields import Fields
-from .checkpoints.hub import embedded_folder, model_folder, model_name, tokenizer_folder
 from .inputs.images import open_image
-from .inputs.prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, load_tokenizer, refuse_marks
+from .inputs.prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, refuse_marks
+from .methods import check, withdrawal_layer
+from .methods import withdraw as withdraw_before
+from .model.cache import KVCache
+from .model.decoder import forward, logits
 from .model.sampling import Sampler
-from .search import forward_adaptive
+from .model.tokens import Tokens, arriving
 from .model.vision import encode as encode_image
-from .methods import Withdrawal, check, forward_with, staying
+from .shelf import method_of
+from .specs import Method, spec_of
 
 
-class Result(NamedTuple):
-    """An answer. `token_ids` includes the end token if the model came to it; `stats` is what `--json` prints."""
+class Answer(NamedTuple):
+    """`token_ids` includes the token that ends an answer if the model came to it; `stats` is what `--json` prints."""
 
     text: str
     token_ids: list[int]
-    stats: dict
-
-
-def load(model=None, low_memory=False, max_tiles=None):
-    """A model folder, or a name on the Hugging Face hub -> `VLM`; without one, the embedded model.
-
-    low_memory: hold one layer at a time, read from the files at every use; max_tiles: of an image, None for as many
-    as the model takes. Raises InputError for a model that is not there or does not fit.
-    """
-    started = time.perf_counter()
-    if max_tiles is not None and max_tiles < 1:
-        raise InputError(f"max-tiles must be 1 or more, not {max_tiles}")
-    folder = embedded_folder() if model is None else model_folder(model)
-    fields = Fields(read_json(folder, "config.json"), f"{folder}/config.json")
-    parts = family(fields).load(fields, folder, Checkpoint(folder, low_memory))
-    tokenizer = load_tokenizer(tokenizer_folder(folder, parts.tokenizer), parts.extra_tokens)
-    stop_ids = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.layout.turn_end or "")} - {None}
-    return VLM(folder, parts, tokenizer, stop_ids, time.perf_counter() - started, max_tiles)
-
-
-def end_tokens(folder, fields):
-    """The token ids that end an answer, from generation_config.json or else config.json."""
-    if (folder / "generation_config.json").exists():
-        generation = read_json(folder, "generation_config.json").get("eos_token_id")
-    else:
-        generation = None
-    ids = generation if generation is not None else fields.raw("eos_token_id", [])
-    ids = ids if isinstance(ids, list) else [ids]
-    if not all(type(token) is int for token in ids):
-        raise InputError(f"eos_token_id of {folder} must be a token id or a list of them, not {ids!r}")
-    return frozenset(ids)
-
-
-def stored_layer(folder, layers):
-    """The withdrawal layer stored with a model by `minivtw.calibrate`; half the depth until one is stored."""
-    if not (folder / "withdrawal.json").exists():
-        return layers // 2
-    fields = Fields(read_json(folder, "withdrawal.json"), f"{folder}/withdrawal.json")
-    layer = fields.index("withdraw_layer")
-    if not 0 <= layer <= layers:
-        raise fields.error(f"says withdraw_layer {layer}, but the model has {layers} layers")
-    return layer
+    stats: dict[str, Any]
 
 
 class VLM:
     """A vision-language model: parts, tokenizer, and the steps from a question to its answer."""
 
-    def __init__(self, folder, parts, tokenizer, stop_ids, load_seconds, max_tiles=None):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        parts: Parts,
+        tokenizer: Tokenizer,
+        stop_ids: frozenset[int],
+        load_seconds: float = 0.0,
+        max_tiles: int | None = None,
+    ):
         self.folder = folder
         self.parts = parts
         self.decoder = parts.decoder
@@ -92,29 +63,56 @@ class VLM:
         if parts.vision and parts.vision.image_token_id not in (None, self.image_token):
             raise InputError(f"the tokenizer and the config of {folder} disagree on the token of <image>")
 
-    def answer(self, image, prompt, withdraw="auto", **options):
+    def answer(
+        self,
+        image: Any,
+        prompt: str,
+        *,
+        withdraw: str | int | None = "auto",
+        method: Method | str | None = None,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        observe: Callable[[str, np.ndarray], None] | None = None,
+        stream: Callable[[str], None] | None = None,
+    ) -> Answer:
         """Answer one question about an image: a path, a Pillow image, a list of these, or None.
 
-        withdraw: "auto" (the layer stored with the model), "adaptive" (the layer where this prompt's attention has left
-        the image), None (never), a layer, or a `Withdrawal`; the other options are those of `Chat.ask`.
-        Returns a `Result`; raises InputError.
+        withdraw: "auto" (what is stored with the model), None or "off" (never), or K, the layer before which the
+        visual tokens leave; method: any other, a function or its text (`methods.py`), instead of `withdraw`; the rest
+        is as for `Chat.ask`. Raises InputError.
         """
-        return Chat(self, withdraw).ask(image, prompt, **options)
+        return Chat(self, withdraw, method).ask(
+            prompt, image, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            seed=seed, observe=observe, stream=stream,
+        )  # fmt: skip
 
-    def withdrawal(self, withdraw):
-        """What the argument `withdraw` means for this model, as a checked `Withdrawal`; "adaptive" is decided in prefill."""
-        if withdraw == "adaptive":
-            return Withdrawal("adaptive")
-        if withdraw == "auto":
-            withdraw = stored_layer(self.folder, self.config.layers)
-        if not isinstance(withdraw, Withdrawal):
-            withdraw = Withdrawal(withdraw)
-        return check(withdraw, self.config.layers)
+    def method(self, withdraw: str | int | None = "auto", method: Method | str | None = None) -> Method | None:
+        """What the two arguments of `answer` mean for this model, checked; None: every token goes through every layer."""
+        if isinstance(method, str):
+            method = method_of(method)
+        elif method is None and withdraw == "auto":
+            return self._stored_method()
+        elif method is None and withdraw not in (None, "off"):
+            method = withdraw_before(withdraw)
+        return check(method, self.config.layers)
 
-    def prepare(self, images, text, is_first=True, system=None):
+    def _stored_method(self):
+        """What `minivtw.calibrate` stored with this model; half the depth until something is stored."""
+        text = stored_method(self.folder)
+        if text is None:
+            return withdraw_before(self.config.layers // 2)
+        try:
+            return check(method_of(text), self.config.layers)
+        except InputError as error:
+            raise InputError(f"{self.folder}/{STORED}: {error}") from error
+
+    def prepare(self, images: Any, text: str, is_first: bool = True, system: str | None = None) -> Prompt:
         """Images and a question -> `Prompt`: the chat around them, and each image's tiles and visual tokens.
 
-        system: a message before the first turn, None for what the model's own layout puts there.
+        system: a message before the first turn; None for what the model's own layout puts there.
         """
         images = [] if images is None else images if isinstance(images, list | tuple) else [images]
         if images and not self.parts.vision:
@@ -131,7 +129,7 @@ class VLM:
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
         return Prompt(token_ids, is_visual, tiles)
 
-    def embed(self, prompt, observe=None):
+    def embed(self, prompt: Prompt, observe: Callable[[str, np.ndarray], None] | None = None) -> np.ndarray:
         """The decoder's input, (tokens, width): embedded text, and what it sees at the visual tokens' places."""
         # A visual token's own embedding is never used, and some models have none: any row stands in for it.
         hidden = self.decoder.embedding[np.where(prompt.is_visual, 0, prompt.token_ids)]  # (tokens, width)
@@ -147,147 +145,131 @@ class VLM:
             observe("decoder.embeddings", hidden)
         return hidden
 
-    def advance(self, hidden, is_visual, cache, withdrawal, observe=None):
+    def advance(
+        self,
+        hidden: np.ndarray,
+        is_visual: np.ndarray,
+        cache: KVCache,
+        method: Method | None = None,
+        observe: Callable[[str, np.ndarray], None] | None = None,
+    ) -> tuple[np.ndarray, Tokens]:
         """Carry new tokens through the decoder: the prompt (prefill), or one token fed back (decode).
 
-        hidden: (tokens, width); is_visual: (tokens,) booleans. Returns the last token's logits, (vocabulary,).
+        hidden: (tokens, width); is_visual: (tokens,) booleans; cache: gains the tokens. Returns the last token's
+        logits, (vocabulary,), and the `Tokens` at the end. Raises InputError where a method let the last one go.
         """
-        positions = cache.claim(len(hidden))  # (tokens,)
-        stays = staying(is_visual, withdrawal)  # (tokens,)
-        hidden = forward_with(self.decoder, hidden, positions, cache, withdrawal, stays, observe)
-        return self._last_logits(hidden, observe)
-
-    def advance_adaptive(self, hidden, is_visual, cache, observe=None):
-        """`advance` for a prompt with an image, deciding on the way where the visual tokens leave.
-
-        Returns the last token's logits, (vocabulary,), and the layer, None if they stay to the end.
-        """
-        positions = cache.claim(len(hidden))  # (tokens,)
-        hidden, layer = forward_adaptive(self.decoder, hidden, positions, cache, is_visual, observe)
-        return self._last_logits(hidden, observe), layer
-
-    def _last_logits(self, hidden, observe):
-        last = logits(self.decoder, hidden[-1:])[0]  # (vocabulary,)
+        tokens = forward(self.decoder, arriving(hidden, is_visual, cache), method, observe=observe)
+        if not len(tokens) or tokens.positions[-1] != cache.next_position - 1:
+            raise InputError("the method withdrew the prompt's last token, whose state becomes the answer")
+        last = logits(self.decoder, tokens.hidden[-1:])[0]  # (vocabulary,)
         if observe:
             observe("decoder.logits", last)
-        return last
+        return last, tokens
 
 
 class Chat:
-    """A conversation about one or more images. The cache stays between turns: deep layers keep its text only."""
+    """A conversation about one or more images. The cache stays between turns: deep layers keep what a method left them."""
 
-    def __init__(self, vlm, withdraw="auto"):
+    def __init__(self, vlm: VLM, withdraw: str | int | None = "auto", method: Method | str | None = None):
         self.vlm = vlm
-        self.withdrawal = vlm.withdrawal(withdraw)
-        self.cache = KVCache(vlm.config.layers)
-        self._said = np.empty(0, np.int64)  # the newest token, which no layer has seen yet
+        self.method = vlm.method(withdraw, method)
+        self.cache = KVCache(vlm.config)
+        self._said: list[int] = []  # the newest token, which no layer has seen yet
 
     def ask(
         self,
-        image,
-        prompt,
-        max_new_tokens=128,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        seed=0,
-        observe=None,
-        stream=None,
-    ):
-        """The next turn: a question, and a new image (a path, a Pillow image, a list of these) or None.
+        prompt: str,
+        image: Any = None,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        observe: Callable[[str, np.ndarray], None] | None = None,
+        stream: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """The next turn: a question and, if there is a new one, an image (a path, a Pillow image, a list of these).
 
-        temperature 0 is greedy; observe(name, array) sees every intermediate array; stream(text) gets the answer
-        piece by piece. Returns a `Result`; raises InputError, and then the conversation is as it was.
+        max_new_tokens: 0 prefills only; temperature 0 is greedy; top_k 0 and top_p 1 draw from every token; `observe`
+        sees every intermediate array by its name; `stream` gets the answer piece by piece. Raises InputError. Whatever
+        goes wrong, in here or in the callbacks, the conversation is then as it was before.
         """
-        vlm = self.vlm
-        sampler = Sampler(temperature, top_k, top_p, seed)
+        sampler, clock = Sampler(temperature, top_k, top_p, seed), Clock(self.vlm.load_seconds)
         if max_new_tokens < 0:
             raise InputError(f"max-new-tokens must be 0 or more, not {max_new_tokens}")
-        clock = Clock(vlm.load_seconds)
-        asked = self._continued(vlm.prepare(image, prompt, is_first=self.cache.next_position == 0))
-        hidden = vlm.embed(asked, observe)  # (tokens, width)
+        turn = self._continued(self.vlm.prepare(image, prompt, is_first=self.cache.next_position == 0))  # 1. tokens
+        hidden = self.vlm.embed(turn, observe)  # 2. what the vision tower sees, at the places of the visual tokens
         clock.stop("vision")
-        return self.respond(asked, hidden, sampler, max_new_tokens, clock, observe, stream)
+        return self.respond(turn, hidden, sampler, max_new_tokens, clock, observe, stream)  # 3. prefill, 4. decode
 
-    def respond(self, asked, hidden, sampler, max_new_tokens, clock, observe=None, stream=None):
-        """Answer a `Prompt` that is embedded already, hidden (tokens, width): prefill, then decode."""
-        before = self.cache.tokens_per_layer
-        if self.withdrawal.layer == "adaptive" and asked.is_visual.any():  # the first image decides for the conversation
-            next_logits, layer = self.vlm.advance_adaptive(hidden, asked.is_visual, self.cache, observe)
-            self.withdrawal = Withdrawal(layer)
-        else:
-            next_logits = self.vlm.advance(hidden, asked.is_visual, self.cache, self.withdrawal, observe)  # (vocabulary,)
-        clock.stop("prefill")
-        after = self.cache.tokens_per_layer
-        token_ids, text = self._decode(next_logits, sampler, max_new_tokens, observe, stream)
-        clock.stop("decode")
-        return Result(text, token_ids, self._stats(asked, token_ids, before, after, clock.seconds))
+    def respond(self, turn, hidden, sampler, max_new_tokens, clock, observe=None, stream=None):
+        """Answer a `Prompt` that is embedded already, hidden (tokens, width)."""
+        start = self.cache.next_position
+        try:
+            next_logits, tokens = self.vlm.advance(hidden, turn.is_visual, self.cache, self.method, observe)
+            clock.stop("prefill")
+            token_ids, text, decoded = self._decode(next_logits, sampler, max_new_tokens, observe, stream)
+            clock.stop("decode")
+        except BaseException:  # a broken callback, Ctrl-C, numbers that are not finite: the turn has not happened
+            self.cache.trim(start)
+            raise
+        self._said = token_ids[-1:]
+        return Answer(text, token_ids, self._stats(turn, token_ids, start, tokens.ran, decoded, clock.seconds))
 
     def _continued(self, prompt):
         """The prompt behind the last turn's newest token, if they find room in the model's positions."""
-        used, room = self.cache.next_position, self.vlm.config.max_positions
-        before = self._said.tolist()
-        if self.vlm.parts.layout.turn_end is None:  # nothing closes an answer in this layout
+        before = list(self._said)
+        was_cut_short = self.cache.next_position and not self.vlm.stop_ids.intersection(before)
+        if self.vlm.parts.layout.turn_end is None:  # nothing stands between an answer and the next turn
             before = [token for token in before if token not in self.vlm.stop_ids]
-        elif used and self.vlm.turn_end_id is not None and not self.vlm.stop_ids.intersection(before):  # it was cut short
+        elif was_cut_short and self.vlm.turn_end_id is not None:
             before.append(self.vlm.turn_end_id)
         token_ids = np.concatenate([np.array(before, np.int64), prompt.token_ids])  # (tokens,)
-        if used + len(token_ids) > room:
-            raise InputError(f"the prompt ends at token {used + len(token_ids)}; the model has {room} positions")
+        self.cache.check_room(len(token_ids))
         is_visual = np.concatenate([np.zeros(len(before), bool), prompt.is_visual])
         return Prompt(token_ids, is_visual, prompt.tiles)
 
     def _decode(self, next_logits, sampler, max_new_tokens, observe, stream):
-        """Token by token until the answer ends, is long enough, or no position is left. Returns (token_ids, text)."""
-        vlm, cache = self.vlm, self.cache
-        token_ids, words = [], TextStream(vlm.tokenizer)
+        """Token by token until the answer ends, is long enough, or no position is left.
+
+        Returns the token ids, their text, and what ran: one tuple of `Ran` for each token that was fed back.
+        """
+        vlm, token_ids, decoded = self.vlm, [], []
+        words, is_text = TextStream(vlm.tokenizer), np.zeros(1, bool)
         while len(token_ids) < max_new_tokens:
             token_ids.append(sampler(next_logits))
             if stream:
                 stream(words.add(token_ids[-1]))
-            is_full = cache.next_position == vlm.config.max_positions
+            is_full = self.cache.next_position == vlm.config.max_positions
             if token_ids[-1] in vlm.stop_ids or len(token_ids) == max_new_tokens or is_full:
                 break
-            hidden = vlm.decoder.embedding[token_ids[-1:]]  # (1, width): decoded tokens are text, they pass every layer
-            next_logits = vlm.advance(hidden, np.zeros(1, bool), cache, self.withdrawal, observe)
-        self._said = np.array(token_ids[-1:], np.int64)
-        return token_ids, vlm.tokenizer.decode(token_ids).strip()
+            hidden = vlm.decoder.embedding[token_ids[-1:]]  # (1, width)
+            next_logits, tokens = vlm.advance(hidden, is_text, self.cache, self.method, observe)
+            decoded.append(tokens.ran)
+        return token_ids, vlm.tokenizer.decode(token_ids).strip(), decoded
 
-    def _stats(self, prompt, token_ids, before, after, seconds):
+    def _stats(self, turn, token_ids, start, prefilled, decoded, seconds):
         """What the turn took: the object that `--json` prints beside the answer."""
         config, cache = self.vlm.config, self.cache
-        tokens, visual = len(prompt.token_ids), int(prompt.is_visual.sum())
-        fed_back = max(len(token_ids) - 1, 0)
-        start = cache.next_position - fed_back - tokens  # where the turn began
-        layer = self.withdrawal.layer if cache.next_position > min(cache.tokens_per_layer) or visual else None
+        tokens, visual = len(turn.token_ids), int(turn.is_visual.sum())
+        has_seen = visual or cache.next_position > min(cache.tokens_per_layer)  # an image, in this turn or before
         return {
             "model": model_name(self.vlm.folder),
             "layers": config.layers,
-            "withdraw_layer": layer,
+            "method": spec_of(self.method),
+            "withdraw_layer": withdrawal_layer(self.method) if has_seen else None,
             "tokens": {"visual": visual, "text": tokens - visual, "generated": len(token_ids)},
+            "prefill": {"entered": [ran.entered for ran in prefilled], "worked": [ran.worked for ran in prefilled]},
             "cache": {
                 "tokens_per_layer": cache.tokens_per_layer,
                 "bytes": cache.nbytes,
                 "bytes_without_withdrawal": cache_bytes(config, [cache.next_position] * config.layers),
             },
             "flops": {
-                "prefill": prefill_flops(config, tokens, tokens - visual, layer, before),
-                "prefill_without_withdrawal": prefill_flops(config, tokens, cached=[start] * config.layers),
-                "decode": decode_flops(config, after, fed_back),
+                "prefill": prompt_flops(config, prefilled),
+                "prefill_without_withdrawal": prompt_flops(config, plain_run(config, tokens, start)),
+                "decode": sum(prompt_flops(config, ran) for ran in decoded),
             },
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
-
-
-class Clock:
-    """Seconds of each phase, one after the other."""
-
-    def __init__(self, load_seconds):
-        self.seconds = {"load": load_seconds}
-        self._last = time.perf_counter()
-
-    def stop(self, phase):
-        """The phase that ends now began when the one before it ended."""
-        now = time.perf_counter()
-        self.seconds[phase] = now - self._last
-        self._last = now

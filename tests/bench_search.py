@@ -9,9 +9,11 @@ import time
 import numpy as np
 
 import minivtw
+from minivtw.methods import withdraw
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import DecoderConfig, forward, logits
-from minivtw.search import Asked, divergence, kl_curve, naive_flops, search_flops
+from minivtw.model.tokens import EmbeddedPrompt, arriving
+from minivtw.search import divergence, kl_curve, naive_flops, search_flops
 
 from .random_models import random_decoder, random_prompt
 
@@ -23,14 +25,14 @@ SMOLLM2 = DecoderConfig(
 
 def naive_kl_curve(decoder, asked):
     """The published search: the whole model again for every candidate. (layers,) nats."""
-    stays, positions, layers = ~asked.is_visual, np.arange(len(asked.hidden)), len(decoder.layers)
+    layers = decoder.config.layers
 
-    def next_logits(layer):
-        hidden = forward(decoder, asked.hidden, positions, KVCache(layers), layer, stays)
+    def next_logits(method):
+        hidden = forward(decoder, arriving(*asked, KVCache(decoder.config)), method).hidden
         return logits(decoder, hidden[-1:])[0]  # (vocabulary,)
 
     full = next_logits(None)
-    return np.array([divergence(next_logits(layer), full) for layer in range(layers)])
+    return np.array([divergence(next_logits(withdraw(layer)), full) for layer in range(layers)])
 
 
 def seconds(search, decoder, asked):
@@ -62,11 +64,11 @@ def main():
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     vlm = minivtw.load()
     prompt = vlm.prepare(next(iter((vlm.folder / "samples").glob("*.png"))), "What color is the star?")
-    print(row(vlm.folder.name, vlm.decoder, Asked(vlm.embed(prompt), prompt.is_visual)), flush=True)
+    print(row(vlm.folder.name, vlm.decoder, EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)), flush=True)
     decoder = random_decoder(SMOLLM2)
     for visual in (64, 832):  # one tile of SmolVLM's; thirteen, of a picture of 3:4
         is_visual = [False] * 4 + [True] * visual + [False] * 20
-        print(row("SmolLM2-135M's size", decoder, Asked(*random_prompt(decoder, is_visual))), flush=True)
+        print(row("SmolLM2-135M's size", decoder, EmbeddedPrompt(*random_prompt(decoder, is_visual))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Running a door in this process, as `python -m` would."""
+"""Running a command in this process, as `python -m` would."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ import sys
 from typing import NamedTuple
 from unittest import mock
 
-from minivtw.errors import door
+from minivtw.cli import command
 
 
 class Ran(NamedTuple):
@@ -21,7 +21,7 @@ def run(main, *arguments):
     with mock.patch.object(sys, "argv", ["door", *map(str, arguments)]):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                door(main)
+                command(main)
             except SystemExit as end:
                 code = end.code or 0
     return Ran(code, out.getvalue(), err.getvalue())

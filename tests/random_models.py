@@ -5,10 +5,11 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
+from minivtw.methods import renumber, then, withdraw
 from minivtw.model.cache import KVCache
-from minivtw.model.decoder import Decoder, DecoderConfig, DecoderLayer, logits
+from minivtw.model.decoder import Decoder, DecoderConfig, DecoderLayer, forward, logits
 from minivtw.model.layers import Linear
-from minivtw.methods import forward_with, staying
+from minivtw.model.tokens import EmbeddedPrompt, arriving
 
 
 def random_decoder(config, seed=0):
@@ -59,17 +60,15 @@ def decoders(draw, layers=st.integers(1, 5)):
     return random_decoder(config, draw(st.integers(0, 2**32 - 1)))
 
 
-class Asked(NamedTuple):
-    """A prompt for a random decoder: its embeddings (tokens, width), and which of them are visual (tokens,)."""
-
-    hidden: np.ndarray
-    is_visual: np.ndarray
+def renumbered(layer):
+    """The paper's ablation: the visual tokens leave before a layer, and the others are renumbered from there on."""
+    return then(withdraw(layer), renumber(layer))
 
 
 def random_prompt(decoder, is_visual, seed=0):
     is_visual = np.asarray(is_visual, bool)
     shape = (len(is_visual), decoder.config.width)
-    return Asked(np.random.default_rng(seed).standard_normal(shape).astype(np.float32), is_visual)
+    return EmbeddedPrompt(np.random.default_rng(seed).standard_normal(shape).astype(np.float32), is_visual)
 
 
 # Visual tokens in any number of runs, anywhere; the last token is text, as in every prompt that asks something.
@@ -86,19 +85,18 @@ def cases(draw, layers=st.integers(1, 5), places=places):
 
 
 class Run(NamedTuple):
-    """A prefill: the hidden states that reached the end, their logits, the cache."""
+    """A prefill: the hidden states that reached the end, their logits, the cache, what every layer did."""
 
     hidden: np.ndarray  # (remaining tokens, width)
     logits: np.ndarray  # (remaining tokens, vocabulary)
     cache: KVCache
+    ran: tuple
 
 
-def prefill(decoder, prompt, withdrawal, cache=None, observe=None):
-    cache = cache or KVCache(decoder.config.layers)
-    positions = cache.claim(len(prompt.hidden))
-    stays = staying(prompt.is_visual, withdrawal)
-    hidden = forward_with(decoder, prompt.hidden, positions, cache, withdrawal, stays, observe)
-    return Run(hidden, logits(decoder, hidden), cache)
+def prefill(decoder, prompt, method=None, cache=None, observe=None):
+    cache = cache or KVCache(decoder.config)
+    tokens = forward(decoder, arriving(*prompt, cache), method, observe=observe)
+    return Run(tokens.hidden, logits(decoder, tokens.hidden), cache, tokens.ran)
 
 
 def assert_close(ours, reference, tolerance=2e-5):

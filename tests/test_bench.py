@@ -21,7 +21,7 @@ def test_every_layer_is_timed_against_none(asked):
     ran = run(main, *asked, "--withdraw", "auto,0,4", "--repeats", "2", "--new-tokens", "1")
     assert ran.code == 0 and ran.err == ""
     rows = [line.split() for line in ran.out.splitlines()[1:]]
-    assert [row[0] for row in rows] == ["off", "2", "0", "4"]
+    assert [row[0] for row in rows] == ["off", "auto", "0", "4"]
     assert rows[0][2] == rows[0][4] == "1.00"
     for _, prefill, ratio, decode, _ in rows:
         assert float(prefill) > 0 and float(decode) > 0
@@ -32,7 +32,7 @@ def test_every_layer_is_timed_against_none(asked):
     "options, words",
     [
         (("--withdraw", "5"), "from 0 to 4"),
-        (("--withdraw", "adaptive"), "not adaptive"),
+        (("--method", "adaptive:loud=1"), "takes share, quiet"),
         (("--repeats", "0"), "1 or more"),
         (("--new-tokens", "0"), "1 or more"),
     ],

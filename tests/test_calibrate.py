@@ -9,7 +9,10 @@ from PIL import Image
 
 import minivtw
 from minivtw import InputError, calibrate, search
-from minivtw.vlm import embedded_folder
+from minivtw.inputs.questions import digest, read_questions
+from minivtw.loading import embedded_folder
+from minivtw.methods import withdrawal_layer
+from minivtw.model.tokens import EmbeddedPrompt
 
 from . import doors
 from .doors import assert_one_line_error
@@ -50,51 +53,61 @@ def run(*arguments):
 
 
 def test_stored_layer_is_what_auto_withdraws_at(model, samples, capsys):
-    run(model, "--samples", samples, "--threshold", 1e6)  # every layer meets it: K is 0, unlike the default half
+    run(model, "--samples", samples, "--threshold", 1e6, "--store")  # every layer meets it: K is 0, unlike the default half
     stored = json.loads((model / "withdrawal.json").read_text())
     assert stored["withdraw_layer"] == 0 and stored["criterion"] == "kl" and stored["threshold"] == 1e6
     assert "<- the visual tokens leave before this layer" in capsys.readouterr().out
     vlm = minivtw.load(model)
-    assert vlm.withdrawal("auto").layer == 0
+    assert withdrawal_layer(vlm.method("auto")) == 0
     assert len(stored["curve"]) == vlm.config.layers
     assert sorted(path.name for path in model.iterdir() if path.name.startswith(".")) == []
 
 
 @pytest.mark.parametrize("criterion", search.CRITERIA)
 def test_curve_is_the_mean_over_the_samples(criterion, embedded, samples, capsys):
-    run("--samples", samples, "--criterion", criterion, "--threshold", 1e6, "--dry-run", "--json")
+    run("--samples", samples, "--criterion", criterion, "--threshold", 1e6, "--json")
     printed = json.loads(capsys.readouterr().out)
     assert printed["criterion"] == criterion and printed["withdraw_layer"] == 0
     curves = []
     for line in (samples / "questions.jsonl").read_text().splitlines():
         sample = json.loads(line)
         prompt = embedded.prepare(samples / sample["image"], sample["question"])
-        asked = search.Asked(embedded.embed(prompt), prompt.is_visual)
-        curves.append(search.CRITERIA[criterion].curve(embedded.decoder, asked, embedded.ends))
+        asked = EmbeddedPrompt(embedded.embed(prompt), prompt.is_visual)
+        curves.append(search.CRITERIA[criterion].curve(embedded.decoder, asked, embedded.stop_ids))
     np.testing.assert_allclose(printed["curve"], np.mean(curves, axis=0), rtol=1e-5)
     assert printed["samples"]["count"] == 3
 
 
-def test_dry_run_stores_nothing(model, samples, capsys):
-    run(model, "--samples", samples, "--threshold", 1e6, "--dry-run")
+def test_nothing_is_stored_unless_asked_for(model, samples, capsys):
+    run(model, "--samples", samples, "--threshold", 1e6)
+    assert "nothing stored" in capsys.readouterr().out
     assert not (model / "withdrawal.json").exists()
 
 
 def test_digest_changes_with_a_picture_and_with_a_question(samples):
-    before = calibrate.read_samples(samples).digest
-    assert calibrate.read_samples(samples).digest == before
+    before = digest(read_questions(samples))
+    assert digest(read_questions(samples)) == before
     shutil.copy(samples / "1.png", samples / "0.png")
-    after = calibrate.read_samples(samples).digest
+    after = digest(read_questions(samples))
     assert after != before
     questions = samples / "questions.jsonl"
     questions.write_text(questions.read_text().replace("star", "ring"))
-    assert calibrate.read_samples(samples).digest not in (before, after)
+    assert digest(read_questions(samples)) not in (before, after)
 
 
 def test_embedded_model_ships_its_samples(embedded):
-    asked = calibrate.read_samples(embedded.folder / "samples").asked
-    assert len(asked) == calibrate.SAMPLES
-    assert len({question for _, question in asked}) > 10
+    samples = read_questions(embedded.folder / "samples")
+    assert len(samples) == calibrate.SAMPLES
+    assert len({sample.question for sample in samples}) > 10
+
+
+def test_the_threshold_is_that_of_the_stored_layer(model, samples, capsys):
+    """So that running it as the README does gives the layer that the README says."""
+    (model / "withdrawal.json").write_text('{"withdraw_layer": 3, "criterion": "kl", "threshold": 1e6}')
+    run(model, "--samples", samples, "--json")
+    assert json.loads(capsys.readouterr().out)["threshold"] == 1e6
+    run(model, "--samples", samples, "--criterion", "answer", "--json", "--threshold", 2e6)
+    assert json.loads(capsys.readouterr().out)["threshold"] == 2e6
 
 
 BAD_RUNS = {
@@ -113,7 +126,7 @@ BAD_RUNS = {
 def test_bad_option_leaves_the_good_result_alone(model, samples, options, message):
     (model / "withdrawal.json").write_text('{"withdraw_layer": 3}')
     with pytest.raises(InputError, match=message):
-        run(model, "--samples", samples, *options)
+        run(model, "--samples", samples, "--store", *options)
     assert (model / "withdrawal.json").read_text() == '{"withdraw_layer": 3}'
 
 
@@ -123,16 +136,16 @@ def empty(samples):
 
 
 BAD_SAMPLES = {
-    "no folder": (shutil.rmtree, "holds no questions.jsonl"),
-    "empty folder": (empty, "holds no questions.jsonl"),
-    "empty list": (lambda samples: (samples / "questions.jsonl").write_text(""), "holds no samples"),
+    "no folder": (shutil.rmtree, "cannot read"),
+    "empty folder": (empty, "cannot read"),
+    "empty list": (lambda samples: (samples / "questions.jsonl").write_text(""), "holds no questions"),
     "no JSON": (
         lambda samples: (samples / "questions.jsonl").write_text("{}\n{"),
         "line 1: needs an object with image",
     ),
     "not an object": (lambda samples: (samples / "questions.jsonl").write_text("[1]"), "line 1: needs an object"),
     "not text": (lambda samples: (samples / "questions.jsonl").write_bytes(b"\xff\xfe"), "is not UTF-8"),
-    "picture missing": (lambda samples: (samples / "2.png").unlink(), "2.png: No such file"),
+    "picture missing": (lambda samples: (samples / "2.png").unlink(), "no picture 2.png"),
     "picture broken": (lambda samples: (samples / "1.png").write_bytes(b"no picture"), "1.png is not an image"),
 }
 
@@ -142,14 +155,14 @@ def test_bad_samples_leave_the_good_result_alone(model, samples, spoil, message)
     (model / "withdrawal.json").write_text('{"withdraw_layer": 3}')
     spoil(samples)
     with pytest.raises(InputError, match=message):
-        run(model, "--samples", samples, "--threshold", 1e6)
+        run(model, "--samples", samples, "--threshold", 1e6, "--store")
     assert (model / "withdrawal.json").read_text() == '{"withdraw_layer": 3}'
 
 
 def test_place_that_cannot_be_written(model, samples):
     (model / "withdrawal.json").mkdir()  # unlike a read-only folder, this stops the superuser too
-    with pytest.raises(InputError, match=f"cannot store the layer in {model}: "):
-        run(model, "--samples", samples, "--threshold", 1e6)
+    with pytest.raises(InputError, match=f"cannot write {model}/withdrawal.json: "):
+        run(model, "--samples", samples, "--threshold", 1e6, "--store")
     assert not list(model.glob(".withdrawal-*"))
 
 
@@ -160,7 +173,7 @@ def test_model_without_samples_asks_for_them(model):
 
 
 def test_error_is_one_line_and_exit_code_2(tmp_path):
-    assert_one_line_error(doors.run(calibrate.main, "--samples", tmp_path), "holds no questions.jsonl")
+    assert_one_line_error(doors.run(calibrate.main, "--samples", tmp_path), "cannot read")
     assert_one_line_error(
         doors.run(calibrate.main, "--threshold", "much"), "--threshold/--eta: invalid float value: 'much'"
     )

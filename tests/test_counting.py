@@ -6,11 +6,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivtw.counting import cache_bytes, decode_flops, layer_flops, prefill_flops
-from minivtw.model.decoder import DecoderLayer, logits
+from minivtw.counting import cache_bytes, layer_flops, plain_run, prompt_flops
+from minivtw.methods import adaptive, freeze, random_tokens, then, withdraw
+from minivtw.model.decoder import DecoderLayer
 from minivtw.model.layers import Linear
-from minivtw.methods import Withdrawal
-from tests.random_models import Asked, cases, prefill
+from minivtw.model.tokens import EmbeddedPrompt
+from tests.random_models import cases, prefill, renumbered
 
 
 class Counted(np.ndarray):
@@ -42,41 +43,63 @@ def counted(decoder):
     return dataclasses.replace(decoder, layers=layers, embedding=view(decoder.embedding), norm=view(decoder.norm), head=view(decoder.head))
 
 
-@given(cases(), st.integers(0, 4))
-def test_formulas_equal_the_products_that_happen(case, steps):
-    decoder, prompt, layer = case
-    instrumented, tokens, text = counted(decoder), len(prompt.hidden), int((~prompt.is_visual).sum())
-    Counted.flops = 0
-    run = prefill(instrumented, prompt, Withdrawal(layer))
-    Counted.flops -= 2 * run.hidden.shape[0] * decoder.config.width * decoder.config.vocabulary  # the test's own logits
-    logits(instrumented, run.hidden[-1:])
-    assert Counted.flops == prefill_flops(decoder.config, tokens, text, layer)
+def own_logits(decoder, run):
+    """FLOPs of the logits that the tests' `prefill` makes of all tokens but the last; a model makes one row."""
+    return 2 * (len(run.hidden) - 1) * decoder.config.width * decoder.config.vocabulary
 
-    before = run.cache.tokens_per_layer
+
+@st.composite
+def methods(draw, layers):
+    """Any method, with what it looks at, and two of them one after the other."""
+    one = st.one_of(
+        st.integers(0, layers).map(withdraw),
+        st.frozensets(st.integers(0, layers)).map(freeze),
+        st.builds(adaptive, st.sampled_from([0.0, 0.3, 0.6, 1.1]), st.integers(1, 2)),
+        st.integers(0, layers).map(random_tokens),
+        st.integers(0, layers).map(renumbered),
+    )
+    return draw(st.one_of(st.none(), one, st.tuples(one, one).map(lambda pair: then(*pair))))
+
+
+@given(cases(), st.integers(0, 4), st.data())
+def test_what_is_counted_equals_the_products_that_happen(case, steps, data):
+    decoder, prompt, _ = case
+    method = data.draw(methods(decoder.config.layers))
+    instrumented, is_text = counted(decoder), np.zeros(1, bool)
     Counted.flops = 0
+    run = prefill(instrumented, prompt, method)
+    assert Counted.flops - own_logits(decoder, run) == prompt_flops(decoder.config, run.ran)
     for _ in range(steps):
-        prefill(instrumented, Asked(decoder.embedding[[0]], np.zeros(1, bool)), Withdrawal(layer), run.cache)
-    assert Counted.flops == decode_flops(decoder.config, before, steps)
+        Counted.flops = 0
+        step = prefill(instrumented, EmbeddedPrompt(decoder.embedding[[0]], is_text), method, run.cache)
+        assert Counted.flops == prompt_flops(decoder.config, step.ran)
     assert run.cache.nbytes == cache_bytes(decoder.config, run.cache.tokens_per_layer)
 
 
-@given(cases(), st.integers(0, 20))
-def test_a_second_turn_counts_what_the_first_left_behind(case, new):
-    decoder, prompt, layer = case
+@given(cases(), st.integers(0, 20), st.data())
+def test_a_second_turn_counts_what_the_first_left_behind(case, new, data):
+    decoder, prompt, _ = case
+    method = data.draw(methods(decoder.config.layers))
     instrumented = counted(decoder)
-    run = prefill(instrumented, prompt, Withdrawal(layer))
-    before = run.cache.tokens_per_layer
-    turn = Asked(np.ones((new + 1, decoder.config.width), np.float32), np.zeros(new + 1, bool))
+    cache = prefill(instrumented, prompt, method).cache
+    turn = EmbeddedPrompt(np.ones((new + 1, decoder.config.width), np.float32), np.arange(new + 1) < new // 2)
     Counted.flops = 0
-    again = prefill(instrumented, turn, Withdrawal(layer), run.cache)
-    Counted.flops -= 2 * (len(again.hidden) - 1) * decoder.config.width * decoder.config.vocabulary
-    assert Counted.flops == prefill_flops(decoder.config, new + 1, new + 1, layer, before)
+    again = prefill(instrumented, turn, method, cache)
+    assert Counted.flops - own_logits(decoder, again) == prompt_flops(decoder.config, again.ran)
+
+
+@given(cases(), st.integers(0, 20))
+def test_a_plain_run_is_what_happens_without_a_method(case, before):
+    decoder, prompt, _ = case
+    cache = prefill(decoder, EmbeddedPrompt(np.ones((before, decoder.config.width), np.float32), np.zeros(before, bool))).cache
+    assert list(prefill(decoder, prompt, None, cache).ran) == plain_run(decoder.config, len(prompt.hidden), before)
 
 
 def test_a_layer_by_hand():
     """One head of width 2 in a layer of width 4 with 3 mlp channels; 2 tokens enter, 5 are cached."""
     from minivtw.model.decoder import DecoderConfig
+    from minivtw.model.tokens import Ran
 
     config = DecoderConfig(9, 4, 1, 1, 1, 2, 3, 1e-5, 1e4, 64)
     products = 2 * 4 * 6 + 2 * 2 * 5 + 2 * 5 * 2 + 2 * 2 * 4 + 2 * 4 * 6 + 2 * 3 * 4  # qkv scores context output gate_up down
-    assert layer_flops(config, 2, 5) == 2 * products
+    assert layer_flops(config, Ran(entered=2, worked=2, cached=5, looked=0)) == 2 * products

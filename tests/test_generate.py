@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 import minivtw
-from minivtw import InputError, Withdrawal
-from minivtw.counting import cache_bytes, prefill_flops
+from minivtw import InputError
+from minivtw.counting import cache_bytes, plain_run, prompt_flops
 from minivtw.generate import main
+from minivtw.methods import random_tokens, withdraw
+from minivtw.model.tokens import Ran
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import CONFIG, random_tensors, write_folder
 
@@ -40,7 +42,7 @@ def test_the_json_object_is_what_the_manual_says(folder, picture):
     ran = run(main, picture, "Hm?", "--model", folder, "--withdraw", "1", "--max-new-tokens", "5", "--json")
     assert ran.code == 0 and ran.err == ""
     content = json.loads(ran.out)
-    assert set(content) == {"answer", "token_ids", "model", "layers", "withdraw_layer", "tokens", "cache", "flops", "seconds"}
+    assert set(content) == {"answer", "token_ids", "model", "layers", "method", "withdraw_layer", "tokens", "prefill", "cache", "flops", "seconds"}
     assert content["model"] == "small" and content["layers"] == LAYERS and content["withdraw_layer"] == 1
     text = len("<s>") - 2 + len("USER: ") + len("\nHm? ASSISTANT:")  # one token a byte, and <s>
     generated = len(content["token_ids"])
@@ -111,7 +113,7 @@ def test_observing_sees_everything_and_changes_nothing(vlm, picture):
 
 def test_trace_tells_where_the_visual_tokens_leave(folder, picture):
     lines = run(main, picture, "Hm?", "--model", folder, "--withdraw", "3", "--max-new-tokens", "2", "--trace").out.splitlines()
-    leaving = [index for index, line in enumerate(lines) if "visual tokens withdrawn" in line]
+    leaving = [index for index, line in enumerate(lines) if "tokens withdrawn" in line]
     assert len(leaving) == 1  # in the prefill; decoded tokens are text
     assert lines[leaving[0] - 1].startswith("decoder.layers.2.hidden") and lines[leaving[0] + 1].startswith("decoder.layers.3.")
     without = run(main, picture, "Hm?", "--model", folder, "--withdraw", "off", "--max-new-tokens", "2", "--trace").out
@@ -127,8 +129,11 @@ def test_stats_are_printed_after_the_answer(folder, picture):
 def test_stats_count_what_was_saved(vlm, picture):
     with_image, config = vlm.answer(picture, "Hm?", withdraw=1, max_new_tokens=0).stats, vlm.config
     tokens = with_image["tokens"]["visual"] + with_image["tokens"]["text"]
-    assert with_image["flops"]["prefill"] == prefill_flops(config, tokens, with_image["tokens"]["text"], 1)
-    assert with_image["flops"]["prefill_without_withdrawal"] == prefill_flops(config, tokens)
+    text = with_image["tokens"]["text"]
+    withdrawn = [Ran(tokens, tokens, tokens, 0)] + [Ran(text, text, text, 0)] * (LAYERS - 1)
+    assert with_image["flops"]["prefill"] == prompt_flops(config, withdrawn)
+    assert with_image["flops"]["prefill_without_withdrawal"] == prompt_flops(config, plain_run(config, tokens))
+    assert with_image["prefill"] == {"entered": [tokens] + [text] * (LAYERS - 1), "worked": [tokens] + [text] * (LAYERS - 1)}
     off = vlm.answer(picture, "Hm?", withdraw=None, max_new_tokens=0).stats
     assert off["flops"]["prefill"] == off["flops"]["prefill_without_withdrawal"]
     assert off["cache"]["bytes"] == off["cache"]["bytes_without_withdrawal"] == cache_bytes(config, [tokens] * LAYERS)
@@ -142,8 +147,8 @@ def test_a_question_without_an_image_withdraws_nothing(vlm):
 
 def test_ablations_are_reachable_from_the_library(vlm, picture):
     lengths = [
-        vlm.answer(picture, "Hm?", withdraw=withdraw, max_new_tokens=0).stats["cache"]["tokens_per_layer"]
-        for withdraw in (Withdrawal(2), Withdrawal(2, "reindex"), Withdrawal(2, tokens="random"))
+        vlm.answer(picture, "Hm?", method=method, max_new_tokens=0).stats["cache"]["tokens_per_layer"]
+        for method in (withdraw(2), "withdraw:layer=2+renumber:layer=2", random_tokens(2, seed=1))
     ]
     assert lengths[0] == lengths[1] == lengths[2]
 
@@ -167,7 +172,13 @@ def test_several_images_stand_where_they_are_marked(vlm, picture):
     "options, words",
     [
         (("--withdraw", "5"), "from 0 to 4"),
-        (("--withdraw", "-1"), "from 0 to 4"),
+        (("--withdraw", "-1"), "must be 0 or a whole number"),
+        (("--method", "forget"), "there is no method 'forget'"),
+        (("--method", "withdraw"), "needs layer"),
+        (("--method", "withdraw:layer=two"), "cannot be 'two'"),
+        (("--method", "withdraw:depth=2"), "takes layer, not 'depth'"),
+        (("--method", "freeze:layers=1-9"), "from 0 to 4"),
+        (("--method", "nowhere.py:mine"), "cannot run nowhere.py"),
         (("--withdraw", "half"), "auto, off or a layer"),
         (("--max-new-tokens", "-1"), "max-new-tokens"),
         (("--max-new-tokens", "many"), "max-new-tokens"),
@@ -201,6 +212,22 @@ def test_generation_stops_at_the_last_position(vlm, picture):
     result = vlm.answer(picture, "Hm?", temperature=5.0, max_new_tokens=500)
     tokens = result.stats["tokens"]
     assert tokens["visual"] + tokens["text"] + tokens["generated"] <= 64 + 1
+
+
+@pytest.mark.parametrize("withdraw", ["half", 2.5, True, -1, 5])
+def test_layers_that_make_no_sense_in_the_library(vlm, picture, withdraw):
+    with pytest.raises(InputError, match="must be"):
+        vlm.answer(picture, "Hm?", withdraw=withdraw)
+
+
+def test_off_means_the_same_in_the_library_as_on_the_command_line(vlm, picture):
+    off, none = (vlm.answer(picture, "Hm?", withdraw=withdraw, max_new_tokens=3) for withdraw in ("off", None))
+    assert off.token_ids == none.token_ids and off.stats["method"] is None
+
+
+def test_a_question_that_is_missing_or_stands_first(folder, picture):
+    assert_one_line_error(run(main, picture, "--model", folder), f"the question is missing: {picture} is a file")
+    assert_one_line_error(run(main, "Hm?", picture, "--model", folder), "first the picture, then the question")
 
 
 def test_files_that_are_not_there(folder, picture, tmp_path):
@@ -241,10 +268,10 @@ def test_weights_that_are_not_numbers(tmp_path, picture):
 
 def test_a_failed_turn_leaves_the_conversation_as_it_was(vlm, picture):
     chat = minivtw.Chat(vlm, withdraw=2)
-    chat.ask(picture, "Hm?", max_new_tokens=2)
+    chat.ask("Hm?", picture, max_new_tokens=2)
     before = chat.cache.tokens_per_layer
     with pytest.raises(InputError):
-        chat.ask(None, "x" * 100)
+        chat.ask("x" * 100)
     assert chat.cache.tokens_per_layer == before
 
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import minivtw
-from minivtw.vlm import embedded_folder
+from minivtw.loading import embedded_folder
 
 from .parity import TOLERANCE, compare_layers, observe, relative_error
 

@@ -18,7 +18,7 @@ from minivtw.checkpoints.checkpoint import Checkpoint
 from minivtw.checkpoints.clip import pixel_settings
 from minivtw.checkpoints.fields import Fields
 from minivtw.inputs.images import open_image
-from minivtw.vlm import embedded_folder
+from minivtw.loading import embedded_folder
 
 from .parity import GREEDY_TOKENS, PIXEL_TOLERANCE, TOLERANCE, compare_layers, observe, relative_error, stage
 
@@ -251,7 +251,7 @@ def in_mode(mode, seed=0):
     if mode == "PA":
         return Image.merge("LA", (image.convert("L"), alpha)).convert("PA")
     if mode == "I;16":
-        return Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16) * 257))
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     if mode == "P":
         return image.quantize(16)
     if mode == "LAB":

@@ -10,14 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minivtw import search
-from minivtw.model import attention
 from minivtw.analysis import migration, redundancy, settling
-from minivtw.model.cache import KVCache
-from minivtw.model.decoder import forward, logits
+from minivtw.methods import freeze, random_tokens, withdraw
+from minivtw.model import decoder as decoder_module
+from minivtw.model.decoder import logits
 from minivtw.model.layers import softmax
-from minivtw.methods import Withdrawal, forward_with, staying
+from minivtw.model.tokens import EmbeddedPrompt
 
-from .random_models import assert_close, cases, places_with_visual, prefill
+from .random_models import assert_close, cases, places_with_visual, prefill, renumbered
 
 ROOT = pathlib.Path(__file__).parent.parent
 seeing = cases(places=places_with_visual)
@@ -62,9 +62,9 @@ def test_maps_are_the_last_tokens_rows(case):
     decoder, asked, layer = case
     rows = []
     prefill(
-        decoder, asked, Withdrawal(layer), observe=lambda name, array: name.endswith("attention") and rows.append(array)
+        decoder, asked, withdraw(layer), observe=lambda name, array: name.endswith("attention") and rows.append(array)
     )
-    maps = settling.image_maps(decoder, asked, layer)  # (1, layers, visual tokens)
+    maps = settling.image_maps(decoder, asked, withdraw(layer))  # (1, layers, visual tokens)
     for index, row in enumerate(rows):
         seen = row.mean(0)[-1, asked.is_visual] if index < layer else 0
         np.testing.assert_allclose(maps[0, index], seen, atol=1e-6)
@@ -73,7 +73,7 @@ def test_maps_are_the_last_tokens_rows(case):
 @given(seeing)
 def test_where_the_image_has_left_its_share_is_nought(case):
     decoder, asked, layer = case
-    shares, full = settling.settling(decoder, asked, layer), settling.settling(decoder, asked)
+    shares, full = settling.settling(decoder, asked, withdraw(layer)), settling.settling(decoder, asked)
     np.testing.assert_allclose(shares[:layer], full[:layer], atol=1e-6)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
     if not asked.is_visual[0]:
@@ -87,17 +87,19 @@ def masked_prefill(decoder, asked, first, stop, monkeypatch):
     """The plain way to knock out: in these layers, text queries get -inf where the visual keys are."""
     index = -1
 
-    def causal_mask(queries, keys):
+    def masked_attention(queries, keys, values, sees):
         nonlocal index
         index += 1
-        visible = np.tri(keys, dtype=bool)
+        visible = np.arange(keys.shape[1]) < sees[:, None]
         if first <= index < stop:
             visible[np.ix_(~asked.is_visual, asked.is_visual)] = False
-        return visible
+        shared = len(queries) // len(keys)
+        scores = queries @ keys.repeat(shared, 0).swapaxes(1, 2) / np.float32(queries.shape[-1] ** 0.5)
+        context = softmax(np.where(visible, scores, np.float32(-np.inf))) @ values.repeat(shared, 0)
+        return context.swapaxes(0, 1).reshape(len(visible), -1)
 
-    monkeypatch.setattr(attention, "causal_mask", causal_mask)
-    cache = KVCache(len(decoder.layers))
-    return forward(decoder, asked.hidden, cache.claim(len(asked.hidden)), cache)
+    monkeypatch.setattr(decoder_module, "attention", masked_attention)
+    return prefill(decoder, asked).hidden
 
 
 @given(seeing, st.data())
@@ -115,7 +117,7 @@ def test_knocking_out_all_deep_layers_is_withdrawal(case):
     decoder, asked, layer = case
     assume(layer < len(decoder.layers))
     out_of_sight = migration.knocked_out(decoder, asked, layer, len(decoder.layers))[~asked.is_visual]
-    assert_close(out_of_sight, prefill(decoder, asked, Withdrawal(layer)).hidden)
+    assert_close(out_of_sight, prefill(decoder, asked, withdraw(layer)).hidden)
 
 
 @settings(max_examples=40)
@@ -123,12 +125,12 @@ def test_knocking_out_all_deep_layers_is_withdrawal(case):
 def test_answer_probability_is_that_of_decoding_it(case):
     decoder, asked, _ = case
     answer = search.walk(decoder, asked, most_tokens=3).answer
-    run = prefill(decoder, asked, Withdrawal(None))
+    run = prefill(decoder, asked)
     expected, scores = 1.0, run.logits[-1]
     for token in answer:
         expected *= softmax(scores)[token]
-        hidden = forward(decoder, decoder.embedding[[token]], run.cache.claim(1), run.cache)
-        scores = logits(decoder, hidden)[0]
+        said = EmbeddedPrompt(decoder.embedding[[token]], np.zeros(1, bool))
+        scores = prefill(decoder, said, None, run.cache).logits[0]
     nothing_cut, cut = migration.knock_outs(decoder, asked, answer, [(0, 0), (0, len(decoder.layers))])
     assert nothing_cut == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert cut[0] == nothing_cut
@@ -139,7 +141,7 @@ def test_lens_ends_with_what_the_model_says(case):
     decoder, asked, _ = case
     seen = migration.lens(decoder, asked)  # (layers + 1, vocabulary)
     assert seen.shape == (len(decoder.layers) + 1, decoder.config.vocabulary)
-    np.testing.assert_allclose(seen[-1], softmax(prefill(decoder, asked, Withdrawal(None)).logits[-1]), atol=1e-4)
+    np.testing.assert_allclose(seen[-1], softmax(prefill(decoder, asked, None).logits[-1]), atol=1e-4)
     np.testing.assert_allclose(seen[0], softmax(logits(decoder, asked.hidden[-1:])[0]), atol=1e-5)
     np.testing.assert_allclose(seen.sum(1), 1, atol=1e-6)
 
@@ -147,28 +149,25 @@ def test_lens_ends_with_what_the_model_says(case):
 # --- redundancy
 
 
-def greedy(decoder, asked, withdrawal, most_tokens):
+def greedy(decoder, asked, method, most_tokens):
     """The plain way: a prefill of its own, then token after token. Returns token ids and the first token's logits."""
-    cache = KVCache(len(decoder.layers))
-    stays = staying(asked.is_visual, withdrawal)
-    hidden = forward_with(decoder, asked.hidden, cache.claim(len(asked.hidden)), cache, withdrawal, stays)
-    first = scores = logits(decoder, hidden[-1:])[0]  # (vocabulary,)
+    run = prefill(decoder, asked, method)
+    first = scores = run.logits[-1]  # (vocabulary,)
     answer = [int(scores.argmax())]
     while len(answer) < most_tokens:
-        token = decoder.embedding[answer[-1:]]  # (1, width)
-        hidden = forward_with(decoder, token, cache.claim(1), cache, withdrawal, np.ones(1, bool))
-        answer.append(int(logits(decoder, hidden)[0].argmax()))
+        said = EmbeddedPrompt(decoder.embedding[answer[-1:]], np.zeros(1, bool))
+        answer.append(int(prefill(decoder, said, method, run.cache).logits[0].argmax()))
     return answer, first
 
 
 @settings(max_examples=60)
-@given(seeing, st.sampled_from(["keep", "reindex"]), st.sampled_from(["visual", "random"]), st.integers(1, 4))
-def test_what_is_shared_between_withdrawals_changes_no_answer(case, positions, tokens, most_tokens):
+@given(seeing, st.sampled_from([withdraw, renumbered, random_tokens, lambda layer: freeze([layer])]), st.integers(1, 4))
+def test_what_is_shared_between_methods_changes_no_answer(case, make, most_tokens):
     decoder, asked, _ = case
-    withdrawals = [Withdrawal(layer, positions, tokens) for layer in range(len(decoder.layers) + 1)]
-    full, full_first = greedy(decoder, asked, Withdrawal(None), most_tokens)
-    for withdrawal, outcome in zip(withdrawals, redundancy.redundancy(decoder, asked, withdrawals, (), most_tokens)):
-        answer, first = greedy(decoder, asked, withdrawal, most_tokens)
+    methods = [make(layer) for layer in range(len(decoder.layers) + 1)]
+    full, full_first = greedy(decoder, asked, None, most_tokens)
+    for method, outcome in zip(methods, redundancy.redundancy(decoder, asked, methods, (), most_tokens)):
+        answer, first = greedy(decoder, asked, method, most_tokens)
         assert outcome.answer == answer and outcome.agrees == (answer == full)
         assert outcome.kl == pytest.approx(search.divergence(first, full_first), rel=1e-3, abs=1e-5)
 
@@ -178,13 +177,8 @@ def test_what_is_shared_between_withdrawals_changes_no_answer(case, positions, t
 def test_redundancy_counts_what_a_withdrawal_changes(case):
     decoder, asked, layer = case
     layers = len(decoder.layers)
-    withdrawals = [
-        Withdrawal(layers),
-        Withdrawal(layer),
-        Withdrawal(layer, "reindex"),
-        Withdrawal(layer, tokens="random"),
-    ]
-    nothing, method, *ablations = redundancy.redundancy(decoder, asked, withdrawals, most_tokens=3)
+    methods = [withdraw(layers), withdraw(layer), renumbered(layer), random_tokens(layer)]
+    nothing, method, *ablations = redundancy.redundancy(decoder, asked, methods, most_tokens=3)
     assert nothing.agrees and nothing.kl == 0
     if layer < layers:
         assert method.kl == pytest.approx(search.kl_curve(decoder, asked)[layer], rel=1e-5, abs=1e-6)

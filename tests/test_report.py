@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 import minivtw
 from minivtw import report, search
 from minivtw.analysis import charts, page
+from minivtw.model.tokens import EmbeddedPrompt
 
 from .browser import Browser
 from .doors import assert_one_line_error, run
@@ -42,7 +43,7 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def story(vlm):
-    return report.tell(vlm, scene(), QUESTION, withdraw=K)
+    return report.tell(vlm, scene(), QUESTION, vlm.method(K))
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_page_tells_what_the_model_did(vlm, story):
     for stats in (full.stats, withdrawn.stats):
         assert f"{stats['flops']['prefill'] / 1e6:,.1f}" in html and f"{stats['cache']['bytes'] / 1e3:,.1f}" in html
     prompt = vlm.prepare(scene(), QUESTION)
-    asked = search.Asked(vlm.embed(prompt), prompt.is_visual)
+    asked = EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)
     np.testing.assert_allclose(story.curve, search.kl_curve(vlm.decoder, asked), atol=1e-6)
     assert (story.worst >= story.curve - 1e-4).all()  # float32 sums over more tokens run in another order
     # The runs go over the answer that was given: its first token is what the deepest layer reads.
@@ -113,7 +114,7 @@ def test_image_is_gone_in_deep_layers_of_the_withdrawn_run_only(story):
 
 
 def test_page_without_withdrawal_says_so(vlm):
-    html = page.page(report.tell(vlm, scene(), QUESTION, withdraw=None))
+    html = page.page(report.tell(vlm, scene(), QUESTION, None))
     assert "nothing is withdrawn." in html and "image leaves, K" not in html
     assert data_of(html)["layer"] is None
 

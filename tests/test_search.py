@@ -12,19 +12,18 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import minivtw
-from minivtw import InputError, generate, search
-from minivtw.model import decoder as decoder_module
-from minivtw.counting import head_flops, layer_flops
-from minivtw.model.cache import KVCache
-from minivtw.checkpoints.checkpoint import Checkpoint
-from minivtw.model.decoder import DecoderConfig, logits
+from minivtw import InputError, search
 from minivtw.checkpoints import llama
+from minivtw.checkpoints.checkpoint import Checkpoint
 from minivtw.checkpoints.fields import Fields
-from minivtw.search import Asked
-from minivtw.methods import Withdrawal
+from minivtw.counting import head_flops, layer_flops
+from minivtw.methods import adaptive, withdraw
+from minivtw.model import decoder as decoder_module
+from minivtw.model.cache import KVCache
+from minivtw.model.decoder import DecoderConfig, logits
+from minivtw.model.tokens import EmbeddedPrompt
 
 from .bench_search import naive_kl_curve
-from .doors import run
 from .random_models import cases, places_with_visual, prefill, random_decoder, random_prompt
 
 GOLDEN = pathlib.Path(os.environ.get("MINIVTW_GOLDEN", pathlib.Path(__file__).parent / "golden" / "vtw"))
@@ -55,7 +54,7 @@ def test_published_search_is_matched():
         hidden = expected[f"findk.inputs_embeds.{len(samples)}"]  # (tokens, width)
         is_visual = np.zeros(len(hidden), bool)
         is_visual[meta["system_tokens"] : meta["system_tokens"] + meta["image_tokens"]] = True
-        samples.append(Asked(hidden, is_visual))
+        samples.append(EmbeddedPrompt(hidden, is_visual))
     first = meta["findk"]["first_layer"]
     curves = np.array([search.kl_curve(decoder, asked) for asked in samples])[:, first:]
     assert curves.shape == expected["findk.kl"].shape
@@ -79,9 +78,9 @@ def test_answer_criterion_is_the_worst_token_of_the_teacher_forced_answer(case, 
     answer = search.walk(decoder, asked, most_tokens).answer
     assert len(answer) == most_tokens
     hidden = np.concatenate([asked.hidden, decoder.embedding[answer[:-1]]])
-    forced = Asked(hidden, np.concatenate([asked.is_visual, np.zeros(most_tokens - 1, bool)]))
-    full = prefill(decoder, forced, Withdrawal(None)).logits[-most_tokens:]
-    withdrawn = prefill(decoder, forced, Withdrawal(layer)).logits[-most_tokens:]
+    forced = EmbeddedPrompt(hidden, np.concatenate([asked.is_visual, np.zeros(most_tokens - 1, bool)]))
+    full = prefill(decoder, forced, None).logits[-most_tokens:]
+    withdrawn = prefill(decoder, forced, withdraw(layer)).logits[-most_tokens:]
     assert list(full.argmax(-1)) == answer  # greedy, token by token
     worst = search.divergence(withdrawn, full).max()
     # Token by token or all at once, float32 sums run in another order: what `assert_close` allows, in either logits.
@@ -93,7 +92,7 @@ def test_answer_ends_with_an_end_token(decoder, asked):
     answer = search.walk(decoder, asked, 5).answer
     cut = search.walk(decoder, asked, 5, stop_ids={answer[2]})
     assert cut.answer == answer[: answer.index(answer[2]) + 1]
-    assert cut.predictions == len(cut.answer)
+    assert len(cut.full) == len(cut.answer) and len(cut.following[0]) == len(cut.answer) - 1
 
 
 def test_first_token_can_hide_a_loss(decoder, asked):
@@ -116,7 +115,7 @@ def test_visual_share_is_where_the_attention_goes(case):
     prefill(
         decoder,
         asked,
-        Withdrawal(None),
+        None,
         observe=lambda name, array: name.endswith("attention") and attended.append(array),
     )
     first = int(asked.is_visual.argmax()) if asked.is_visual.any() else len(asked.is_visual)
@@ -155,10 +154,10 @@ def test_no_layer_meets_it():
 def test_flops_are_those_of_the_layers_that_run(decoder, asked, monkeypatch):
     counted = 0
 
-    def counting_layer(hidden, positions, layer, cache, config):
+    def counting_layer(*arguments):
         nonlocal counted
-        result = decoder_layer(hidden, positions, layer, cache, config)
-        counted += layer_flops(config, len(hidden), len(cache))
+        result = decoder_layer(*arguments)
+        counted += layer_flops(CONFIG, result.ran[-1])
         return result
 
     decoder_layer = decoder_module.decoder_layer
@@ -171,84 +170,38 @@ def test_flops_are_those_of_the_layers_that_run(decoder, asked, monkeypatch):
     assert counted + heads == search.naive_flops(CONFIG, len(asked.hidden), text)
 
 
-def adaptive(decoder, asked, cache=None):
-    """(hidden states at the end, K, cache)"""
-    cache = cache or KVCache(decoder.config.layers)
-    positions = cache.claim(len(asked.hidden))
-    return *search.forward_adaptive(decoder, asked.hidden, positions, cache, asked.is_visual), cache
-
-
-@given(case=cases(layers=st.integers(2, 5)), quiet=st.sampled_from([0.0, 0.3, 0.6, 1.1]))
-def test_adaptive_prefill_is_a_withdrawal_at_the_layer_it_decides(case, quiet):
+@given(case=cases(layers=st.integers(2, 5)), share=st.sampled_from([0.0, 0.3, 0.6, 1.1]), quiet=st.integers(1, 2))
+def test_adaptive_prefill_is_a_withdrawal_at_the_layer_it_decides(case, share, quiet):
     decoder, asked, _ = case
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "QUIET_SHARE", quiet)
-        hidden, layer, cache = adaptive(decoder, asked)
-        shares = search.attention_curve(decoder, asked)
-    fixed = prefill(decoder, asked, Withdrawal(layer))
-    np.testing.assert_allclose(hidden, fixed.hidden, rtol=1e-6, atol=1e-6)
-    assert cache.tokens_per_layer == fixed.cache.tokens_per_layer
-    if layer is None:
-        assert not any((shares[i : i + 2] < quiet).all() for i in range(len(shares) - 2))
-    else:
-        assert (shares[layer - 2 : layer] < quiet).all()
-        assert not any((shares[i : i + 2] < quiet).all() for i in range(layer - 2))
+    run, shares = prefill(decoder, asked, adaptive(share, quiet)), search.attention_curve(decoder, asked)
+    calm = [k for k in range(quiet, len(shares)) if (shares[k - quiet : k] < share).all()]
+    fixed = prefill(decoder, asked, withdraw(calm[0]) if calm else None)
+    assert np.array_equal(run.hidden, fixed.hidden)
+    assert run.cache.tokens_per_layer == fixed.cache.tokens_per_layer
 
 
-def test_adaptive_prefill_goes_on_behind_a_conversation(decoder, monkeypatch):
-    monkeypatch.setattr(search, "QUIET_SHARE", 1.1)  # every layer is quiet
-    cache = KVCache(CONFIG.layers)
-    before = random_prompt(decoder, [False] * 4, seed=1)
-    prefill(decoder, before, Withdrawal(None), cache)
-    _, layer, _ = adaptive(decoder, random_prompt(decoder, PICTURE), cache)
-    assert layer == search.QUIET_LAYERS
+def test_adaptive_prefill_decides_anew_for_the_next_image_of_a_conversation(decoder):
+    method, cache = adaptive(share=1.1, quiet=2), KVCache(CONFIG)  # every layer is quiet
+    prefill(decoder, random_prompt(decoder, [False] * 4, seed=1), method, cache)
+    prefill(decoder, random_prompt(decoder, PICTURE), method, cache)
     text = PICTURE.count(False)
-    assert cache.tokens_per_layer == [4 + len(PICTURE)] * layer + [4 + text] * (CONFIG.layers - layer)
+    assert cache.tokens_per_layer == [4 + len(PICTURE)] * 2 + [4 + text] * (CONFIG.layers - 2)
+    prefill(decoder, random_prompt(decoder, PICTURE), adaptive(share=0.0), cache)
+    assert cache.tokens_per_layer == [4 + 2 * len(PICTURE)] * 2 + [4 + text + len(PICTURE)] * (CONFIG.layers - 2)
 
 
 def test_logits_of_a_tail_belong_to_the_predictions(decoder, asked):
     walked = search.walk(decoder, asked, 3)
-    fixed = prefill(decoder, asked, Withdrawal(4))
-    np.testing.assert_allclose(search.tail(decoder, walked, 4)[0], logits(decoder, fixed.hidden[-1:])[0], atol=1e-5)
+    fixed = prefill(decoder, asked, withdraw(4))
+    np.testing.assert_allclose(search.tail(decoder, walked, withdraw(4), 4)[0], logits(decoder, fixed.hidden[-1:])[0], atol=1e-5)
 
 
-def embedded_vlm(monkeypatch, quiet_share):
-    monkeypatch.setattr(search, "QUIET_SHARE", quiet_share)
-    return minivtw.load(), Image.new("RGB", (40, 40), "red")
-
-
-def test_adaptive_answer_is_that_of_the_layer_it_reports(monkeypatch):
-    vlm, image = embedded_vlm(monkeypatch, quiet_share=1.1)
-    adaptive = vlm.answer(image, "What color is the star?", withdraw="adaptive", max_new_tokens=6)
-    fixed = vlm.answer(image, "What color is the star?", withdraw=search.QUIET_LAYERS, max_new_tokens=6)
-    assert adaptive.token_ids == fixed.token_ids
-    for key in ("withdraw_layer", "cache", "flops"):
-        assert adaptive.stats[key] == fixed.stats[key]
-
-
-def test_adaptive_answer_without_a_quiet_layer_withdraws_nothing(monkeypatch):
-    vlm, image = embedded_vlm(monkeypatch, quiet_share=0.0)
-    adaptive = vlm.answer(image, "What color is the star?", withdraw="adaptive", max_new_tokens=6)
-    assert adaptive.stats["withdraw_layer"] is None
-    assert adaptive.token_ids == vlm.answer(image, "What color is the star?", withdraw=None, max_new_tokens=6).token_ids
-
-
-def test_first_image_decides_for_the_conversation(monkeypatch):
-    vlm, image = embedded_vlm(monkeypatch, quiet_share=1.1)
-    chat = minivtw.Chat(vlm, "adaptive")
-    assert chat.ask(None, "Hello?", max_new_tokens=2).stats["withdraw_layer"] is None
-    assert chat.ask(image, "What color is the star?", max_new_tokens=2).stats["withdraw_layer"] == search.QUIET_LAYERS
-    monkeypatch.setattr(search, "QUIET_SHARE", 0.0)  # would now decide otherwise
-    assert chat.ask(image, "What shape?", max_new_tokens=2).stats["withdraw_layer"] == search.QUIET_LAYERS
-    fixed = minivtw.Chat(vlm, search.QUIET_LAYERS)
-    for turn in ((None, "Hello?"), (image, "What color is the star?"), (image, "What shape?")):
-        fixed.ask(*turn, max_new_tokens=2)
-    assert fixed.cache.tokens_per_layer == chat.cache.tokens_per_layer
-
-
-def test_adaptive_in_the_door(tmp_path):
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
-    ran = run(
-        generate.main, tmp_path / "red.png", "What color?", "--withdraw", "adaptive", "--max-new-tokens", 0, "--json"
-    )
-    assert ran.code == 0 and json.loads(ran.out)["tokens"]["visual"] == 64
+def test_adaptive_answer_is_that_of_the_layer_it_decides():
+    vlm, image = minivtw.load(), Image.new("RGB", (40, 40), "red")
+    decided = vlm.answer(image, "What color is the star?", method="adaptive:share=1.1,quiet=3", max_new_tokens=6)
+    fixed = vlm.answer(image, "What color is the star?", withdraw=3, max_new_tokens=6)
+    assert decided.token_ids == fixed.token_ids
+    assert decided.stats["cache"] == fixed.stats["cache"] and decided.stats["prefill"] == fixed.stats["prefill"]
+    assert (decided.stats["withdraw_layer"], fixed.stats["withdraw_layer"]) == (None, 3)
+    never = vlm.answer(image, "What color is the star?", method="adaptive:share=0", max_new_tokens=6)
+    assert never.token_ids == vlm.answer(image, "What color is the star?", withdraw=None, max_new_tokens=6).token_ids

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minivtw.model.cache import KVCache
-from minivtw.checkpoints.checkpoint import Checkpoint
-from minivtw.model.decoder import logits
 from minivtw.checkpoints import llama
+from minivtw.checkpoints.checkpoint import Checkpoint
 from minivtw.checkpoints.fields import Fields
-from minivtw.methods import Withdrawal, forward_with, staying
+from minivtw.methods import withdraw
+from minivtw.model.cache import KVCache
+from minivtw.model.decoder import forward, logits
+from minivtw.model.tokens import arriving
+
+from .random_models import renumbered
 
 GOLDEN = pathlib.Path(os.environ.get("MINIVTW_GOLDEN", pathlib.Path(__file__).parent / "golden" / "vtw"))
 CASES = [
@@ -34,20 +37,20 @@ def test_published_code_is_matched(folder, case):
     expected = load_file(folder / "expected.safetensors")
     config = llama.decoder_config(Fields(meta["config"], str(folder)))
     decoder = Checkpoint(folder).fill(lambda take: llama.decoder(config, take))
-    withdrawal, cache = Withdrawal(case["withdraw_layer"], case["positions"]), KVCache(config.layers)
+    method = None if case["withdraw_layer"] is None else {"keep": withdraw, "reindex": renumbered}[case["positions"]](case["withdraw_layer"])
+    cache = KVCache(config)
 
     hidden = expected["inputs_embeds"]  # (tokens, width)
     is_visual = np.zeros(len(hidden), bool)
     is_visual[meta["system_tokens"] : meta["system_tokens"] + meta["image_tokens"]] = True
-    stays = staying(is_visual, withdrawal)
-    prefilled = logits(decoder, forward_with(decoder, hidden, cache.claim(len(hidden)), cache, withdrawal, stays))
+    prefilled = logits(decoder, forward(decoder, arriving(hidden, is_visual, cache), method).hidden)
     assert np.abs(prefilled - expected[f"{case['name']}.prefill_logits"]).max() < TOLERANCE
 
     steps = [prefilled[-1]]
     for _ in range(meta["steps"]):
         embedded = decoder.embedding[[steps[-1].argmax()]]  # (1, width)
-        hidden = forward_with(decoder, embedded, cache.claim(1), cache, withdrawal, np.ones(1, bool))
-        steps.append(logits(decoder, hidden)[0])
+        said = forward(decoder, arriving(embedded, np.zeros(1, bool), cache), method)
+        steps.append(logits(decoder, said.hidden)[0])
     assert np.abs(np.array(steps) - expected[f"{case['name']}.step_logits"]).max() < TOLERANCE
     assert [int(step.argmax()) for step in steps[:-1]] == case["greedy_ids"]
     assert cache.tokens_per_layer == case["kv_lengths"]

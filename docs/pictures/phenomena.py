@@ -20,12 +20,12 @@ import minivtw
 import minivtw.inputs.images
 from minivtw import Withdrawal, report, search
 from minivtw.analysis import charts, migration, page, redundancy, settling
-from minivtw.counting import prefill_flops
 from minivtw.analysis.scoring import score
-from minivtw.model.cache import KVCache
 from minivtw.calibrate import calibrate, embedded, read_samples
+from minivtw.counting import prefill_flops
 from minivtw.errors import InputError
 from minivtw.evaluate import evaluate, progress_bar, read_questions
+from minivtw.model.cache import KVCache
 from minivtw.search import Asked
 from minivtw.checkpoints.hub import shipped_folder
 

@@ -8,13 +8,13 @@ Needs both models: `python -m minivtw.fetch smollm2` and `… smol`. Fills the t
 import pathlib
 
 import numpy as np
+from phenomena import ON_SMOL, fill, table
 
 import minivtw
+from minivtw.inputs.prompts import encode
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward, logits
-from minivtw.inputs.prompts import encode
 from minivtw.search import log_softmax
-from phenomena import ON_SMOL, fill, table
 
 TEXT = pathlib.Path(__file__).with_name("english.txt")
 QUESTIONS = (

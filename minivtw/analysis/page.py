@@ -32,7 +32,8 @@ class Story(NamedTuple):
     picture: Image.Image
     question: str
     answers: dict  # {"withdrawn": text, "full": text}
-    layer: int | None  # K
+    method: str | None  # its text
+    layer: int | None  # the first that no visual token enters
     tokens: list[str]  # of the withdrawn answer; what the runs are about
     runs: dict  # {"withdrawn": Run, "full": Run}
     even: float  # the image's share if attention were even
@@ -126,9 +127,8 @@ def savings_html(stats):
 def page(story):
     """The whole report, text of an HTML file."""
     stats, layers = story.stats["withdrawn"], list(range(len(story.curve)))
-    held, text_tokens = stats["cache"]["tokens_per_layer"], min(stats["cache"]["tokens_per_layer"])
-    if story.layer is None:
-        text_tokens = held[0] - stats["tokens"]["visual"]
+    held = stats["cache"]["tokens_per_layer"]
+    text_tokens = held[0] - min(stats["tokens"]["visual"], held[0])
     picture = story.picture.copy()
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     lowest = np.log10(max(min(story.curve.min(), story.worst.min(), story.eta), 1e-6))
@@ -151,9 +151,9 @@ def page(story):
         "answer without withdrawal": "the same" if same else escape(story.answers["full"]),
         "same": "same" if same else "other",
         "where": (
-            "nothing is withdrawn"
-            if story.layer is None
-            else f"the visual ones are withdrawn before layer {story.layer} of {len(layers)}"
+            f"the visual ones are withdrawn before layer {story.layer} of {len(layers)}"
+            if stats["withdraw_layer"] is not None
+            else escape(f"under {story.method}" if story.method else "nothing is withdrawn")
         ),
         "visual tokens": str(stats["tokens"]["visual"]),
         "text tokens": str(stats["tokens"]["text"]),
@@ -171,7 +171,7 @@ def page(story):
             ("layer", "KL, nats"), decades, story.eta, story.layer, label="KL divergence for each withdrawal layer",
         ),
         "cache": cache_bars(
-            [tokens - text_tokens for tokens in held], text_tokens, story.layer, label="tokens in each layer's cache"
+            [max(tokens - text_tokens, 0) for tokens in held], text_tokens, story.layer, label="tokens in each layer's cache"
         ),
         "data": script_data(story),
     }  # fmt: skip

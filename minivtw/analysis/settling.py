@@ -17,7 +17,9 @@ tokens is nothing remarkable where they are nine tenths of the keys.
 import numpy as np
 
 from ..model.cache import KVCache
-from ..model.decoder import forward
+from ..model.decoder import Decoder, forward
+from ..model.tokens import EmbeddedPrompt, arriving
+from ..specs import Method
 
 GROUPS = ("sink", "visual", "nearest", "other")
 NEAREST = 4  # tokens, the query among them
@@ -57,34 +59,38 @@ def even_shares(is_visual):
     return group_shares(even[None], is_visual)
 
 
-def observed_attention(decoder, asked, layer=None):
-    """Every layer's attention probabilities, a list of (heads, tokens, tokens); the visual tokens leave before `layer`.
+def observed_attention(decoder: Decoder, prompt: EmbeddedPrompt, method: Method | None = None) -> list[np.ndarray]:
+    """Every layer's attention probabilities under a method, a list of (heads, tokens, tokens).
 
-    Where tokens are withdrawn, their rows and columns are zero.
+    The row of a token that does not ask in a layer is zero there, and so is the column of one that has left.
     """
-    attended, stays, tokens = [], ~asked.is_visual, len(asked.hidden)
+    tokens, attended = arriving(*prompt, KVCache(decoder.config)), []
+    for index in range(len(decoder.layers)):
+        if method:
+            tokens = method(index, tokens)
+        asking = tokens.positions if tokens.works is None else tokens.positions[tokens.works]
+        whole = np.zeros((decoder.config.heads, len(prompt.hidden), len(prompt.hidden)), np.float32)
 
-    def observe(name, array):
-        if name.endswith("attention"):
-            whole = np.zeros((len(array), tokens, tokens), np.float32)
-            there = np.ones(tokens, bool) if array.shape[1] == tokens else stays
-            whole[:, np.outer(there, there)] = array.reshape(len(array), -1)
-            attended.append(whole)
+        def observe(name, array, whole=whole, there=np.ix_(asking, tokens.positions)):
+            if name.endswith("attention"):
+                whole[:, there[0], there[1]] = array
 
-    cache = KVCache(len(decoder.layers))
-    forward(decoder, asked.hidden, cache.claim(tokens), cache, layer, stays, observe=observe)
+        tokens = forward(decoder, tokens, start=index, stop=index + 1, observe=observe)
+        attended.append(whole)
     return attended
 
 
-def settling(decoder, asked, layer=None):
-    """The shares of every layer, (layers, 4) in the order of GROUPS; the visual tokens leave before `layer`."""
-    return np.array([group_shares(attended, asked.is_visual) for attended in observed_attention(decoder, asked, layer)])
+def settling(decoder: Decoder, prompt: EmbeddedPrompt, method: Method | None = None) -> np.ndarray:
+    """The shares of every layer under a method, (layers, 4) in the order of GROUPS."""
+    return np.array([group_shares(each, prompt.is_visual) for each in observed_attention(decoder, prompt, method)])
 
 
-def image_maps(decoder, asked, layer=None, predictions=1):
+def image_maps(
+    decoder: Decoder, prompt: EmbeddedPrompt, method: Method | None = None, predictions: int = 1
+) -> np.ndarray:
     """What the last `predictions` tokens, those that answer, look at in the image; the mean over heads.
 
     Returns (predictions, layers, visual tokens).
     """
-    attended = np.array([each.mean(0) for each in observed_attention(decoder, asked, layer)])  # (layers, queries, keys)
-    return attended[:, -predictions:][:, :, asked.is_visual].swapaxes(0, 1)
+    attended = np.array([each.mean(0) for each in observed_attention(decoder, prompt, method)])  # (layers, queries, keys)
+    return attended[:, -predictions:][:, :, prompt.is_visual].swapaxes(0, 1)

@@ -9,21 +9,21 @@ import re
 
 from ..errors import InputError
 
-EMBEDDED = "minivtw-tiny"  # the model that comes with the package
+EMBEDDED = "minivtw-tiny"
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # such as HuggingFaceTB/SmolVLM-256M-Instruct
 WEIGHTS, JSON = "*.safetensors", "*.json"
 # What `python -m minivtw.fetch` makes, and its folder in minivtw's own cache.
 FETCHED = {"smol": "minivtw-smol", "smollm2": "smollm2-135m-instruct"}
 
 
-def shipped_folder(name):
+def shipped_folder(name: str) -> pathlib.Path:
     """A folder of weights/: inside the installed package, or beside it in a checkout."""
-    package = pathlib.Path(__file__).parents[1]
+    package = pathlib.Path(__file__).parent.parent
     installed = package / "weights" / name
     return installed if installed.is_dir() else package.parent / "weights" / name
 
 
-def embedded_folder():
+def embedded_folder() -> pathlib.Path:
     """The model that comes with the package."""
     return shipped_folder(EMBEDDED)
 

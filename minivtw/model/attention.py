@@ -32,27 +32,27 @@ def split_heads(x, heads):
     return x.reshape(tokens, heads, width // heads).swapaxes(0, 1)
 
 
-def causal_mask(queries, keys):
-    """(queries, keys) booleans: may this query see that key? The queries are the newest of the keys, in order."""
-    return np.arange(keys) <= np.arange(keys - queries, keys)[:, None]
-
-
-def attention(queries, keys, values, causal):
+def attention(queries, keys, values, sees=None):
     """Grouped-query attention (Ainslie et al. 2023): softmax(q k^T / sqrt(head_dim)) v.
 
-    queries: (heads, new, head_dim); keys, values: (kv_heads, tokens, head_dim), heads a multiple of kv_heads.
-    With `causal`, the `new` queries belong to the last of the `tokens` keys and see nothing later than themselves.
-    Returns the context (new, heads * head_dim) and the attention probabilities (heads, new, tokens).
+    queries: (heads, new, head_dim); keys, values: (kv_heads, tokens, head_dim), heads a multiple of kv_heads; sees:
+    (new,) integers, how many of the first keys each query may see; None: all of them.
+    Returns the context, (new, heads * head_dim).
     """
     heads, new, head_dim = queries.shape
     kv_heads, tokens, _ = keys.shape
+    probabilities = attention_probabilities(queries, keys, sees)
+    context = probabilities.reshape(kv_heads, heads // kv_heads * new, tokens) @ values
+    return context.reshape(heads, new, head_dim).swapaxes(0, 1).reshape(new, heads * head_dim)
+
+
+def attention_probabilities(queries, keys, sees=None):
+    """softmax(q k^T / sqrt(head_dim)) as it is written. Arguments as for `attention`. Returns (heads, new, tokens)."""
+    heads, new, head_dim = queries.shape
+    kv_heads, tokens, _ = keys.shape
     # The heads that share a key head become rows of one matrix, so keys are never repeated: one product a key head.
-    rows = heads // kv_heads * new
-    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, rows, head_dim)
+    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads * new, head_dim)
     scores = (grouped @ keys.swapaxes(-1, -2)).reshape(heads, new, tokens)
-    if causal and new > 1:  # a single newest token sees everything
-        scores = np.where(causal_mask(new, tokens), scores, np.float32(-np.inf))
-    probabilities = softmax(scores)  # (heads, new, tokens)
-    context = probabilities.reshape(kv_heads, rows, tokens) @ values  # (kv_heads, rows, head_dim)
-    context = context.reshape(heads, new, head_dim).swapaxes(0, 1).reshape(new, heads * head_dim)
-    return context, probabilities
+    if sees is not None and new and sees[0] < tokens:  # else even the first query sees everything
+        scores = np.where(np.arange(tokens) < sees[:, None], scores, np.float32(-np.inf))
+    return softmax(scores)

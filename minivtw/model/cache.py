@@ -8,6 +8,8 @@ import bisect
 
 import numpy as np
 
+from ..errors import InputError
+
 
 class LayerCache:
     """Keys, values and original positions of the tokens that reached one layer. Keys are stored already rotated."""
@@ -68,18 +70,30 @@ class LayerCache:
 class KVCache:
     """One `LayerCache` a layer, and the position that the next token takes in every one of them."""
 
-    def __init__(self, layers):
-        self.layers = [LayerCache() for _ in range(layers)]
+    def __init__(self, config):
+        """config: a `DecoderConfig`, which says how many layers there are and how many positions."""
+        self.layers = [LayerCache() for _ in range(config.layers)]
+        self.max_positions = config.max_positions
         self.next_position = 0
 
     def __getitem__(self, layer):
         return self.layers[layer]
 
     def claim(self, count):
-        """The next `count` positions, (count,) integers. Tokens that are withdrawn later have theirs too."""
+        """The next `count` positions, (count,) integers. Tokens that are withdrawn later have theirs too.
+
+        Raises InputError where the model has no position left for them.
+        """
+        self.check_room(count)
         positions = np.arange(self.next_position, self.next_position + count)
         self.next_position += count
         return positions
+
+    def check_room(self, count):
+        """Raise InputError unless `count` more tokens find a position."""
+        end = self.next_position + count
+        if end > self.max_positions:
+            raise InputError(f"the prompt ends at token {end}; the model has {self.max_positions} positions")
 
     @property
     def tokens_per_layer(self):

@@ -1,13 +1,14 @@
-"""The decoder: a stack of Llama layers, and in its loop the withdrawal of the visual tokens."""
+"""The decoder: a stack of Llama layers, and in its loop the one place where a method says which tokens go on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from .attention import attention, rotary, rotate, split_heads
+from .attention import attention, attention_probabilities, rotary, rotate, split_heads
 from .layers import Linear, linear, rms_norm, swiglu
+from .tokens import Passed, Ran
 
 
 class DecoderConfig(NamedTuple):
@@ -49,43 +50,65 @@ class Decoder:
     head: np.ndarray | None  # (width, vocabulary); None: tied, the head is the embedding transposed
 
 
-def decoder_layer(hidden, positions, layer, cache, config):
-    """One pre-norm layer: attention over the cache and the new tokens, then the feed-forward, each added to `hidden`.
+def queries_keys_values(normed, rows, qkv, config):
+    """Queries of the rows that are worked on, (heads, rows, head_dim); keys, values of all, (kv_heads, tokens, head_dim)."""
+    heads, kv_heads, query = config.heads, config.kv_heads, config.heads * config.head_dim
+    if rows is None:
+        together = split_heads(linear(normed, qkv), heads + 2 * kv_heads)
+        return np.split(together, [heads, heads + kv_heads])
+    queries = split_heads(linear(normed[rows], qkv.columns(0, query)), heads)
+    keys, values = np.split(split_heads(linear(normed, qkv.columns(query, None)), 2 * kv_heads), 2)
+    return queries, keys, values
 
-    hidden: (tokens, width) float32; positions: (tokens,); cache: this layer's `LayerCache`, which gains the tokens'
-    keys and values. Returns the new hidden (tokens, width) and the attention probabilities (heads, tokens, cached).
+
+def decoder_layer(decoder, index, tokens, observe=None):
+    """One pre-norm layer: attention over the cache and the tokens, then the feed-forward, each added to `hidden`.
+
+    The layer's cache gains the keys and values of all `tokens`; those that are not worked on do nothing else here, and
+    leave as they came. `observe(name, array)` sees the attention probabilities (heads, worked, cached), made for it
+    alone, and the hidden states. Returns `Tokens`.
     """
-    heads, kv_heads = config.heads, config.kv_heads
-    normed = rms_norm(hidden, layer.input_norm, config.rms_norm_eps)
-    qkv = split_heads(linear(normed, layer.qkv), heads + 2 * kv_heads)  # (heads + 2 * kv_heads, tokens, head_dim)
-    queries, keys, values = np.split(qkv, [heads, heads + kv_heads])
+    config, layer, cache = decoder.config, decoder.layers[index], tokens.cache[index]
+    rows = None if tokens.works is None else np.flatnonzero(tokens.works)
+    worked = slice(None) if rows is None else rows
 
-    cosines, sines = rotary(positions, config.head_dim, config.rope_theta)  # (tokens, head_dim / 2)
-    keys, values = cache.append(rotate(keys, cosines, sines), values, positions)  # (kv_heads, cached, head_dim)
-    context, probabilities = attention(rotate(queries, cosines, sines), keys, values, causal=True)
-    hidden = hidden + context @ layer.output  # (tokens, width)
+    normed = rms_norm(tokens.hidden, layer.input_norm, config.rms_norm_eps)
+    queries, keys, values = queries_keys_values(normed, rows, layer.qkv, config)
+    cosines, sines = rotary(tokens.rotary_positions, config.head_dim, config.rope_theta)  # (tokens, head_dim / 2)
+    keys, values = cache.append(rotate(keys, cosines, sines), values, tokens.positions)  # (kv_heads, cached, head_dim)
+    queries = rotate(queries, cosines[worked], sines[worked])
+    sees = np.arange(len(cache) - len(tokens), len(cache))[worked] + 1  # each token sees what came before it, and itself
+    context = attention(queries, keys, values, sees)  # (worked, heads * head_dim)
+    hidden = tokens.hidden[worked] + context @ layer.output  # (worked, width)
 
     normed = rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps)
-    return hidden + swiglu(normed, layer.gate_up, layer.down), probabilities
+    hidden = hidden + swiglu(normed, layer.gate_up, layer.down)
+    looked = tokens.passed.looked if tokens.passed else 0
+    ran = (*tokens.ran, Ran(len(tokens), len(hidden), len(cache), looked))
+    if rows is not None:  # the others go on as they came
+        hidden, changed = tokens.hidden.copy(), hidden
+        hidden[rows] = changed
+    if observe:
+        observe("attention", attention_probabilities(queries, keys, sees))
+        observe("hidden", hidden)
+    passed = Passed(decoder, index, replace(tokens, passed=None))
+    return replace(tokens, hidden=hidden, works=None, passed=passed, ran=ran)
 
 
-def forward(decoder, hidden, positions, cache, withdraw_layer=None, stays=None, start=0, stop=None, observe=None):
+def forward(decoder, tokens, method=None, start=0, stop=None, observe=None):
     """Carry tokens through the layers. Prefill and decode are this one function, with many tokens or with one.
 
-    hidden: (tokens, width) embeddings; positions: (tokens,), each token's place in the whole prompt; cache: a
-    `KVCache`. Before layer `withdraw_layer` (K) all tokens leave but those that `stays`, (tokens,) booleans, marks
-    (Lin et al. 2024, section 3.2). `start` and `stop` run a part of the stack. `observe(name, array)` sees each
-    layer's attention probabilities and its hidden states.
-    Returns the hidden states of the tokens that reached the end, (staying tokens, width).
+    tokens: `Tokens`, which know their cache. `method(index, tokens)` is asked at the door of every layer which tokens
+    go on from there, and which of them the layer works on (`methods.py`); None: all, everywhere. `start` and `stop`
+    run a part of the stack. `observe(name, array)` sees each layer's attention probabilities and its hidden states.
+    Returns the `Tokens` that reached the end.
     """
     for index in range(start, len(decoder.layers) if stop is None else stop):
-        if index == withdraw_layer:  # Visual Tokens Withdrawal
-            hidden, positions = hidden[stays], positions[stays]
-        hidden, attended = decoder_layer(hidden, positions, decoder.layers[index], cache[index], decoder.config)
-        if observe:
-            observe(f"decoder.layers.{index}.attention", attended)
-            observe(f"decoder.layers.{index}.hidden", hidden)
-    return hidden
+        seen = observe and (lambda name, array: observe(f"decoder.layers.{index}.{name}", array))
+        if method:  # such as Visual Tokens Withdrawal
+            tokens = method(index, tokens)
+        tokens = decoder_layer(decoder, index, tokens, seen)
+    return tokens
 
 
 def logits(decoder, hidden):

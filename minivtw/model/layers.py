@@ -41,6 +41,10 @@ class Linear(NamedTuple):
     weight: np.ndarray
     bias: np.ndarray | None = None
 
+    def columns(self, start, stop):
+        """The map to some of the outputs; nothing is copied."""
+        return Linear(self.weight[:, start:stop], None if self.bias is None else self.bias[start:stop])
+
 
 def linear(x, parameters):
     """x @ weight + bias. x: (tokens, in). Returns (tokens, out)."""

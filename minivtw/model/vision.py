@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .attention import attention, split_heads
+from .attention import attention, attention_probabilities, split_heads
 from .layers import ACTIVATIONS, LayerNorm, Linear, layer_norm, linear, mlp
 
 
@@ -78,17 +78,18 @@ def patchify(pixels, patch_size):
     return grid.transpose(1, 3, 0, 2, 4).reshape(rows * columns, channels * patch_size**2)
 
 
-def vision_layer(hidden, layer, config):
-    """One pre-norm layer with bidirectional attention. hidden: (tokens, width).
+def vision_layer(hidden, layer, config, observe=None):
+    """One pre-norm layer with bidirectional attention. hidden: (tokens, width). Returns the new hidden (tokens, width).
 
-    Returns the new hidden (tokens, width) and the attention probabilities (heads, tokens, tokens).
+    `observe("attention", probabilities)` gets (heads, tokens, tokens), which are made for it alone.
     """
     normed = layer_norm(hidden, layer.attention_norm, config.layer_norm_eps)
     queries, keys, values = np.split(split_heads(linear(normed, layer.qkv), 3 * config.heads), 3)  # (heads, tokens, head_dim)
-    context, probabilities = attention(queries, keys, values, causal=False)
-    hidden = hidden + linear(context, layer.output)
+    if observe:
+        observe("attention", attention_probabilities(queries, keys))
+    hidden = hidden + linear(attention(queries, keys, values), layer.output)
     normed = layer_norm(hidden, layer.mlp_norm, config.layer_norm_eps)
-    return hidden + mlp(normed, layer.up, layer.down, ACTIVATIONS[config.activation]), probabilities
+    return hidden + mlp(normed, layer.up, layer.down, ACTIVATIONS[config.activation])
 
 
 def encode(vision, pixels, observe=None):
@@ -108,10 +109,10 @@ def encode(vision, pixels, observe=None):
         observe("vision.embeddings", hidden)
 
     for index in range(config.used_layers):
-        hidden, probabilities = vision_layer(hidden, vision.layers[index], config)
-        if observe:
-            observe(f"vision.layers.{index}.attention", probabilities)
-            observe(f"vision.layers.{index}.hidden", hidden)
+        seen = observe and (lambda name, array: observe(f"vision.layers.{index}.{name}", array))
+        hidden = vision_layer(hidden, vision.layers[index], config, seen)
+        if seen:
+            seen("hidden", hidden)
 
     if config.post_norm:
         hidden = layer_norm(hidden, vision.post_norm, config.layer_norm_eps)

@@ -29,16 +29,16 @@ TURNS = [
 NEW_TOKENS = 9
 
 
-def recomputed(vlm, prompt, withdrawal):
+def recomputed(vlm, prompt, method):
     """Greedy ids after a whole conversation, from an empty cache."""
-    cache = KVCache(vlm.config.layers)
-    logits = vlm.advance(vlm.embed(prompt), prompt.is_visual, cache, withdrawal)
+    cache = KVCache(vlm.config)
+    logits, _ = vlm.advance(vlm.embed(prompt), prompt.is_visual, cache, method)
     said = []
     while len(said) < NEW_TOKENS:
         said.append(int(logits.argmax()))
         if said[-1] in vlm.stop_ids:
             break
-        logits = vlm.advance(vlm.decoder.embedding[said[-1:]], np.zeros(1, bool), cache, withdrawal)
+        logits, _ = vlm.advance(vlm.decoder.embedding[said[-1:]], np.zeros(1, bool), cache, method)
     return said
 
 
@@ -48,23 +48,22 @@ def said_before(vlm, answer):
 
 
 @each_family
-@pytest.mark.parametrize("withdraw", [None, 0, 1, 2, "adaptive"])
-def test_every_turn_says_what_the_whole_conversation_recomputed_says(folder, withdraw):
+@pytest.mark.parametrize("spec", [None, "withdraw:layer=0", "withdraw:layer=1", "withdraw:layer=2", "freeze:layers=0+withdraw:layer=2", "freeze:layers=1-2"])
+def test_every_turn_says_what_the_whole_conversation_recomputed_says(folder, spec):
     vlm = minivtw.load(folder)
-    chat = Chat(vlm, withdraw)
+    chat = Chat(vlm, None, spec)
     token_ids, is_visual, tiles = [], [], []
     for images, question in TURNS:
         prompt = vlm.prepare(images, question, is_first=not token_ids)
         token_ids += prompt.token_ids.tolist()
         is_visual += prompt.is_visual.tolist()
         tiles += [] if prompt.tiles is None else [prompt.tiles]
-        answer = chat.ask(images, question, max_new_tokens=NEW_TOKENS).token_ids
+        answer = chat.ask(question, images, max_new_tokens=NEW_TOKENS).token_ids
         whole = Prompt(np.array(token_ids), np.array(is_visual), np.concatenate(tiles))
-        assert recomputed(vlm, whole, chat.withdrawal) == answer
-        text = sum(not visual for visual in is_visual)
+        assert recomputed(vlm, whole, chat.method) == answer
+        text, leaves = sum(not visual for visual in is_visual), (spec or "").partition("withdraw:layer=")[2]
         for layer, held in enumerate(chat.cache.tokens_per_layer):  # all but the newest token, which is yet to be fed
-            layers_all_see = vlm.config.layers if chat.withdrawal.layer is None else chat.withdrawal.layer
-            assert held == (len(token_ids) if layer < layers_all_see else text) + len(answer) - 1
+            assert held == (text if leaves and layer >= int(leaves) else len(token_ids)) + len(answer) - 1
         token_ids += said_before(vlm, answer)
         is_visual += [False] * len(said_before(vlm, answer))
 
@@ -88,11 +87,11 @@ def test_an_error_leaves_the_conversation_as_it_was():
     vlm = minivtw.load(GOLDEN / "idefics3-tiles")
     chat, undisturbed = Chat(vlm, 2), Chat(vlm, 2)
     for one in (chat, undisturbed):
-        one.ask(*TURNS[0], max_new_tokens=NEW_TOKENS)
+        one.ask(*TURNS[0][::-1], max_new_tokens=NEW_TOKENS)
     for images, question in ((None, " "), ([], "Where is <image>?"), ("nowhere.png", "What?"), (None, "long " * 2000)):
         with pytest.raises(minivtw.InputError):
-            chat.ask(images, question)
-    answers = [one.ask(*TURNS[2], max_new_tokens=NEW_TOKENS).token_ids for one in (chat, undisturbed)]
+            chat.ask(question, images)
+    answers = [one.ask(*TURNS[2][::-1], max_new_tokens=NEW_TOKENS).token_ids for one in (chat, undisturbed)]
     assert answers[0] == answers[1]
 
 
@@ -129,7 +128,7 @@ def test_the_chat_door_holds_a_conversation(pictures):
     assert ran.code == 0
     for image, text in ((one, "What color is the star?"), (two, "And the ring?")):
         pieces = []
-        stats = chat.ask([image], text, max_new_tokens=NEW_TOKENS, stream=pieces.append).stats
+        stats = chat.ask(text, [image], max_new_tokens=NEW_TOKENS, stream=pieces.append).stats
         assert "".join(pieces).lstrip() in ran.out and f"{stats['tokens']['visual']} visual" in ran.out
     assert ran.out.count("visual tokens withdrawn before layer 2") == 2
     assert ran.err.startswith("minivtw: error: cannot read the image nowhere.png") and ran.err.count("\n") == 1

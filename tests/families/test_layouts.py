@@ -151,10 +151,10 @@ def test_the_hubs_vicuna_leaves_the_end_token_out_of_the_history(tmp_path, is_en
     (write_folder(tmp_path) / "chat_template.jinja").write_text(VICUNA_TEMPLATE)
     vlm = minivtw.load(tmp_path)
     chat = Chat(vlm, None)
-    said = chat.ask(None, "Hi?", max_new_tokens=3).token_ids
+    said = chat.ask("Hi?", max_new_tokens=3).token_ids
     held = chat.cache.next_position  # all but the newest token, which is yet to be fed
     vlm.stop_ids = frozenset(said[-1:]) if is_end else frozenset()
-    chat.ask(None, "And?", max_new_tokens=1)
+    chat.ask("And?", max_new_tokens=1)
     assert chat.cache.next_position == held + (not is_end) + len(vlm.prepare(None, "And?", is_first=False).token_ids)
 
 

@@ -1,25 +1,28 @@
 """What withdrawal must mean, for any decoder, any prompt, any place of the visual tokens and any layer K."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minivtw import InputError
-from minivtw.counting import prefill_flops
-from minivtw.model.attention import causal_mask, rotary, rotate, split_heads
+from minivtw.counting import prompt_flops
+from minivtw.methods import check, random_tokens, then, withdraw
+from minivtw.model.attention import rotary, rotate, split_heads
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward, logits
 from minivtw.model.layers import linear, rms_norm, softmax, swiglu
-from minivtw.methods import Withdrawal, check, staying
-from tests.random_models import Asked, assert_close, cases, places_with_visual, prefill, random_prompt
+from minivtw.model.tokens import EmbeddedPrompt, arriving
+from tests.random_models import assert_close, cases, places_with_visual, prefill, random_prompt, renumbered
 
 
 @given(cases())
 def test_withdrawing_after_the_last_layer_is_the_model_itself_bit_for_bit(case):
     decoder, prompt, _ = case
-    withdrawn = prefill(decoder, prompt, Withdrawal(decoder.config.layers))
-    untouched = prefill(decoder, prompt, Withdrawal(None))
+    withdrawn = prefill(decoder, prompt, withdraw(decoder.config.layers))
+    untouched = prefill(decoder, prompt, None)
     assert np.array_equal(withdrawn.hidden, untouched.hidden)
     assert withdrawn.cache.tokens_per_layer == untouched.cache.tokens_per_layer
 
@@ -32,7 +35,7 @@ def masked_reference(decoder, prompt, layer):
     config, hidden, tokens = decoder.config, prompt.hidden, len(prompt.hidden)
     cosines, sines = rotary(np.arange(tokens), config.head_dim, config.rope_theta)
     for index, weights in enumerate(decoder.layers):
-        sees = causal_mask(tokens, tokens).copy()
+        sees = np.tri(tokens, dtype=bool)
         if index >= layer:
             sees[np.ix_(~prompt.is_visual, prompt.is_visual)] = False
         qkv = split_heads(linear(rms_norm(hidden, weights.input_norm, config.rms_norm_eps), weights.qkv), config.heads + 2 * config.kv_heads)
@@ -51,7 +54,7 @@ def masked_reference(decoder, prompt, layer):
 @given(cases())
 def test_removing_visual_tokens_equals_masking_them_as_keys(case):
     decoder, prompt, layer = case
-    withdrawn = prefill(decoder, prompt, Withdrawal(layer))
+    withdrawn = prefill(decoder, prompt, withdraw(layer))
     masked = masked_reference(decoder, prompt, layer)
     text = ~prompt.is_visual if layer < decoder.config.layers else slice(None)
     assert_close(withdrawn.hidden, masked[text])
@@ -60,19 +63,19 @@ def test_removing_visual_tokens_equals_masking_them_as_keys(case):
 @given(cases(), st.integers(1, 5))
 def test_cached_decoding_equals_recomputing_from_scratch(case, steps):
     decoder, prompt, layer = case
-    withdrawal = Withdrawal(layer)
-    run = prefill(decoder, prompt, withdrawal)
+    method = withdraw(layer)
+    run = prefill(decoder, prompt, method)
     decoded = []  # token ids
     newest = run.logits[-1]
     for _ in range(steps):
         decoded.append(int(newest.argmax()))
-        step = Asked(decoder.embedding[decoded[-1:]], np.zeros(1, bool))
-        newest = prefill(decoder, step, withdrawal, run.cache).logits[-1]
-        whole = Asked(
+        step = EmbeddedPrompt(decoder.embedding[decoded[-1:]], np.zeros(1, bool))
+        newest = prefill(decoder, step, method, run.cache).logits[-1]
+        whole = EmbeddedPrompt(
             np.concatenate([prompt.hidden, decoder.embedding[decoded]]),
             np.concatenate([prompt.is_visual, np.zeros(len(decoded), bool)]),
         )
-        fresh = prefill(decoder, whole, withdrawal)
+        fresh = prefill(decoder, whole, method)
         assert_close(newest, fresh.logits[-1], 5e-5)
         assert run.cache.tokens_per_layer == fresh.cache.tokens_per_layer
 
@@ -81,11 +84,11 @@ def test_cached_decoding_equals_recomputing_from_scratch(case, steps):
 def test_prefill_in_chunks_equals_prefill_at_once(case, data):
     decoder, prompt, layer = case
     cuts = data.draw(st.lists(st.integers(0, len(prompt.hidden)), max_size=4).map(sorted))
-    whole = prefill(decoder, prompt, Withdrawal(layer))
-    cache, parts = KVCache(decoder.config.layers), []
+    whole = prefill(decoder, prompt, withdraw(layer))
+    cache, parts = KVCache(decoder.config), []
     for start, stop in zip([0, *cuts], [*cuts, len(prompt.hidden)]):
-        chunk = Asked(prompt.hidden[start:stop], prompt.is_visual[start:stop])
-        parts.append(prefill(decoder, chunk, Withdrawal(layer), cache).hidden)
+        chunk = EmbeddedPrompt(prompt.hidden[start:stop], prompt.is_visual[start:stop])
+        parts.append(prefill(decoder, chunk, withdraw(layer), cache).hidden)
     assert_close(np.concatenate(parts), whole.hidden)
     for part, full in zip(cache.layers, whole.cache.layers):
         assert_close(part.keys, full.keys)
@@ -96,7 +99,7 @@ def test_prefill_in_chunks_equals_prefill_at_once(case, data):
 def test_cache_lengths_are_what_k_says(case):
     decoder, prompt, layer = case
     tokens, text = len(prompt.hidden), int((~prompt.is_visual).sum())
-    cache = prefill(decoder, prompt, Withdrawal(layer)).cache
+    cache = prefill(decoder, prompt, withdraw(layer)).cache
     assert cache.tokens_per_layer == [tokens] * layer + [text] * (decoder.config.layers - layer)
     width = 2 * 4 * decoder.config.kv_heads * decoder.config.head_dim  # bytes of a token: key and value, float32
     assert [stored.nbytes for stored in cache.layers] == [width * length for length in cache.tokens_per_layer]
@@ -105,7 +108,7 @@ def test_cache_lengths_are_what_k_says(case):
 @given(cases())
 def test_surviving_tokens_keep_their_positions(case):
     decoder, prompt, layer = case
-    cache = prefill(decoder, prompt, Withdrawal(layer)).cache
+    cache = prefill(decoder, prompt, withdraw(layer)).cache
     for index, stored in enumerate(cache.layers):
         expected = np.arange(len(prompt.hidden)) if index < layer else np.flatnonzero(~prompt.is_visual)
         assert np.array_equal(stored.positions, expected)
@@ -133,62 +136,62 @@ def test_text_can_tell_visual_tokens_changed_before_k(case, data):
 
 def changed_at(decoder, prompt, layer, door, change):
     """Hidden states of the text at the end, (text tokens, width), when visual states gain `change` at one layer's door."""
-    cache = KVCache(decoder.config.layers)
-    hidden, positions, is_visual = prompt.hidden, cache.claim(len(prompt.hidden)), prompt.is_visual
-    noise = np.random.default_rng(1).standard_normal(hidden.shape).astype(np.float32) * np.float32(change)
-    for index in range(decoder.config.layers):
-        if index == door:
-            kept = noise if len(hidden) == len(noise) else noise[~prompt.is_visual]
-            hidden = hidden + np.where(is_visual[:, None], kept, 0)
-        hidden = forward(decoder, hidden, positions, cache, layer, ~is_visual, start=index, stop=index + 1)
-        if index == layer:
-            positions, is_visual = positions[~is_visual], is_visual[~is_visual]
-    return hidden[~is_visual]
+    noise = np.random.default_rng(1).standard_normal(prompt.hidden.shape).astype(np.float32) * np.float32(change)
+
+    def disturb(index, tokens):
+        if index != door:
+            return tokens
+        return replace(tokens, hidden=tokens.hidden + np.where(tokens.is_visual[:, None], noise[tokens.positions], 0))
+
+    tokens = arriving(*prompt, KVCache(decoder.config))
+    ended = forward(decoder, tokens, then(disturb, withdraw(layer)))
+    return ended.hidden[~ended.is_visual]
 
 
 @given(cases(), st.data())
 def test_withdrawing_again_later_changes_nothing(case, data):
     decoder, prompt, layer = case
     later = data.draw(st.integers(layer, decoder.config.layers))
-    once = prefill(decoder, prompt, Withdrawal(layer)).hidden
-    cache = KVCache(decoder.config.layers)
-    positions, text = cache.claim(len(prompt.hidden)), ~prompt.is_visual
-    hidden = forward(decoder, prompt.hidden, positions, cache, layer, text, stop=later)
-    if later > layer:
-        positions, text = positions[text], text[text]
-    twice = forward(decoder, hidden, positions, cache, later, text, start=later)
-    assert np.array_equal(once, twice)
+    once, twice = (prefill(decoder, prompt, method) for method in (withdraw(layer), then(withdraw(layer), withdraw(later))))
+    assert np.array_equal(once.hidden, twice.hidden)
+    assert once.ran == twice.ran
 
 
 @given(cases())
 def test_without_visual_tokens_nothing_changes(case):
     decoder, prompt, layer = case
-    text_only = Asked(prompt.hidden, np.zeros(len(prompt.hidden), bool))
-    for withdrawal in (Withdrawal(layer), Withdrawal(layer, "reindex"), Withdrawal(layer, tokens="random")):
-        run, untouched = prefill(decoder, text_only, withdrawal), prefill(decoder, text_only, Withdrawal(None))
+    text_only = EmbeddedPrompt(prompt.hidden, np.zeros(len(prompt.hidden), bool))
+    for method in (withdraw(layer), renumbered(layer), random_tokens(layer)):
+        run, untouched = prefill(decoder, text_only, method), prefill(decoder, text_only, None)
         assert np.array_equal(run.hidden, untouched.hidden)
 
 
 @given(cases(places=places_with_visual))
 def test_a_smaller_k_costs_fewer_flops(case):
     decoder, prompt, _ = case
-    tokens, text = len(prompt.hidden), int((~prompt.is_visual).sum())
-    costs = [prefill_flops(decoder.config, tokens, text, layer) for layer in range(decoder.config.layers + 1)]
+    costs = [prompt_flops(decoder.config, prefill(decoder, prompt, withdraw(k)).ran) for k in range(decoder.config.layers + 1)]
     assert all(cheaper < dearer for cheaper, dearer in zip(costs, costs[1:]))
-    assert costs[-1] == prefill_flops(decoder.config, tokens)
+    assert costs[-1] == prompt_flops(decoder.config, prefill(decoder, prompt).ran)
 
 
 @given(cases())
-def test_reindexed_tokens_are_renumbered_in_the_deep_layers_only(case):
+def test_renumbered_tokens_turn_by_their_place_among_those_that_are_left(case):
+    """Keys are stored rotated: each is the key of its token at the position that the ablation gives it."""
     decoder, prompt, layer = case
-    run = prefill(decoder, prompt, Withdrawal(layer, "reindex"))
-    text = int((~prompt.is_visual).sum())
-    for index, stored in enumerate(run.cache.layers):
-        assert np.array_equal(stored.positions, np.arange(len(prompt.hidden) if index < layer else text))
-    step = Asked(decoder.embedding[[0]], np.zeros(1, bool))
-    cache = prefill(decoder, step, Withdrawal(layer, "reindex"), run.cache).cache
-    for index, stored in enumerate(cache.layers):
-        assert stored.positions[-1] == (len(prompt.hidden) if index < layer else text)
+    text, turned = int((~prompt.is_visual).sum()), []
+
+    def note(index, tokens):
+        turned.append(tokens.rotary_positions)
+        return tokens
+
+    cache = KVCache(decoder.config)
+    ended = forward(decoder, arriving(*prompt, cache), then(renumbered(layer), note))
+    assert np.array_equal(ended.positions, np.arange(len(prompt.hidden)) if layer == decoder.config.layers else np.flatnonzero(~prompt.is_visual))
+    for index in range(decoder.config.layers):
+        assert np.array_equal(turned[index], np.arange(len(prompt.hidden) if index < layer else text))
+    turned.clear()
+    forward(decoder, arriving(decoder.embedding[[0]], np.zeros(1, bool), cache), then(renumbered(layer), note))
+    assert turned == [[len(prompt.hidden) if index < layer else text] for index in range(decoder.config.layers)]
 
 
 def test_reindexing_matters():
@@ -198,25 +201,28 @@ def test_reindexing_matters():
 
     decoder = random_decoder(DecoderConfig(20, 16, 4, 4, 2, 8, 24, 1e-5, 1e4, 64))
     prompt = random_prompt(decoder, [False, *[True] * 9, False, False, False])
-    keep, reindex = (prefill(decoder, prompt, Withdrawal(2, positions)).hidden for positions in ("keep", "reindex"))
+    keep, reindex = (prefill(decoder, prompt, method).hidden for method in (withdraw(2), renumbered(2)))
     assert np.abs(keep - reindex).max() > 1e-2
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(0, 1000))
-def test_the_random_ablation_withdraws_as_many_tokens_but_never_the_last(is_visual, seed):
-    is_visual = np.array([*is_visual, False])
-    stays = staying(is_visual, Withdrawal(1, tokens="random", seed=seed))
-    assert (~stays).sum() == is_visual.sum()
-    assert stays[-1]
+@given(cases(layers=st.integers(1, 2)), st.integers(0, 1000))
+def test_the_random_ablation_withdraws_as_many_tokens_but_never_the_last(case, seed):
+    decoder, prompt, _ = case
+    tokens = forward(decoder, arriving(*prompt, KVCache(decoder.config)), random_tokens(0, seed))
+    assert len(prompt.hidden) - len(tokens) == prompt.is_visual.sum()
+    assert tokens.positions[-1] == len(prompt.hidden) - 1
 
 
-@pytest.mark.parametrize(
-    "withdrawal",
-    [Withdrawal(-1), Withdrawal(7), Withdrawal(2.0), Withdrawal(True), Withdrawal("2"), Withdrawal(2, "shift"), Withdrawal(2, tokens="text")],
-)
-def test_a_withdrawal_that_makes_no_sense_is_an_input_error(withdrawal):
-    with pytest.raises(InputError):
-        check(withdrawal, layers=6)
+@pytest.mark.parametrize("layer", [-1, 2.0, True, "2"])
+def test_a_layer_that_makes_no_sense_is_an_input_error(layer):
+    with pytest.raises(InputError, match="must be 0 or a whole number"):
+        withdraw(layer)
+
+
+def test_a_layer_that_the_decoder_lacks_is_an_input_error():
+    assert check(withdraw(6), layers=6)
+    with pytest.raises(InputError, match="from 0 to 6, the number of layers, not 7"):
+        check(then(withdraw(2), random_tokens(7)), layers=6)
 
 
 def test_logits_of_the_withdrawn_differ_from_the_full_model():
@@ -226,5 +232,5 @@ def test_logits_of_the_withdrawn_differ_from_the_full_model():
 
     decoder = random_decoder(DecoderConfig(20, 16, 4, 4, 2, 8, 24, 1e-5, 1e4, 64))
     prompt = random_prompt(decoder, [False, *[True] * 9, False, False])
-    full, withdrawn = (prefill(decoder, prompt, Withdrawal(layer)) for layer in (None, 2))
+    full, withdrawn = (prefill(decoder, prompt, method) for method in (None, withdraw(2)))
     assert np.abs(logits(decoder, full.hidden)[-1] - withdrawn.logits[-1]).max() > 1e-2

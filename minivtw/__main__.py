@@ -1,0 +1,35 @@
+"""The commands, listed: python -m minivtw; `python -m minivtw generate …` and `minivtw generate …` run one of them."""
+
+import importlib
+
+from .cli import command
+from .errors import InputError
+
+COMMANDS = {
+    "generate": "ask a question about a picture",
+    "chat": "talk about pictures",
+    "report": "write one page about one answer: attention, layers, cache",
+    "calibrate": "find the layer before which the visual tokens can leave",
+    "evaluate": "score a model on questions, under one method or another",
+    "bench": "time prefill and decode, under one method or another",
+    "fetch": "bring a model that is too large for the repository into your cache",
+}
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("minivtw COMMAND … (or python -m minivtw.COMMAND …); each has --help\n")
+        print("\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items()))
+        return
+    if arguments[0] not in COMMANDS:
+        raise InputError(f"there is no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
+    importlib.import_module(f"minivtw.{arguments[0]}").main(arguments[1:])
+
+
+def run() -> None:
+    """The entry of the `minivtw` command."""
+    command(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,27 @@
+"""What `minivtw.calibrate` stores with a model: withdrawal.json, with the method that `auto` stands for."""
+
+import pathlib
+from typing import Any
+
+from .checkpoint import read_json
+from .fields import Fields
+
+STORED = "withdrawal.json"
+
+
+def stored_method(folder: pathlib.Path) -> str | None:
+    """The text of the method stored with a model; None where nothing is stored. Raises InputError for a broken file."""
+    if not (folder / STORED).exists():
+        return None
+    fields = Fields(read_json(folder, STORED), f"{folder}/{STORED}")
+    if fields.has("method"):
+        return fields.text("method")
+    layer = fields.index("withdraw_layer")
+    if layer < 0:
+        raise fields.error(f"says withdraw_layer {layer}; layers are counted from 0")
+    return f"withdraw:layer={layer}"
+
+
+def stored_search(folder: pathlib.Path) -> dict[str, Any]:
+    """How the stored method was found: `criterion`, `threshold` and what else the file holds; empty where there is none."""
+    return read_json(folder, STORED) if (folder / STORED).exists() else {}

@@ -1,0 +1,44 @@
+"""From a folder, or a name, to a model."""
+
+import pathlib
+import time
+
+from .checkpoints import family
+from .checkpoints.checkpoint import Checkpoint, read_json
+from .checkpoints.fields import Fields
+from .checkpoints.hub import embedded_folder, model_folder, tokenizer_folder
+from .errors import InputError
+from .inputs.prompts import load_tokenizer
+from .vlm import VLM
+
+
+def load(
+    model: str | pathlib.Path | None = None, low_memory: bool = False, max_tiles: int | None = None
+) -> VLM:
+    """A model folder, or a name on the Hugging Face hub -> `VLM`; without one, the embedded model.
+
+    low_memory: hold one layer at a time, read from the files at every use; max_tiles: of an image, None for as many
+    as the model takes. Raises InputError for a model that is not there or does not fit.
+    """
+    started = time.perf_counter()
+    if max_tiles is not None and max_tiles < 1:
+        raise InputError(f"max-tiles must be 1 or more, not {max_tiles}")
+    folder = embedded_folder() if model is None else model_folder(model)
+    fields = Fields(read_json(folder, "config.json"), f"{folder}/config.json")
+    parts = family(fields).load(fields, folder, Checkpoint(folder, low_memory))
+    tokenizer = load_tokenizer(tokenizer_folder(folder, parts.tokenizer), parts.extra_tokens)
+    stop_ids = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.layout.turn_end or "")} - {None}
+    return VLM(folder, parts, tokenizer, stop_ids, time.perf_counter() - started, max_tiles)
+
+
+def end_tokens(folder, fields):
+    """The token ids that end an answer, from generation_config.json or else config.json."""
+    if (folder / "generation_config.json").exists():
+        generation = read_json(folder, "generation_config.json").get("eos_token_id")
+    else:
+        generation = None
+    ids = generation if generation is not None else fields.raw("eos_token_id", [])
+    ids = ids if isinstance(ids, list) else [ids]
+    if not all(type(token) is int for token in ids):
+        raise InputError(f"eos_token_id of {folder} must be a token id or a list of them, not {ids!r}")
+    return frozenset(ids)

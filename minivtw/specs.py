@@ -1,0 +1,130 @@
+"""Methods as text: `withdraw:layer=6`, `freeze:layers=4/9/18-23+withdraw:layer=24`, `mine.py:my_method`.
+
+So a method can be typed after `--method`, stored with a model and printed in a table. Parameters are converted by the
+annotations of the function that makes the method; `+` lists methods that are asked one after the other.
+"""
+
+import functools
+import inspect
+import pathlib
+import runpy
+from collections.abc import Callable, Collection
+from typing import Annotated, Any
+
+from .errors import InputError
+from .model.tokens import Tokens
+
+Method = Callable[[int, Tokens], Tokens]  # (index of the layer to come, tokens at its door) -> the tokens that go on
+Layer = Annotated[int, "a layer of the decoder"]
+Layers = Annotated[Collection[int], "layers of the decoder"]
+
+
+def named(make: Callable[..., Method]) -> Callable[..., Method]:
+    """Let the methods that `make` makes know their text (`spec`) and the layers that they name (`layers`).
+
+    The returned function raises InputError for parameters of the wrong kind.
+    """
+    parameters = inspect.signature(make).parameters
+
+    @functools.wraps(make)
+    def made(*arguments: Any, **options: Any) -> Method:
+        bound = inspect.signature(make).bind(*arguments, **options)
+        bound.apply_defaults()
+        layers: list[int] = []
+        for name, value in bound.arguments.items():
+            if parameters[name].annotation in (Layer, Layers):
+                layers += checked_layers(name, value if parameters[name].annotation is Layers else [value])
+        keep = bound.arguments.get("keep", 1)
+        if not 0 <= keep <= 1:
+            raise InputError(f"keep is a share of the visual tokens, from 0 to 1, not {keep}")
+        method = make(*bound.args, **bound.kwargs)
+        texts = [f"{name}={written(value)}" for name, value in bound.arguments.items()]
+        method.spec = f"{make.__name__}:{','.join(texts)}" if texts else make.__name__  # type: ignore[attr-defined]
+        method.layers = tuple(layers)  # type: ignore[attr-defined]
+        return method
+
+    return made
+
+
+def checked_layers(name: str, layers: Collection[int]) -> list[int]:
+    """Raise InputError unless these are layer numbers."""
+    for layer in layers:
+        if isinstance(layer, bool) or not hasattr(layer, "__index__") or layer < 0:
+            raise InputError(f"{name} must be 0 or a whole number above it, not {layer!r}")
+    return sorted(int(layer) for layer in layers)
+
+
+def written(value: Any) -> str:
+    """A parameter as text: numbers as they are, layers as 4/9/18-23."""
+    if not isinstance(value, Collection) or isinstance(value, str):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    runs: list[list[int]] = []
+    for layer in sorted(value):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return "/".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def read_layers(text: str) -> frozenset[int]:
+    """4/9/18-23 as a set of layers."""
+    layers: set[int] = set()
+    for part in text.split("/"):
+        first, _, last = part.partition("-")
+        layers.update(range(int(first), int(last or first) + 1))
+    return frozenset(layers)
+
+
+def parse(text: str, methods: dict[str, Callable[..., Method]]) -> list[Method]:
+    """The methods that a text lists, in its order. Raises InputError for a name or a parameter that does not exist."""
+    return [parse_one(part.strip(), methods) for part in text.split("+")]
+
+
+def parse_one(text: str, methods: dict[str, Callable[..., Method]]) -> Method:
+    name, _, rest = text.partition(":")
+    if name.endswith(".py"):
+        return own_method(pathlib.Path(name), rest)
+    if name not in methods:
+        raise InputError(f"there is no method {name!r}; there are {', '.join(methods)}, and FILE.py:FUNCTION")
+    parameters = inspect.signature(methods[name]).parameters
+    options: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, _, value = part.partition("=")
+        if key not in parameters:
+            raise InputError(f"the method {name} takes {', '.join(parameters) or 'no parameters'}, not {key!r}")
+        kind = parameters[key].annotation
+        read: Callable[[str], Any] = {Layer: int, Layers: read_layers}.get(kind, kind)
+        try:
+            options[key] = read(value)
+        except ValueError:
+            raise InputError(f"{key} of the method {name} cannot be {value!r}") from None
+    missing = [key for key, parameter in parameters.items() if parameter.default is parameter.empty and key not in options]
+    if missing:
+        raise InputError(f"the method {name} needs {', '.join(missing)}, as in {name}:{missing[0]}=…")
+    return methods[name](**options)
+
+
+def own_method(path: pathlib.Path, name: str) -> Method:
+    """A function (index, tokens) -> tokens out of a reader's own Python file."""
+    try:
+        content = runpy.run_path(str(path))
+    except Exception as error:
+        raise InputError(f"cannot run {path}: {type(error).__name__}: {error}") from error
+    function = content.get(name)
+    if not callable(function):
+        raise InputError(f"{path} has no function {name!r}; a method is given as {path}:FUNCTION")
+
+    def method(index: int, tokens: Tokens) -> Tokens:
+        kept = function(index, tokens)
+        if not isinstance(kept, Tokens):
+            raise InputError(f"{path}:{name} must return tokens, not {type(kept).__name__}")
+        return kept
+
+    method.spec = f"{path}:{name}"  # type: ignore[attr-defined]
+    return method
+
+
+def spec_of(method: Method | None) -> str | None:
+    """How a method is written; a plain function by its name."""
+    return None if method is None else getattr(method, "spec", None) or getattr(method, "__name__", "a method")

@@ -1,0 +1,252 @@
+"""What a method may do to the tokens, and what that must mean: for any decoder, any prompt, any layers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minivtw import InputError
+from minivtw.methods import adaptive, freeze, random_tokens, renumber, then, withdraw
+from minivtw.model.attention import attention_probabilities, rotary, rotate, split_heads
+from minivtw.model.cache import KVCache
+from minivtw.model.decoder import forward
+from minivtw.model.layers import linear, rms_norm, swiglu
+from minivtw.model.tokens import EmbeddedPrompt, arriving
+from minivtw.shelf import METHODS, fastv, looked_at, method_of, random, uniform
+from minivtw.specs import read_layers, spec_of, written
+from tests.random_models import assert_close, cases, places_with_visual, prefill
+
+seeing = cases(places=places_with_visual)
+
+
+@st.composite
+def freezing(draw):
+    """(decoder, prompt, layers in which visual tokens are frozen, K)"""
+    decoder, prompt, layer = draw(seeing)
+    return decoder, prompt, draw(st.frozensets(st.integers(0, decoder.config.layers - 1))), layer
+
+
+@given(seeing)
+def test_a_method_that_changes_nothing_is_the_model_bit_for_bit(case):
+    decoder, prompt, _ = case
+    left_alone = prefill(decoder, prompt)
+    for method in (lambda index, tokens: tokens, freeze([]), withdraw(decoder.config.layers), then()):
+        run = prefill(decoder, prompt, method)
+        assert np.array_equal(run.hidden, left_alone.hidden) and run.ran == left_alone.ran
+        for ours, theirs in zip(run.cache.layers, left_alone.cache.layers):
+            assert np.array_equal(ours.keys, theirs.keys) and np.array_equal(ours.values, theirs.values)
+
+
+def plain_layer(hidden, layer, config):
+    """A layer on a whole prompt, written apart from `minivtw.model.decoder`: every row asks and every row is worked on."""
+    normed = rms_norm(hidden, layer.input_norm, config.rms_norm_eps)
+    turned = split_heads(linear(normed, layer.qkv), config.heads + 2 * config.kv_heads)
+    queries, keys, values = np.split(turned, [config.heads, config.heads + config.kv_heads])
+    angles = rotary(np.arange(len(hidden)), config.head_dim, config.rope_theta)
+    sees = 1 + np.arange(len(hidden))
+    looks = attention_probabilities(rotate(queries, *angles), rotate(keys, *angles), sees)  # (heads, tokens, tokens)
+    context = looks @ values.repeat(config.heads // config.kv_heads, 0)
+    hidden = hidden + context.swapaxes(0, 1).reshape(len(hidden), -1) @ layer.output
+    return hidden + swiglu(rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps), layer.gate_up, layer.down)
+
+
+@given(freezing())
+def test_freezing_equals_the_plain_computation_with_the_visual_rows_put_back(case):
+    decoder, prompt, layers, _ = case
+    hidden = prompt.hidden
+    for index, layer in enumerate(decoder.layers):
+        after = plain_layer(hidden, layer, decoder.config)
+        hidden = np.where((prompt.is_visual & (index in layers))[:, None], hidden, after)
+    assert_close(prefill(decoder, prompt, freeze(layers)).hidden, hidden)
+
+
+@given(freezing())
+def test_freezing_where_the_image_has_left_changes_nothing(case):
+    decoder, prompt, layers, leaves = case
+    deep = {layer for layer in layers if layer >= leaves}
+    both, alone = prefill(decoder, prompt, then(withdraw(leaves), freeze(deep))), prefill(decoder, prompt, withdraw(leaves))
+    assert_close(both.hidden, alone.hidden)
+    assert both.ran == alone.ran
+
+
+@given(freezing())
+def test_freezing_saves_work_and_no_bytes(case):
+    decoder, prompt, layers, _ = case
+    run, tokens, text = prefill(decoder, prompt, freeze(layers)), len(prompt.hidden), int((~prompt.is_visual).sum())
+    assert run.cache.tokens_per_layer == [tokens] * decoder.config.layers
+    assert [ran.entered for ran in run.ran] == [tokens] * decoder.config.layers
+    assert [ran.worked for ran in run.ran] == [text if index in layers else tokens for index in range(len(run.ran))]
+
+
+@given(freezing(), st.integers(0, 99))
+def test_text_cannot_tell_if_what_frozen_tokens_would_have_done_changes(case, seed):
+    """Queries, output and feed-forward of a layer are changed for visual rows alone: nobody asks them there."""
+    decoder, prompt, layers, _ = case
+    noise = np.random.default_rng(seed).standard_normal(prompt.hidden.shape).astype(np.float32)
+
+    def disturb_after(index, tokens):
+        """Where a visual token was worked on in the layer before, its state is changed; frozen ones are left as they are."""
+        if index == 0 or index - 1 not in layers:
+            return tokens
+        assert np.array_equal(tokens.hidden[tokens.is_visual], tokens.passed.entered.hidden[tokens.is_visual])
+        return tokens
+
+    frozen = prefill(decoder, prompt, freeze(layers))
+    checked = prefill(decoder, prompt, then(disturb_after, freeze(layers)))
+    assert np.array_equal(frozen.hidden, checked.hidden)
+    if layers:  # and a layer's queries of visual rows do not matter: the same with other states in their place
+        index = min(layers)
+        entered = arriving(*prompt, KVCache(decoder.config))
+        entered = forward(decoder, entered, freeze(layers), stop=index)
+        is_text = ~entered.is_visual
+        as_is = forward(decoder, freeze(layers)(index, entered), start=index, stop=index + 1)
+        keys, values = as_is.cache[index].keys.copy(), as_is.cache[index].values.copy()
+        other = replace(entered, hidden=np.where(is_text[:, None], entered.hidden, noise), cache=KVCache(decoder.config))
+        again = forward(decoder, freeze(layers)(index, other), start=index, stop=index + 1)
+        assert np.array_equal(again.hidden[~is_text], noise[~is_text])  # frozen: unchanged, whatever it is
+        assert np.array_equal(again.cache[index].keys[:, is_text], keys[:, is_text])
+        assert np.array_equal(again.cache[index].values[:, is_text], values[:, is_text])
+
+
+@given(freezing(), st.integers(1, 4))
+def test_cached_decoding_equals_recomputing_from_scratch(case, steps):
+    decoder, prompt, layers, leaves = case
+    method, said = then(freeze(layers), withdraw(leaves)), []
+    run = newest = prefill(decoder, prompt, method)
+    for _ in range(steps):
+        said.append(int(newest.logits[-1].argmax()))
+        newest = prefill(decoder, EmbeddedPrompt(decoder.embedding[said[-1:]], np.zeros(1, bool)), method, run.cache)
+        whole = EmbeddedPrompt(
+            np.concatenate([prompt.hidden, decoder.embedding[said]]),
+            np.concatenate([prompt.is_visual, np.zeros(len(said), bool)]),
+        )
+        fresh = prefill(decoder, whole, method)
+        assert_close(newest.logits[-1], fresh.logits[-1], 5e-5)
+        assert run.cache.tokens_per_layer == fresh.cache.tokens_per_layer
+
+
+@given(freezing(), st.data())
+def test_prefill_in_chunks_equals_prefill_at_once(case, data):
+    decoder, prompt, layers, leaves = case
+    method, cache = then(freeze(layers), withdraw(leaves)), KVCache(decoder.config)
+    cuts = data.draw(st.lists(st.integers(0, len(prompt.hidden)), max_size=4).map(sorted))
+    whole, parts = prefill(decoder, prompt, method), []
+    for start, stop in zip([0, *cuts], [*cuts, len(prompt.hidden)]):
+        chunk = EmbeddedPrompt(prompt.hidden[start:stop], prompt.is_visual[start:stop])
+        parts.append(prefill(decoder, chunk, method, cache).hidden)
+    assert_close(np.concatenate(parts), whole.hidden)
+    assert cache.tokens_per_layer == whole.cache.tokens_per_layer
+
+
+@given(seeing, st.data())
+def test_a_row_of_attention_is_what_the_layer_computed(case, data):
+    decoder, prompt, layer = case
+    rows = data.draw(st.lists(st.integers(0, len(prompt.hidden) - 1), min_size=1, max_size=3, unique=True).map(sorted))
+    seen, looked = {}, {}
+
+    def look(index, tokens):
+        if index and len(tokens) == len(prompt.hidden):
+            looked[index - 1] = tokens.attention(rows)
+        return tokens
+
+    run = prefill(decoder, prompt, then(withdraw(layer), look), observe=lambda name, array: seen.update({name: array}))
+    for index, probabilities in looked.items():
+        np.testing.assert_allclose(probabilities, seen[f"decoder.layers.{index}.attention"][:, rows], atol=2e-6)
+        assert run.ran[index + 1].looked == len(rows)
+    assert run.ran[0].looked == 0
+
+
+@given(seeing)
+def test_who_has_left_is_not_looked_at(case):
+    """A method that asks after another one has let tokens go gets rows and columns of those that are left."""
+    decoder, prompt, _ = case
+    shapes = []
+
+    def look(index, tokens):
+        if index == 1:
+            shapes.append((tokens.attention([-1]), tokens.keys, tokens.is_visual.any()))
+        return tokens
+
+    prefill(decoder, prompt, then(withdraw(1), look))
+    text = int((~prompt.is_visual).sum())
+    for probabilities, keys, sees in shapes:
+        assert probabilities.shape == (decoder.config.heads, 1, text) and not sees
+        assert keys.shape == (decoder.config.kv_heads, text, decoder.config.head_dim)
+
+
+def test_before_layer_0_there_is_nothing_to_look_at(small=None):
+    from minivtw.model.decoder import DecoderConfig
+    from tests.random_models import random_decoder, random_prompt
+
+    decoder = random_decoder(DecoderConfig(20, 16, 2, 4, 2, 8, 24, 1e-5, 1e4, 64))
+    with pytest.raises(InputError, match="no layer before layer 0"):
+        prefill(decoder, random_prompt(decoder, [True, False]), lambda index, tokens: tokens[tokens.attention([-1])])
+
+
+@given(seeing)
+def test_notes_do_not_outlive_a_prefill(case):
+    decoder, prompt, _ = case
+    counts = []
+
+    def count(index, tokens):
+        tokens.notes["asked"] = tokens.notes.get("asked", 0) + 1
+        counts.append(tokens.notes["asked"])
+        return tokens
+
+    for _ in range(2):
+        prefill(decoder, prompt, count)
+    assert counts == 2 * list(range(1, decoder.config.layers + 1))
+
+
+# --- methods as text
+
+layers = st.frozensets(st.integers(0, 40), min_size=1)
+made = st.one_of(
+    st.integers(0, 40).map(withdraw),
+    layers.map(freeze),
+    st.builds(adaptive, st.sampled_from([0.1, 0.25]), st.integers(1, 3)),
+    st.builds(random_tokens, st.integers(0, 40), st.integers(0, 9)),
+    st.integers(0, 40).map(renumber),
+    *(st.builds(make, st.integers(0, 40), st.sampled_from([0.0, 0.25, 0.5, 1.0])) for make in (fastv, looked_at, random, uniform)),
+)
+
+
+@given(st.lists(made, min_size=1, max_size=3))
+def test_a_method_and_its_text_are_the_same(methods):
+    method = then(*methods) if len(methods) > 1 else methods[0]
+    again = method_of(spec_of(method))
+    assert spec_of(again) == spec_of(method)
+    assert again.layers == method.layers
+
+
+@given(layers)
+def test_layers_are_written_as_runs(some):
+    assert read_layers(written(some)) == some
+
+
+def test_layers_by_hand():
+    assert written(frozenset([4, 9, 10, 18, 19, 20])) == "4/9-10/18-20"
+    assert spec_of(method_of("freeze:layers=18-20/4 + withdraw:layer=24")) == "freeze:layers=4/18-20+withdraw:layer=24"
+
+
+def test_every_method_is_listed_by_its_name():
+    assert all(make.__name__ == name and make.__doc__ for name, make in METHODS.items())
+
+
+def test_a_readers_own_method_comes_out_of_a_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def gone(index, tokens):\n    return tokens[~tokens.is_visual] if index == 1 else tokens\n\ndef lost(index, tokens):\n    pass\n")
+    from minivtw.model.decoder import DecoderConfig
+    from tests.random_models import random_decoder, random_prompt
+
+    decoder = random_decoder(DecoderConfig(20, 16, 3, 4, 2, 8, 24, 1e-5, 1e4, 64))
+    prompt = random_prompt(decoder, [False, True, True, False])
+    mine = method_of(f"{path}:gone")
+    assert np.array_equal(prefill(decoder, prompt, mine).hidden, prefill(decoder, prompt, withdraw(1)).hidden)
+    assert spec_of(mine) == f"{path}:gone"
+    with pytest.raises(InputError, match="lost must return tokens, not NoneType"):
+        prefill(decoder, prompt, method_of(f"{path}:lost"))
+    with pytest.raises(InputError, match="has no function 'other'"):
+        method_of(f"{path}:other")
