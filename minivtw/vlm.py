@@ -120,14 +120,15 @@ class VLM:
         refuse_marks(f"{system or ''}\n{text}", self.tokenizer)
         turn = self.parts.layout.turn(text, len(images), is_first, system)
         vision, tiles, expansions = self.parts.vision, None, []
+        opened = [open_image(image) for image in images]
         if images:
-            tiles, expansions = vision.tile([open_image(image) for image in images], self.max_tiles)
+            tiles, expansions = vision.tile(opened, self.max_tiles)
         token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)
         is_visual = token_ids == self.image_token
         if is_visual.sum() != sum(expansion.count(vision.image_token) for expansion in expansions):
             raise InputError(f"the prompt says {vision.image_token}, which stands for an image and cannot be said")
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
-        return Prompt(token_ids, is_visual, tiles)
+        return Prompt(token_ids, is_visual, tiles, tuple((image.height, image.width) for image in opened))
 
     def embed(self, prompt: Prompt, observe: Callable[[str, np.ndarray], None] | None = None) -> np.ndarray:
         """The decoder's input, (tokens, width): embedded text, and what it sees at the visual tokens' places."""
@@ -137,7 +138,8 @@ class VLM:
             if observe:
                 observe("vision.pixels", prompt.tiles)
             vision = self.parts.vision
-            visual = np.concatenate([vision.connect(encode_image(vision.encoder, tile, observe)) for tile in prompt.tiles])
+            seen = [vision.connect(encode_image(vision.encoder, tile, observe)) for tile in prompt.tiles]
+            visual = vision.pack(seen, prompt.sizes, self.max_tiles) if vision.pack else np.concatenate(seen)
             hidden[prompt.is_visual] = visual  # (visual tokens, width)
             if observe:
                 observe("connector.output", visual)
@@ -228,7 +230,7 @@ class Chat:
         token_ids = np.concatenate([np.array(before, np.int64), prompt.token_ids])  # (tokens,)
         self.cache.check_room(len(token_ids))
         is_visual = np.concatenate([np.zeros(len(before), bool), prompt.is_visual])
-        return Prompt(token_ids, is_visual, prompt.tiles)
+        return prompt._replace(token_ids=token_ids, is_visual=is_visual)
 
     def _decode(self, next_logits, sampler, max_new_tokens, observe, stream):
         """Token by token until the answer ends, is long enough, or no position is left.

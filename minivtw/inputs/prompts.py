@@ -20,6 +20,7 @@ class Prompt(NamedTuple):
     token_ids: np.ndarray  # (tokens,)
     is_visual: np.ndarray  # (tokens,) booleans
     tiles: np.ndarray | None  # (tiles, channels, height, width) float32
+    sizes: tuple[tuple[int, int], ...] = ()  # (height, width) of each image
 
 
 def load_tokenizer(folder, extra_tokens=()):
