@@ -18,7 +18,7 @@ from .checkpoints.stored import STORED, stored_method
 from .counting import Clock, cache_bytes, plain_run, prompt_flops
 from .errors import InputError
 from .inputs.images import open_image
-from .inputs.prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, refuse_marks
+from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, encode, expand_marks, refuse_marks
 from .methods import check, withdrawal_layer
 from .methods import withdraw as withdraw_before
 from .model.cache import KVCache
@@ -115,17 +115,18 @@ class VLM:
         system: a message before the first turn; None for what the model's own layout puts there.
         """
         images = [] if images is None else images if isinstance(images, list | tuple) else [images]
-        if images and not self.parts.vision:
+        vision, tiles, expansions, expected = self.parts.vision, None, [], 0
+        if images and not vision:
             raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
         refuse_marks(f"{system or ''}\n{text}", self.tokenizer)
         turn = self.parts.layout.turn(text, len(images), is_first, system)
-        vision, tiles, expansions = self.parts.vision, None, []
         opened = [open_image(image) for image in images]
-        if images:
+        if opened and vision:
             tiles, expansions = vision.tile(opened, self.max_tiles)
+            expected = sum(expansion.count(vision.image_token) for expansion in expansions)
         token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)
         is_visual = token_ids == self.image_token
-        if is_visual.sum() != sum(expansion.count(vision.image_token) for expansion in expansions):
+        if vision and is_visual.sum() != expected:
             raise InputError(f"the prompt says {vision.image_token}, which stands for an image and cannot be said")
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
         return Prompt(token_ids, is_visual, tiles, tuple((image.height, image.width) for image in opened))
@@ -134,10 +135,10 @@ class VLM:
         """The decoder's input, (tokens, width): embedded text, and what it sees at the visual tokens' places."""
         # A visual token's own embedding is never used, and some models have none: any row stands in for it.
         hidden = self.decoder.embedding[np.where(prompt.is_visual, 0, prompt.token_ids)]  # (tokens, width)
-        if prompt.tiles is not None:
+        vision = self.parts.vision
+        if vision and prompt.tiles is not None:
             if observe:
                 observe("vision.pixels", prompt.tiles)
-            vision = self.parts.vision
             seen = [vision.connect(encode_image(vision.encoder, tile, observe)) for tile in prompt.tiles]
             visual = vision.pack(seen, prompt.sizes, self.max_tiles) if vision.pack else np.concatenate(seen)
             hidden[prompt.is_visual] = visual  # (visual tokens, width)
@@ -237,8 +238,8 @@ class Chat:
 
         Returns the token ids, their text, and what ran: one tuple of `Ran` for each token that was fed back.
         """
-        vlm, token_ids, decoded = self.vlm, [], []
-        words, is_text = TextStream(vlm.tokenizer), np.zeros(1, bool)
+        vlm, token_ids, decoded = self.vlm, list[int](), []
+        words, is_text = TextStream(vlm.tokenizer, vlm.stop_ids), np.zeros(1, bool)
         while len(token_ids) < max_new_tokens:
             token_ids.append(sampler(next_logits))
             if stream:
@@ -249,7 +250,7 @@ class Chat:
             hidden = vlm.decoder.embedding[token_ids[-1:]]  # (1, width)
             next_logits, tokens = vlm.advance(hidden, is_text, self.cache, self.method, observe)
             decoded.append(tokens.ran)
-        return token_ids, vlm.tokenizer.decode(token_ids).strip(), decoded
+        return token_ids, answer_text(vlm.tokenizer, token_ids, vlm.stop_ids), decoded
 
     def _stats(self, turn, token_ids, start, prefilled, decoded, seconds):
         """What the turn took: the object that `--json` prints beside the answer."""

@@ -34,7 +34,7 @@ svg.chart .band { fill: var(--ink); opacity: 0; } svg.chart .band:hover, svg.cha
 )
 
 
-def power_of_ten(power):
+def power_of_ten(power: int) -> str:
     return (
         f"{10**power:g}"
         if -2 <= power <= 3
@@ -125,7 +125,7 @@ class Axes:
 
 def legend(entries):
     """Names with their colours, right-aligned above the plot. entries: [(name, kind)]."""
-    x, body = WIDTH - RIGHT, []
+    x, body = float(WIDTH - RIGHT), []
     for name, kind in reversed(entries):
         x -= 7.9 * len(name)  # about the width of 13 px letters
         body.append(text(x, 12, name, "start"))

@@ -1,6 +1,6 @@
 """Where a model is: a folder, one that `minivtw.fetch` made, or a name on the hub, fetched into the Hugging Face cache.
 
-Only safetensors and JSON files are ever asked for: data, nothing that runs.
+Only safetensors, JSON and a chat template are ever asked for, and nothing that is read is run.
 """
 
 import os
@@ -11,7 +11,7 @@ from ..errors import InputError
 
 EMBEDDED = "minivtw-tiny"
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # such as HuggingFaceTB/SmolVLM-256M-Instruct
-WEIGHTS, JSON = "*.safetensors", "*.json"
+WEIGHTS, JSON, TEMPLATE = "*.safetensors", "*.json", "chat_template.jinja"
 # What `python -m minivtw.fetch` makes, and its folder in minivtw's own cache.
 FETCHED = {"smol": "minivtw-smol", "smollm2": "smollm2-135m-instruct"}
 
@@ -40,7 +40,7 @@ def model_folder(model):
         return folder
     if not NAME.fullmatch(str(model)):
         raise InputError(f"there is no model folder {model}")
-    return fetched(str(model), [WEIGHTS, JSON])
+    return fetched(str(model), [WEIGHTS, JSON, TEMPLATE])
 
 
 def tokenizer_folder(folder, name):

@@ -72,13 +72,28 @@ def check_vocabulary(token_ids, vocabulary):
         raise InputError(f"the tokenizer knows token {token_ids.max()}, but the decoder's vocabulary has {vocabulary}")
 
 
+def hidden_ids(tokenizer, stop_ids):
+    """(Are special tokens left out of an answer's text?, which tokens are left out besides.)
+
+    Docling's models answer in tags, which are special tokens: there only what ends an answer is left out.
+    """
+    return (False, stop_ids) if tokenizer.token_to_id("<loc_0>") is not None else (True, frozenset())
+
+
+def answer_text(tokenizer, token_ids, stop_ids):
+    """The text of an answer's tokens."""
+    skips, hidden = hidden_ids(tokenizer, stop_ids)
+    return tokenizer.decode([token for token in token_ids if token not in hidden], skip_special_tokens=skips).strip()
+
+
 class TextStream:
     """Token ids to text, piece by piece: a character that takes several tokens appears when it is whole."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, stop_ids=frozenset()):
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        skips, self._hidden = hidden_ids(tokenizer, stop_ids)
+        self._stream = DecodeStream(skip_special_tokens=skips)
 
     def add(self, token_id):
         """The text that this token completes; often a word, sometimes nothing yet."""
-        return self._stream.step(self._tokenizer, token_id) or ""
+        return "" if token_id in self._hidden else self._stream.step(self._tokenizer, token_id) or ""

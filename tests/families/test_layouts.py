@@ -2,18 +2,17 @@
 
 import json
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minivtw
 from minivtw.checkpoints.layouts import CHATML, GRANITE, INTERLEAVE, SMOLVLM, VICUNA, VICUNA_SPACED, folder_layout, layout_of
-from minivtw.inputs.prompts import encode
+from minivtw.inputs.prompts import TextStream, answer_text, encode, refuse_marks
 from minivtw.vlm import Chat
 from tests.small_llava import byte_tokenizer, write_folder
 
-from .conversation import conversation_messages, picture
+from .conversation import conversation_messages
 
 VICUNA_TEMPLATE = """{%- for turn in messages -%}
 {%- if turn.role != 'system' -%}{{ turn['role'].upper() + ': ' }}{%- endif -%}
@@ -178,3 +177,16 @@ def test_images_stand_before_the_words_or_where_they_are_marked(layout, images, 
     assert "<image>".join([words] * (images + 1)) in marked
     with pytest.raises(minivtw.InputError, match="marks"):
         layout.turn(f"<image>{words}", images + 2, True)
+
+
+def test_doclings_tags_are_shown_and_may_be_typed():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens(["<loc_0>", "<loc_17>", "<doctag>", "<end_of_utterance>"])
+    end = tokenizer.token_to_id("<end_of_utterance>")
+    said = encode(tokenizer, "<doctag><loc_0>Hi", opens=False).tolist() + [end]
+    stream = TextStream(tokenizer, frozenset([end]))
+    assert "".join(stream.add(token) for token in said) == answer_text(tokenizer, said, {end}) == "<doctag><loc_0>Hi"
+    refuse_marks("What is at <loc_17>?", tokenizer)
+    for mark in ("<end_of_utterance>", "<doctag>", "</s>"):
+        with pytest.raises(minivtw.InputError, match=f"says {mark}, which is a mark"):
+            refuse_marks(f"What {mark}", tokenizer)
