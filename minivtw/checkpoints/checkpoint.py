@@ -144,8 +144,8 @@ class Checkpoint:
         needed, available = 4 * self.numbers, available_memory()
         if available is not None and needed > available:
             raise InputError(
-                f"{self.folder} takes {needed / 1e9:.1f} GB of memory as float32, and {available / 1e9:.1f} GB are free; "
-                "--low-memory widens one layer at a time instead"
+                f"{self.folder} takes {needed / 1e9:.1f} GB of memory as float32, and {available / 1e9:.1f} GB are "
+                "free; --low-memory widens one layer at a time instead"
             )
 
     def __contains__(self, name):

@@ -37,6 +37,9 @@ class Names(NamedTuple):
     batch_of_positions: bool = False  # the table is stored as a batch of one
 
 
+HUGGING_FACE = Names()
+
+
 def vision_config(fields, feature_layer, drop_first, post_norm=False, default_type="clip_vision_model"):
     """A vision config's `Fields` -> VisionConfig. The family says which features it takes."""
     model_type = fields.choice("model_type", tuple(DEFAULTS), default_type)
@@ -72,7 +75,7 @@ def checked(config, fields):
     return config
 
 
-def vision(config, take, prefix, names=Names()):
+def vision(config, take, prefix, names=HUGGING_FACE):
     """Fill in a Vision from a checkpoint whose tower tensors start with `prefix`."""
     width, kernel = config.width, (3, config.patch_size, config.patch_size)
 
@@ -190,7 +193,10 @@ def sides(fields, key, default):
 def pixel_settings(config_fields, folder, image_size):
     """The settings of the folder's image processor -> ClipPixels, checked to give the tower pictures of its size."""
     fields = image_processor_fields(config_fields, folder)
-    size, crop = sides(fields, "size", {"shortest_edge": 224}), sides(fields, "crop_size", {"height": 224, "width": 224})
+    size, crop = (
+        sides(fields, "size", {"shortest_edge": 224}),
+        sides(fields, "crop_size", {"height": 224, "width": 224}),
+    )
     resizes, by_edge = fields.flag("do_resize", True), size.has("shortest_edge")
     crops = fields.flag("do_center_crop", by_edge)
     settings = ClipPixels(

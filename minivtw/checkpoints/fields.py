@@ -26,7 +26,7 @@ HARMLESS = frozenset(
     feature_extractor_type data_format disable_grouping device input_data_format return_tensors
     vit_dropout vit_model_type lm_dropout lm_model_type lm_max_length lm_base_vocab_size extra_token_amount lm_eos_token_id
     vlm_load_backbone_weights vlm_checkpoint_path hf_repo_name size max_image_size tie_word_embeddings
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

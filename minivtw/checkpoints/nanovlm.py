@@ -6,8 +6,8 @@ Its files come in three layouts, which the config tells apart:
     from June      nanoVLM-450M                  an image token, still one small picture
     from 11 July   nanoVLM-230M-8k and later     `max_img_size`: tiles, which further tokens name
 
-Until 10 June it was asked in plain words, since then in ChatML: `lm_chat_template` is in the config. The config is flat,
-and the folder has no tokenizer of its own.
+Until 10 June it was asked in plain words, since then in ChatML, and `lm_chat_template` is in the config. The config is
+flat, and the folder has no tokenizer of its own.
 """
 
 import functools
@@ -65,7 +65,7 @@ def load(fields, folder, checkpoint):
     tower, connector, decoder = checkpoint.fill(form)
     return Parts(
         decoder=decoder,
-        layout=known_layout(template, f"{folder}/config.json", CHATML._replace(image=MARK)) if template else IN_PLAIN_WORDS,
+        layout=known_layout(template, f"{folder}/config.json", CHATML) if template else IN_PLAIN_WORDS,
         vision=VisionParts(tower, functools.partial(shuffle_connect, connector), tile, extra["image_token"]),
         extra_tokens=tuple(extra.values()),
         tokenizer=fields.text("lm_tokenizer", "HuggingFaceTB/cosmo2-tokenizer"),
@@ -81,7 +81,7 @@ def one_tile(config, tokens, extra):
 
 
 def grid_tile(fields, config, tokens, extra):
-    """Tiles, the view of the whole first, each with the token of its place: `VisionParts.tile` of the layout with tiles."""
+    """Tiles, the view of the whole first, each with the token of its place: `VisionParts.tile` of the third layout."""
     pixels = GridPixels(
         side=config.image_size,
         longest_edge=fields.whole("max_img_size", most=config.image_size * MOST_TILES_A_SIDE),

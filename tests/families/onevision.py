@@ -21,7 +21,9 @@ def build(folder, vision, text, most_a_side, ratio=9, seed=0, dtype="float32"):
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, side = qwen2_tokenizer(), vision["image_size"]
     tokenizer.save(str(folder / "tokenizer.json"))
-    pinpoints = [[side * rows, side * columns] for rows in range(1, most_a_side + 1) for columns in range(1, most_a_side + 1)]
+    pinpoints = [
+        [side * rows, side * columns] for rows in range(1, most_a_side + 1) for columns in range(1, most_a_side + 1)
+    ]
     config = LlavaOnevisionConfig(
         vision_config=vision,
         text_config={**text, "vocab_size": tokenizer.get_vocab_size() + 3},
@@ -70,7 +72,9 @@ class Reference:
             image_size_to_num_patches(size, self.model.config.image_grid_pinpoints, self.pixels.size["height"])
             for size in inputs["image_sizes"]
         ]
-        return np.concatenate([tiles[:count] for tiles, count in zip(inputs["pixel_values"].numpy(), counts, strict=True)])
+        return np.concatenate(
+            [tiles[:count] for tiles, count in zip(inputs["pixel_values"].numpy(), counts, strict=True)]
+        )
 
     @torch.no_grad()
     def greedy(self, inputs, tokens):

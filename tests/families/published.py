@@ -28,7 +28,7 @@ needs_configs = pytest.mark.skipif(
 class BlankCheckpoint:
     """A checkpoint without files: every tensor that is asked for is there, has the shape asked for, and is zero.
 
-    A model of any size takes no memory in it. `asked`: the name of every tensor, with its shape as a file would have it.
+    A model of any size takes no memory in it. `asked`: every tensor's name, with its shape as a file would have it.
     """
 
     def __init__(self, names=()):

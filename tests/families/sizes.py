@@ -48,14 +48,28 @@ IDEFICS3 = {
     "SmolVLM2-256M": Idefics3Size("smolvlm", BASE, SMALL),
     "SmolVLM2-500M": Idefics3Size("smolvlm", BASE, MIDDLE),
     "SmolVLM-2.2B": Idefics3Size(
-        "idefics3", SO400M, llama(2048, 8192, 24, 32, 32, 49155, rope_theta=273768.0, max_position_embeddings=16384), 3, 384
+        "idefics3",
+        SO400M,
+        llama(2048, 8192, 24, 32, 32, 49155, rope_theta=273768.0, max_position_embeddings=16384),
+        3,
+        384,
     ),
 }
 CLIP_L = vit(
-    336, 14, 1024, 4096, 24, 16, model_type="clip_vision_model", hidden_act="quick_gelu", projection_dim=768, vocab_size=32000
+    336,
+    14,
+    1024,
+    4096,
+    24,
+    16,
+    model_type="clip_vision_model",
+    hidden_act="quick_gelu",
+    projection_dim=768,
+    vocab_size=32000,
 )
 SIGLIP = dict(
-    vit(384, 14, 1152, 4304, 26, 16, model_type="siglip_vision_model", hidden_act="gelu_pytorch_tanh"), vision_use_head=False
+    vit(384, 14, 1152, 4304, 26, 16, model_type="siglip_vision_model", hidden_act="gelu_pytorch_tanh"),
+    vision_use_head=False,
 )
 VICUNA = dict(rope_theta=1e4, max_position_embeddings=4096)
 QWEN = {**llama(1024, 2816, 24, 16, 16, 152000, rope_theta=1e6, max_position_embeddings=32768), "model_type": "qwen2"}

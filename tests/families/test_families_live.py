@@ -102,9 +102,9 @@ def test_random_smolvlm(reference, tmp_path, seed):
 
 @pytest.mark.live
 @pytest.mark.parametrize("side", [96, 64, 32])
-@pytest.mark.parametrize("name", ["nanovlm-first", "nanovlm-plain", "nanovlm-single", "nanovlm-later", "nanovlm-filled"])
-def test_random_nanovlm(nanovlm, reference, tmp_path, name, side):
-    variant = next(variant for variant in (*nanovlm.RECORDED, nanovlm.PLAIN) if variant.name == name)
+@pytest.mark.parametrize("layout", ["first", "plain", "single", "later", "filled"])
+def test_random_nanovlm(nanovlm, reference, tmp_path, layout, side):
+    variant = {variant.name: variant for variant in (*nanovlm.RECORDED, nanovlm.PLAIN)}[f"nanovlm-{layout}"]
     changes = {"lm_n_heads": 8, "lm_n_kv_heads": 4, "vit_n_heads": 2, "mp_pixel_shuffle_factor": 4, **variant.changes}
     changes.pop("mp_image_token_length", None)  # it follows from the factor
     if "max_img_size" in changes:
@@ -197,10 +197,11 @@ def test_full_size_smolvlm(reference, tmp_path, name):
     tokens = (size.side // size.vision["patch_size"] // size.factor) ** 2
     variant = reference.Variant(
         name, size.model_type, {**size.vision, **depth}, {**size.text, **depth}, size.factor,
-        reference.tiles(size.side, 4 * size.side), "bfloat16", size.tied,
+        reference.tiles(size.side, 2 * size.side), "bfloat16", size.tied,
     )  # fmt: skip
     reference.build(variant, tmp_path)
-    full_size(reference.Reference(tmp_path, "sdpa"), minivtw.load(tmp_path), picture(1000, 200), 5 * tokens, 1 if depth else 15)
+    model, vlm = reference.Reference(tmp_path, "sdpa"), minivtw.load(tmp_path)
+    full_size(model, vlm, picture(1000, 200), 3 * tokens, 1 if depth else 15)
 
 
 @pytest.mark.slow
@@ -226,9 +227,8 @@ def test_full_size_llava(tmp_path, name, layers):
     assert vlm.prepare(image, QUESTION).token_ids.tolist() == inputs["input_ids"][0].tolist()
     tokens = GREEDY_TOKENS if layers is None else 3
     seen = defaultdict(list)
-    result = vlm.answer(
-        image, QUESTION, withdraw="off", max_new_tokens=tokens, observe=lambda name, array: seen[name].append(array.copy())
-    )
+    show = lambda name, array: seen[name].append(array.copy())
+    result = vlm.answer(image, QUESTION, withdraw="off", max_new_tokens=tokens, observe=show)
     steps = np.stack(seen["decoder.logits"])
     ours = {
         name: np.stack(shown) if name.startswith("vision.") and name != "vision.pixels" else shown[0]
@@ -255,8 +255,8 @@ def test_every_tensor_of_every_smolvlm_is_known(reference, tmp_path, name):
     size = sizes.IDEFICS3[name]
     config_class, model_class, _ = reference.CLASSES[size.model_type]
     config = config_class(
-        vision_config=size.vision, text_config={**size.text, "tie_word_embeddings": size.tied}, scale_factor=size.factor,
-        tie_word_embeddings=size.tied,
+        vision_config=size.vision, text_config={**size.text, "tie_word_embeddings": size.tied},
+        scale_factor=size.factor, tie_word_embeddings=size.tied,
     )  # fmt: skip
     expected = names_and_shapes(config, model_class)
     reference.write_json(tmp_path / "preprocessor_config.json", reference.tiles(size.side, 4 * size.side))

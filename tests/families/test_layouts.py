@@ -5,9 +5,19 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers
 
 import minivtw
-from minivtw.checkpoints.layouts import CHATML, GRANITE, INTERLEAVE, SMOLVLM, VICUNA, VICUNA_SPACED, folder_layout, layout_of
+from minivtw.checkpoints.layouts import (
+    CHATML,
+    GRANITE,
+    INTERLEAVE,
+    SMOLVLM,
+    VICUNA,
+    VICUNA_SPACED,
+    folder_layout,
+    layout_of,
+)
 from minivtw.inputs.prompts import TextStream, answer_text, encode, refuse_marks
 from minivtw.vlm import Chat
 from tests.small_llava import byte_tokenizer, write_folder
@@ -20,8 +30,10 @@ VICUNA_TEMPLATE = """{%- for turn in messages -%}
 {%- for part in turn['content'] if part['type'] == 'text' -%}{{ part['text'] + ' ' }}{%- endfor -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"""
-SMOLVLM_TEMPLATE = """<|im_start|>{% for turn in messages %}{{ turn['role'] | capitalize }}{% if turn['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}
-{%- for part in turn['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>
+SMOLVLM_TEMPLATE = """<|im_start|>{% for turn in messages %}{{ turn['role'] | capitalize }}
+{%- if turn['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}
+{%- for part in turn['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}{{ '<image>' }}{% endif %}
+{%- endfor %}<end_of_utterance>
 {% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"""
 GRANITE_TEMPLATE = """{%- for turn in messages -%}
 {{- '<|start_of_role|>' + turn['role'] + '<|end_of_role|>' -}}
@@ -36,12 +48,14 @@ NAMED = {VICUNA_SPACED: VICUNA_TEMPLATE, SMOLVLM: SMOLVLM_TEMPLATE, GRANITE: GRA
 
 def chatml_template(after_role, after_image, before_words, after_turn, after_assistant, default):
     """ChatML with these line breaks, images before words, and a default system message or none."""
+    parts = "{% for part in turn['content'] | selectattr('type', 'equalto', "
+    first = "{% if loop.first and turn['role'] != 'system' %}{{ '<|im_start|>system\n"
     pieces = [
         "{% for turn in messages %}",
-        "{% if loop.first and turn['role'] != 'system' %}{{ '<|im_start|>system\n" + default + "<|im_end|>\n' }}{% endif %}" if default else "",
+        first + default + "<|im_end|>\n' }}{% endif %}" if default else "",
         "{{ '<|im_start|>' + turn['role'] + '" + after_role + "' }}",
-        "{% for part in turn['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>" + after_image + "' }}{% endfor %}",
-        "{% for part in turn['content'] | selectattr('type', 'equalto', 'text') %}{{ '" + before_words + "' + part['text'] }}{% endfor %}",
+        parts + "'image') %}{{ '<image>" + after_image + "' }}{% endfor %}",
+        parts + "'text') %}{{ '" + before_words + "' + part['text'] }}{% endfor %}",
         "{{ '<|im_end|>" + after_turn + "' }}{% endfor %}",
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant" + after_assistant + "' }}{% endif %}",
     ]  # fmt: skip
@@ -116,7 +130,9 @@ def test_layouts_are_recognised_by_what_they_write():
     )
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json"]
+)
 def test_the_template_is_found_in_any_of_its_files(tmp_path, name):
     content = SMOLVLM_TEMPLATE if name.endswith("jinja") else json.dumps({"chat_template": SMOLVLM_TEMPLATE})
     (tmp_path / name).write_text(content)
@@ -158,8 +174,6 @@ def test_the_hubs_vicuna_leaves_the_end_token_out_of_the_history(tmp_path, is_en
 
 
 def test_a_space_that_goes_on_is_the_one_that_llamas_tokenizer_puts():
-    from tokenizers import Tokenizer, models, normalizers
-
     words = {"▁": 0, "a": 1, "▁a": 2}
     tokenizer = Tokenizer(models.BPE(words, [("▁", "a")]))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -181,6 +195,7 @@ def test_images_stand_before_the_words_or_where_they_are_marked(layout, images, 
 
 def test_doclings_tags_are_shown_and_may_be_typed():
     tokenizer = byte_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<loc_0>", "<loc_17>", "<doctag>", "<end_of_utterance>"])
     end = tokenizer.token_to_id("<end_of_utterance>")
     said = encode(tokenizer, "<doctag><loc_0>Hi", opens=False).tolist() + [end]

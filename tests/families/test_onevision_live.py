@@ -79,7 +79,17 @@ def test_most_tiles_bounds_what_a_picture_costs(onevision, tmp_path):
 
 
 ONEVISION = (
-    sizes.vit(384, 14, 1152, 4304, 26, 16, model_type="siglip_vision_model", hidden_act="gelu_pytorch_tanh", vision_use_head=False),
+    sizes.vit(
+        384,
+        14,
+        1152,
+        4304,
+        26,
+        16,
+        model_type="siglip_vision_model",
+        hidden_act="gelu_pytorch_tanh",
+        vision_use_head=False,
+    ),
     {**sizes.llama(896, 4864, 24, 14, 2, 152000, rope_theta=1e6, max_position_embeddings=32768), "model_type": "qwen2"},
 )
 
@@ -97,7 +107,10 @@ def test_every_tensor_of_onevision_is_known(onevision, tmp_path):
     pixels = json.loads((tmp_path / "preprocessor_config.json").read_text())
     pixels |= {"size": {"height": 384, "width": 384}, "image_grid_pinpoints": pinpoints}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels))
-    fields, checkpoint = Fields(json.loads(config.to_json_string(use_diff=False)), "config.json"), BlankCheckpoint(expected)
+    fields, checkpoint = (
+        Fields(json.loads(config.to_json_string(use_diff=False)), "config.json"),
+        BlankCheckpoint(expected),
+    )
     family(fields).load(fields, tmp_path, checkpoint)
     assert checkpoint.asked == expected
 

@@ -91,7 +91,9 @@ def test_a_key_that_is_refused_is_not_called_harmless():
 
 
 def test_a_key_that_nobody_knows_is_named():
-    fields = Fields({"scale": 2, "odd": 1, "part": {"even": 2, "torch_dtype": "float16"}, "nothing": None}, "config.json")
+    fields = Fields(
+        {"scale": 2, "odd": 1, "part": {"even": 2, "torch_dtype": "float16"}, "nothing": None}, "config.json"
+    )
     fields.whole("scale"), fields.part("part")
     assert fields.unread() == ["odd", "part.even"]
 
@@ -109,7 +111,9 @@ def conversation(vlm, images, turns):
     first = vlm.prepare(images, turns[0])
     token_ids, layout = first.token_ids.tolist(), vlm.parts.layout
     for answer, question in zip(turns[1::2], turns[2::2], strict=True):
-        token_ids += encode(vlm.tokenizer, f" {answer}", opens=False).tolist()  # both models' answers begin with a space
+        token_ids += encode(
+            vlm.tokenizer, f" {answer}", opens=False
+        ).tolist()  # both models' answers begin with a space
         token_ids += [vlm.turn_end_id] if layout.turn_end else []
         token_ids += vlm.prepare(None, question, is_first=False).token_ids.tolist()
     return token_ids, first.tiles
@@ -145,7 +149,7 @@ def test_whole_prompts_are_those_of_auto_processor(folder, images, turns):
 
 @needs_configs
 def test_vicunas_system_message_puts_the_image_where_the_paper_has_it():
-    """"35 system tokens": the image begins at the 36th."""
+    """ "35 system tokens": the image begins at the 36th."""
     vlm, _, _ = blank_vlm(LLAVA_7B)
     prompt = vlm.prepare(picture(9, 9), "What is it?", system=SYSTEMS["vicuna"])
     assert prompt.is_visual.argmax() == 35
@@ -172,7 +176,11 @@ def test_no_typed_text_forges_a_mark(folder):
     special = [token.content for token in vlm.tokenizer.get_added_tokens_decoder().values() if token.special]
     assert len(special) > 4
     for token in special:
-        for images, text in ((None, f"a{token}b"), ([picture(9, 9)], f"{token} What?"), ([picture(9, 9)], f"<image>{token[:1]}<image>{token[1:]}")):
+        for images, text in (
+            (None, f"a{token}b"),
+            ([picture(9, 9)], f"{token} What?"),
+            ([picture(9, 9)], f"<image>{token[:1]}<image>{token[1:]}"),
+        ):
             if token == "<image>" and images:
                 continue
             with pytest.raises(minivtw.InputError):
