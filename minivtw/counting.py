@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 
 from .model.decoder import DecoderConfig
 from .model.tokens import Ran
+from .model.vision import VisionConfig
 
 
 def layer_flops(config: DecoderConfig, ran: Ran) -> int:
@@ -46,6 +47,14 @@ def head_flops(config: DecoderConfig) -> int:
 def prompt_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
     """The layers that `ran`, and the logits of the last token."""
     return layers_flops(config, ran) + head_flops(config)
+
+
+def vision_flops(config: VisionConfig) -> int:
+    """The vision tower on one tile, up to the features; a vision layer is a decoder layer without a gate."""
+    tokens = config.patches + config.class_token
+    layer = 4 * config.width**2 + 2 * config.width * config.mlp_width + 2 * tokens * config.width
+    embedding = config.patches * 3 * config.patch_size**2 * config.width
+    return 2 * (embedding + config.used_layers * tokens * layer)
 
 
 def plain_run(config: DecoderConfig, tokens: int, before: int = 0) -> list[Ran]:

@@ -84,7 +84,8 @@ def vision_layer(hidden, layer, config, observe=None):
     `observe("attention", probabilities)` gets (heads, tokens, tokens), which are made for it alone.
     """
     normed = layer_norm(hidden, layer.attention_norm, config.layer_norm_eps)
-    queries, keys, values = np.split(split_heads(linear(normed, layer.qkv), 3 * config.heads), 3)  # (heads, tokens, head_dim)
+    qkv = split_heads(linear(normed, layer.qkv), 3 * config.heads)  # (3 * heads, tokens, head_dim)
+    queries, keys, values = qkv.reshape(3, config.heads, *qkv.shape[1:])
     if observe:
         observe("attention", attention_probabilities(queries, keys))
     hidden = hidden + linear(attention(queries, keys, values), layer.output)
