@@ -17,7 +17,7 @@ from .analysis.shapes import SHAPES, random_model, visual_tokens
 from .cli import Parser, add_model_option, command, methods_to_try
 from .counting import prompt_flops, vision_flops
 from .errors import InputError
-from .model.blocks import THREADS
+from .blocks import THREADS
 from .model.cache import KVCache
 from .model.tokens import EmbeddedPrompt
 from .model.vision import encode

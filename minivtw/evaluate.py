@@ -17,9 +17,8 @@ from .cli import (
 from .counting import Clock
 from .errors import InputError
 from .inputs.questions import Question, read_questions
-from .methods import withdrawal_layer
 from .model.sampling import Sampler
-from .specs import spec_of
+from .specs import spec_of, withdrawal_layer
 
 
 class Tally:

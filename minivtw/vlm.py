@@ -19,7 +19,6 @@ from .counting import Clock, cache_bytes, plain_run, prompt_flops
 from .errors import InputError
 from .inputs.images import open_image
 from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, encode, expand_marks, refuse_marks
-from .methods import check, withdrawal_layer
 from .methods import withdraw as withdraw_before
 from .model.cache import KVCache
 from .model.decoder import forward, logits
@@ -27,7 +26,7 @@ from .model.sampling import Sampler
 from .model.tokens import Tokens, arriving
 from .model.vision import encode as encode_image
 from .shelf import method_of
-from .specs import Method, spec_of
+from .specs import Method, check, spec_of, withdrawal_layer
 
 
 class Answer(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .blocks import by_rows
+from ..blocks import by_rows
 
 
 @by_rows
