@@ -86,5 +86,5 @@ def test_training_withdraws_as_the_library_does(recipe, packed, sent, layer):
         state = model.decoder.run(state, 0 if layer is None else layer, last)
         expected = model.logits(state.hidden[:, -1:])[0, 0].numpy()  # (vocabulary,)
     chat = minivtw.Chat(vlm, layer)
-    logits = vlm.advance(hidden, is_visual, chat.cache, chat.withdrawal)
+    logits, _ = vlm.advance(hidden, is_visual, chat.cache, chat.method)
     np.testing.assert_allclose(logits, expected, atol=1e-4)

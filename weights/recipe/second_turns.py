@@ -18,7 +18,7 @@ def right_turns(vlm, pair: dict, folder: pathlib.Path, layer: int | None) -> lis
     """Whether each turn of one chat was answered rightly."""
     chat, image, right = minivtw.Chat(vlm, layer), folder / pair["image"], []
     for question, answer in pair["turns"]:
-        said = chat.ask(image, question, max_new_tokens=32).text
+        said = chat.ask(question, image, max_new_tokens=32).text
         right.append(normalised(said) == normalised(answer))
         image = None  # it stays in the conversation
     return right
