@@ -17,8 +17,7 @@ def rms_norm(x, weight, eps):
 
     x: (tokens, width); weight: (width,). Returns (tokens, width).
     """
-    square_sum = np.sum(x * x, axis=-1, keepdims=True)  # (tokens, 1)
-    normed = x / np.sqrt(square_sum / np.float32(x.shape[-1]) + np.float32(eps))
+    normed = x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) / np.float32(x.shape[-1]) + np.float32(eps))
     normed *= weight
     return normed
 
@@ -65,8 +64,8 @@ def linear(x, parameters):
 
 def softmax(scores):
     """Softmax over the last axis; -inf is allowed as long as one entry of the axis is finite."""
-    largest = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)  # (..., 1); initial: zero rows are fine
-    shifted = scores - largest  # the largest exponent is 0: no overflow
+    # The largest exponent is 0: no overflow. With `initial`, zero rows are fine.
+    shifted = scores - np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
     exponentials = np.exp(shifted, out=shifted)
     exponentials /= np.sum(exponentials, axis=-1, keepdims=True)
     return exponentials
@@ -95,8 +94,7 @@ def gelu_tanh(x):
 
     x / 2 * (1 + tanh(z)) with z = sqrt(2 / pi) (x + 0.044715 x^3), and (1 + tanh(z)) / 2 is sigmoid(2 z).
     """
-    z = x * x  # a power costs many times as much as a product
-    z *= np.float32(2 * math.sqrt(2 / math.pi) * 0.044715)
+    z = np.float32(2 * math.sqrt(2 / math.pi) * 0.044715) * (x * x)  # a power would cost many times as much as a product
     z += np.float32(2 * math.sqrt(2 / math.pi))
     z *= x
     return gated(x, z)
@@ -138,7 +136,6 @@ def swiglu(x, gate_up, down):
     x: (tokens, width); gate_up: (width, 2 * mlp_width); down: (mlp_width, width). Returns (tokens, width).
     """
     both = x @ gate_up  # (tokens, 2 * mlp_width)
-    gate, up = both[:, : len(down)], both[:, len(down) :]
-    hidden = silu(gate)  # (tokens, mlp_width)
-    hidden *= up
+    hidden = silu(both[:, : len(down)])  # (tokens, mlp_width)
+    hidden *= both[:, len(down) :]
     return hidden @ down
