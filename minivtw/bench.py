@@ -9,11 +9,11 @@ from .errors import InputError
 from .model.cache import KVCache
 
 
-def seconds_of(vlm, prompt, hidden, method, new_tokens):
+def seconds_of(vlm, prompt, hidden, tower, method, new_tokens):
     """(prefill, decode) seconds of one run; decode feeds the same token `new_tokens` times."""
     cache = KVCache(vlm.config)
     started = time.perf_counter()
-    vlm.advance(hidden, prompt.is_visual, cache, method)
+    vlm.advance(hidden, prompt.is_visual, cache, method, tower=tower)
     prefilled = time.perf_counter()
     for _ in range(new_tokens):
         vlm.advance(hidden[-1:], prompt.is_visual[-1:], cache, method)
@@ -22,10 +22,10 @@ def seconds_of(vlm, prompt, hidden, method, new_tokens):
 
 def measure(vlm, image, question, methods, repeats, new_tokens):
     """Median seconds for each method, taken in turns so that a busy moment hits all alike: {name: (prefill, decode)}."""
-    prompt = vlm.prepare(image, question)
-    hidden = vlm.embed(prompt)  # (tokens, width)
+    prompt, tower = vlm.prepare(image, question), vlm.tower()
+    hidden = vlm.embed(prompt, tower=tower)  # (tokens, width)
     taken = [
-        [seconds_of(vlm, prompt, hidden, method, new_tokens) for method in methods.values()]
+        [seconds_of(vlm, prompt, hidden, tower, method, new_tokens) for method in methods.values()]
         for _ in range(repeats + 1)
     ]
     by_method = zip(*taken[1:])  # the first round warms up

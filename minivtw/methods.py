@@ -9,7 +9,7 @@ worked on (`tokens.freeze(mask)`). `tokens.attention(rows)` tells where tokens l
 passed; `tokens.notes` is a dict for what a method wants to remember until the prompt has reached the end. Decoded
 tokens are text, so there is nothing to do for them; the prompt's last token must always stay and be worked on.
 
-The published relatives, which keep some of the visual tokens, stand in `shelf.py`.
+The published relatives, which keep some of the visual tokens, stand in `shelf.py` and `before.py`.
 """
 
 import re
@@ -51,7 +51,7 @@ def adaptive(share: float = 0.1, quiet: int = 2) -> Method:
 def visual_share(tokens: Tokens) -> float:
     """How much of the text's attention went to visual tokens in the layer just passed: mean over heads, and over the
     text tokens after the first visual one. From 0 to 1; 0 where there is no such token."""
-    rows = np.flatnonzero(~tokens.is_visual & (np.cumsum(tokens.is_visual) > 0))
+    rows = tokens.text_after_image
     return float(tokens.attention(rows)[:, :, tokens.is_visual].sum(-1).mean()) if len(rows) else 0.0
 
 
@@ -80,6 +80,12 @@ def renumber(layer: Layer) -> Method:
         return replace(tokens, rotary_positions=len(tokens.cache[index]) + np.arange(len(tokens)))
 
     return method
+
+
+@named
+def own_positions() -> Method:
+    """The way back from `renumber`, after a method that renumbers: every token at its place in the conversation."""
+    return lambda index, tokens: replace(tokens, rotary_positions=tokens.positions)
 
 
 def then(*methods: Method) -> Method:

@@ -1,5 +1,6 @@
 """The CLIP-like vision encoder: pixels to one feature vector a patch. CLIP and SigLIP differ only in their config."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .attention import attention, attention_probabilities, split_heads
+from .connector import pixel_shuffle
 from .layers import ACTIVATIONS, LayerNorm, Linear, layer_norm, linear, mlp
 
 
@@ -92,11 +94,11 @@ def vision_layer(hidden, layer, config, observe=None):
     return hidden + mlp(normed, layer.up, layer.down, ACTIVATIONS[config.activation])
 
 
-def encode(vision, pixels, observe=None):
+def encode(vision, pixels, observe=None, tower=None):
     """Pixels to features (Radford et al. 2021; Dosovitskiy et al. 2021).
 
-    pixels: (channels, height, width) float32, normalised. `observe(name, array)` sees every layer.
-    Returns (features, width) float32.
+    pixels: (channels, height, width) float32, normalised. `observe(name, array)` sees every layer; `tower`, a `Tower`,
+    remembers what enters the last one. Returns (features, width) float32.
     """
     config = vision.config
     hidden = linear(patchify(pixels, config.patch_size), vision.patch_embedding)  # (patches, width)
@@ -110,6 +112,8 @@ def encode(vision, pixels, observe=None):
 
     for index in range(config.used_layers):
         seen = observe and (lambda name, array: observe(f"vision.layers.{index}.{name}", array))
+        if tower and index == config.used_layers - 1:
+            tower.entering.append(hidden)
         hidden = vision_layer(hidden, vision.layers[index], config, seen)
         if seen:
             seen("hidden", hidden)
@@ -121,3 +125,35 @@ def encode(vision, pixels, observe=None):
     if observe:
         observe("vision.features", hidden)
     return hidden
+
+
+class Tower(NamedTuple):
+    """What is kept of an encoder's work on a prompt's tiles, for methods that ask where it looked."""
+
+    vision: Vision
+    entering: list[np.ndarray]  # what entered the last layer that is used, a tile each: (class token and patches, width)
+
+    def last_look(self, visual):
+        """How much each of a prompt's `visual` tokens was looked at in the last layer that is used, and its key there.
+
+        By the class token or, without one, by all patches: (visual,), mean over heads. Keys: (visual, channels), mean
+        over heads; where the connector joins patches, theirs side by side. Returns both, and the FLOPs that they took.
+        """
+        config, layer = self.vision.config, self.vision.layers[self.vision.config.used_layers - 1]
+        factor = math.isqrt(config.features * len(self.entering) // visual)  # a visual token is factor x factor patches
+        looks, keys, flops = [], [], 0
+        for hidden in self.entering:
+            normed = layer_norm(hidden, layer.attention_norm, config.layer_norm_eps)
+            asking = normed[: 1 if config.class_token else None]
+            queries = split_heads(linear(asking, layer.qkv.columns(0, config.width)), config.heads)
+            tile_keys = split_heads(linear(normed, layer.qkv.columns(config.width, 2 * config.width)), config.heads)
+            probabilities = attention_probabilities(queries, tile_keys)  # (heads, asking, class token and patches)
+            flops += 2 * config.width * (config.width * (len(asking) + len(normed)) + len(asking) * len(normed))
+            looks.append(joined(probabilities.mean((0, 1))[int(config.drop_first) :, None], factor).mean(1))
+            keys.append(joined(tile_keys.mean(0)[int(config.drop_first) :], factor))
+        return np.concatenate(looks), np.concatenate(keys), flops
+
+
+def joined(features, factor):
+    """Features as the connector joins them to visual tokens, side by side."""
+    return features if factor == 1 else pixel_shuffle(features, factor)

@@ -154,8 +154,10 @@ def test_a_row_of_attention_is_what_the_layer_computed(case, data):
     run = prefill(decoder, prompt, then(withdraw(layer), look), observe=lambda name, array: seen.update({name: array}))
     for index, probabilities in looked.items():
         np.testing.assert_allclose(probabilities, seen[f"decoder.layers.{index}.attention"][:, rows], atol=2e-6)
-        assert run.ran[index + 1].looked == len(rows)
-    assert run.ran[0].looked == 0
+        config = decoder.config
+        products = config.heads * config.head_dim * (config.width + run.ran[index].cached)  # queries, scores
+        assert run.ran[index + 1].asked == 2 * len(rows) * products
+    assert run.ran[0].asked == 0
 
 
 @given(seeing)
