@@ -8,7 +8,7 @@ It gives back the tokens that go on: all of them, some (`tokens[mask]`), or all 
 worked on (`tokens.freeze(mask)`). `tokens.attention(rows)` tells where tokens looked in the layer that they have just
 passed; `tokens.notes` is a dict for what a method wants to remember until the prompt has reached the end. Decoded
 tokens are text, so there is nothing to do for them; the prompt's last token must always stay and be worked on. The
-published relatives, which keep some of the visual tokens, stand in `shelf.py`.
+published relatives, which keep some of the visual tokens, stand in `shelf.py` and `before.py`.
 """
 
 from dataclasses import replace
@@ -77,6 +77,12 @@ def renumber(layer: Layer) -> Method:
         return replace(tokens, rotary_positions=len(tokens.cache[index]) + np.arange(len(tokens)))
 
     return method
+
+
+@named
+def own_positions() -> Method:
+    """The way back from `renumber`, after a method that renumbers: every token at its place in the conversation."""
+    return lambda index, tokens: replace(tokens, rotary_positions=tokens.positions)
 
 
 def then(*methods: Method) -> Method:

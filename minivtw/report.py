@@ -6,6 +6,7 @@ from . import load
 from .analysis.migration import last_states, with_answer
 from .analysis.page import Run, Story, page
 from .analysis.settling import GROUPS, even_shares, image_maps, settling
+from .before import with_tower
 from .checkpoints.stored import stored_search
 from .cli import Parser, add_method_options, add_model_option, check_writable, command, write_whole
 from .errors import InputError
@@ -67,7 +68,8 @@ def tell(vlm, image, question, method):
         raise InputError(f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown")
     withdrawn, full = timed(vlm, picture, question, (method, None))
     prepared = vlm.prepare(picture, question)
-    prompt = EmbeddedPrompt(vlm.embed(prepared), prepared.is_visual)
+    tower = vlm.tower()
+    prompt = EmbeddedPrompt(vlm.embed(prepared, tower=tower), prepared.is_visual)
     entered, text = withdrawn.stats["prefill"]["entered"], withdrawn.stats["tokens"]["text"]
     return Story(
         model=withdrawn.stats["model"],
@@ -78,7 +80,7 @@ def tell(vlm, image, question, method):
         layer=entered.index(text) if text in entered else None,
         tokens=[token_text(vlm, token) for token in withdrawn.token_ids],
         runs={
-            "withdrawn": observed(vlm, prompt, withdrawn.token_ids, method),
+            "withdrawn": observed(vlm, prompt, withdrawn.token_ids, method and with_tower(method, tower)),
             "full": observed(vlm, prompt, withdrawn.token_ids, None),
         },
         even=float(even_shares(prompt.is_visual)[GROUPS.index("visual")]),

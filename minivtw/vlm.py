@@ -24,6 +24,7 @@ from .model.cache import KVCache
 from .model.decoder import forward, logits
 from .model.sampling import Sampler
 from .model.tokens import Tokens, arriving
+from .model.vision import Tower
 from .model.vision import encode as encode_image
 from .shelf import method_of
 from .specs import Method, check, spec_of, withdrawal_layer
@@ -130,7 +131,16 @@ class VLM:
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
         return Prompt(token_ids, is_visual, tiles, tuple((image.height, image.width) for image in opened))
 
-    def embed(self, prompt: Prompt, observe: Callable[[str, np.ndarray], None] | None = None) -> np.ndarray:
+    def tower(self) -> Tower | None:
+        """What `embed` can fill with what the vision tower knows of a prompt; `advance` gives it to the method."""
+        return Tower(self.parts.vision.encoder, []) if self.parts.vision else None
+
+    def embed(
+        self,
+        prompt: Prompt,
+        observe: Callable[[str, np.ndarray], None] | None = None,
+        tower: Tower | None = None,
+    ) -> np.ndarray:
         """The decoder's input, (tokens, width): embedded text, and what it sees at the visual tokens' places."""
         # A visual token's own embedding is never used, and some models have none: any row stands in for it.
         hidden = self.decoder.embedding[np.where(prompt.is_visual, 0, prompt.token_ids)]  # (tokens, width)
@@ -138,7 +148,7 @@ class VLM:
         if vision and prompt.tiles is not None:
             if observe:
                 observe("vision.pixels", prompt.tiles)
-            seen = [vision.connect(encode_image(vision.encoder, tile, observe)) for tile in prompt.tiles]
+            seen = [vision.connect(encode_image(vision.encoder, tile, observe, tower)) for tile in prompt.tiles]
             visual = vision.pack(seen, prompt.sizes, self.max_tiles) if vision.pack else np.concatenate(seen)
             hidden[prompt.is_visual] = visual  # (visual tokens, width)
             if observe:
@@ -154,13 +164,15 @@ class VLM:
         cache: KVCache,
         method: Method | None = None,
         observe: Callable[[str, np.ndarray], None] | None = None,
+        tower: Tower | None = None,
     ) -> tuple[np.ndarray, Tokens]:
         """Carry new tokens through the decoder: the prompt (prefill), or one token fed back (decode).
 
-        hidden: (tokens, width); is_visual: (tokens,) booleans; cache: gains the tokens. Returns the last token's
-        logits, (vocabulary,), and the `Tokens` at the end. Raises InputError where a method let the last one go.
+        hidden: (tokens, width); is_visual: (tokens,) booleans; cache: gains the tokens; tower: what `embed` filled, for
+        methods that ask where the vision tower looked. Returns the last token's logits, (vocabulary,), and the `Tokens`
+        at the end. Raises InputError where a method let the last one go.
         """
-        tokens = forward(self.decoder, arriving(hidden, is_visual, cache), method, observe=observe)
+        tokens = forward(self.decoder, arriving(hidden, is_visual, cache, tower), method, observe=observe)
         if not len(tokens) or tokens.positions[-1] != cache.next_position - 1:
             raise InputError("the method withdrew the prompt's last token, whose state becomes the answer")
         last = logits(self.decoder, tokens.hidden[-1:])[0]  # (vocabulary,)
@@ -201,15 +213,17 @@ class Chat:
         if max_new_tokens < 0:
             raise InputError(f"max-new-tokens must be 0 or more, not {max_new_tokens}")
         turn = self._continued(self.vlm.prepare(image, prompt, is_first=self.cache.next_position == 0))  # 1. tokens
-        hidden = self.vlm.embed(turn, observe)  # 2. what the vision tower sees, at the places of the visual tokens
+        tower = self.vlm.tower()
+        hidden = self.vlm.embed(turn, observe, tower)  # 2. what the tower sees, at the places of the visual tokens
         clock.stop("vision")
-        return self.respond(turn, hidden, sampler, max_new_tokens, clock, observe, stream)  # 3. prefill, 4. decode
+        # 3. prefill, 4. decode
+        return self.respond(turn, hidden, sampler, max_new_tokens, clock, observe, stream, tower)
 
-    def respond(self, turn, hidden, sampler, max_new_tokens, clock, observe=None, stream=None):
-        """Answer a `Prompt` that is embedded already, hidden (tokens, width)."""
+    def respond(self, turn, hidden, sampler, max_new_tokens, clock, observe=None, stream=None, tower=None):
+        """Answer a `Prompt` that is embedded already, hidden (tokens, width), with the `Tower` that saw its tiles."""
         start = self.cache.next_position
         try:
-            next_logits, tokens = self.vlm.advance(hidden, turn.is_visual, self.cache, self.method, observe)
+            next_logits, tokens = self.vlm.advance(hidden, turn.is_visual, self.cache, self.method, observe, tower)
             clock.stop("prefill")
             token_ids, text, decoded = self._decode(next_logits, sampler, max_new_tokens, observe, stream)
             clock.stop("decode")

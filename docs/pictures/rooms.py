@@ -9,7 +9,7 @@ PACKAGE = HERE.parent.parent / "minivtw"
 ROWS = [["plug", "commands"], ["analysis", "search"], ["vlm"], ["methods", "inputs", "checkpoints"], ["model"]]
 FLAT = {
     "vlm": {"vlm", "loading"},
-    "methods": {"methods", "shelf", "specs", "counting"},
+    "methods": {"methods", "shelf", "before", "looking", "specs", "counting"},
     "search": {"search", "schedules"},
     "": {"errors", "blocks", "__init__"},  # imported by all; not drawn
 }
