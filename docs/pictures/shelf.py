@@ -128,7 +128,7 @@ def sheet(vlm, picture, question, texts, columns=4):
                 covered = 0.92 - 0.5 * layer / vlm.config.layers
                 place = f'x="{x + patch % across * size:.1f}" y="{y + patch // across * size:.1f}"'
                 body.append(
-                    f'<rect {place} width="{size:.1f}" height="{size:.1f}" fill="#fff" opacity="{covered:.2f}"/>'
+                    f'<rect {place} width="{size:.1f}" height="{size:.1f}" fill="#14181d" opacity="{covered:.2f}"/>'
                 )
         body.append(text(x + SIDE / 2, y + SIDE + 14, words.split(":")[0]))
     return standalone(svg(body, 2 * GAP + -(-len(texts) // columns) * (SIDE + 2 * GAP + 8), question))

@@ -176,7 +176,8 @@ def curve_chart(curves, names, band=(), label=""):
     axes = Axes([""])
     across = lambda x: LEFT + x * (WIDTH - LEFT - RIGHT)
     body = axes.drawn(*names)
-    body += [text(across(tick), HEIGHT - BOTTOM + 16, f"{tick:.0%}") for tick in (0, 0.25, 0.5, 0.75, 1)]
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        body.append(text(across(tick), HEIGHT - BOTTOM + 16, f"{tick:.0%}", "end" if tick == 1 else "middle"))
     edge = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
     outline = " ".join(f"{across(x):.1f},{axes.y(y):.1f}" for x, y in edge)
     body += [f'<polygon points="{outline}" class="fill other" opacity="0.4"/>'] if band else []
