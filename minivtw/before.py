@@ -13,7 +13,7 @@ from .looking import keep_best, product, tower_looks
 from .methods import renumber, then
 from .model.tokens import Tokens
 from .model.vision import Tower
-from .specs import Method, named
+from .specs import Method, named, spec_of
 
 
 def beforehand(choose: Callable[[Tokens], Tokens]) -> Method:
@@ -28,7 +28,9 @@ def beforehand(choose: Callable[[Tokens], Tokens]) -> Method:
 
 def with_tower(method: Method, tower: Tower | None) -> Method:
     """The same method, for a decoder that is run without a `VLM`: its tokens know what the vision tower knows."""
-    return then(lambda index, tokens: replace(tokens, tower=tower) if index == 0 else tokens, method)
+    knowing = then(lambda index, tokens: replace(tokens, tower=tower) if index == 0 else tokens, method)
+    knowing.spec = spec_of(method)  # type: ignore[attr-defined]
+    return knowing
 
 
 @named

@@ -11,9 +11,10 @@ from .checkpoints.stored import stored_search
 from .cli import Parser, add_method_options, add_model_option, check_writable, command, write_whole
 from .errors import InputError
 from .inputs.images import open_image
-from .methods import withdraw, withdrawal_layer
+from .methods import withdraw
 from .model.tokens import EmbeddedPrompt
 from .search import ETA, kl_curve
+from .specs import withdrawal_layer
 
 REPEATS = 5  # of each timed answer; the fastest counts
 
