@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 def command(main: Callable[[list[str]], None]) -> None:
     """Run a command: errors become one line on standard error and exit code 2."""
+    warnings.showwarning = lambda message, *_: print(f"minivtw: {' '.join(str(message).split())}", file=sys.stderr)
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

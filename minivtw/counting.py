@@ -12,8 +12,8 @@ and as many additions, 2 n i o FLOPs. With n tokens entering, t of them worked o
     gate, up      (t, width) @ (width, 2 mlp_width)
     down          (t, mlp_width) @ (mlp_width, width)
 
-and the head turns the last token alone into logits. A method that asks where tokens look costs their queries and scores
-once more. Norms, rotations and softmax are left out: they grow with n width, not with n width^2. Scores are counted in
+and the head turns the last token alone into logits. What a method asks for at a layer's door, such as where tokens look,
+is counted where it is computed (`model.tokens.Tokens`). Norms, rotations and softmax are left out: they grow with n width, not with n width^2. Scores are counted in
 full, masked or not. A test compares this with the matrix products that really happen.
 """
 
@@ -26,17 +26,15 @@ from .model.vision import VisionConfig
 
 
 def layer_flops(config: DecoderConfig, ran: Ran) -> int:
-    """What one layer computed, but for what a method looked at."""
+    """What one layer computed, with what a method asked for at its door."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     worked = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications a token
-    return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value
+    return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value + ran.asked
 
 
 def layers_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
-    """What layers computed one after the other, with what a method looked at between them."""
-    query = config.heads * config.head_dim
-    looks = sum(2 * after.looked * query * (config.width + before.cached) for before, after in zip(ran, ran[1:]))
-    return sum(layer_flops(config, one) for one in ran) + looks
+    """What layers computed one after the other."""
+    return sum(layer_flops(config, one) for one in ran)
 
 
 def head_flops(config: DecoderConfig) -> int:

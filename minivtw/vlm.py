@@ -18,16 +18,16 @@ from .checkpoints.stored import STORED, stored_method
 from .counting import Clock, cache_bytes, plain_run, prompt_flops
 from .errors import InputError
 from .inputs.images import open_image
-from .inputs.prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, mark_images
-from .methods import check, withdrawal_layer
+from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, encode, expand_marks, refuse_marks
 from .methods import withdraw as withdraw_before
 from .model.cache import KVCache
 from .model.decoder import forward, logits
 from .model.sampling import Sampler
 from .model.tokens import Tokens, arriving
+from .model.vision import Tower
 from .model.vision import encode as encode_image
 from .shelf import method_of
-from .specs import Method, spec_of
+from .specs import Method, check, spec_of, withdrawal_layer
 
 
 class Answer(NamedTuple):
@@ -58,7 +58,7 @@ class VLM:
         self.stop_ids = stop_ids
         self.load_seconds = load_seconds
         self.max_tiles = max_tiles
-        self.turn_end_id = tokenizer.token_to_id(parts.turn_end)  # closes an answer that was cut short, if the tokenizer knows it
+        self.turn_end_id = tokenizer.token_to_id(parts.layout.turn_end or "")  # closes an answer that was cut short
         self.image_token = tokenizer.token_to_id(parts.vision.image_token) if parts.vision else None
         if parts.vision and parts.vision.image_token_id not in (None, self.image_token):
             raise InputError(f"the tokenizer and the config of {folder} disagree on the token of <image>")
@@ -109,24 +109,38 @@ class VLM:
         except InputError as error:
             raise InputError(f"{self.folder}/{STORED}: {error}") from error
 
-    def prepare(self, images: Any, text: str, is_first: bool = True) -> Prompt:
-        """Images and a question -> `Prompt`: the chat around them, and each image's tiles and visual tokens."""
+    def prepare(self, images: Any, text: str, is_first: bool = True, system: str | None = None) -> Prompt:
+        """Images and a question -> `Prompt`: the chat around them, and each image's tiles and visual tokens.
+
+        system: a message before the first turn; None for what the model's own layout puts there.
+        """
         images = [] if images is None else images if isinstance(images, list | tuple) else [images]
         vision, tiles, expansions, expected = self.parts.vision, None, [], 0
         if images and not vision:
             raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
-        if images and vision:
-            tiles, expansions = vision.tile([open_image(image) for image in images], self.max_tiles)
+        refuse_marks(f"{system or ''}\n{text}", self.tokenizer)
+        turn = self.parts.layout.turn(text, len(images), is_first, system)
+        opened = [open_image(image) for image in images]
+        if opened and vision:
+            tiles, expansions = vision.tile(opened, self.max_tiles)
             expected = sum(expansion.count(vision.image_token) for expansion in expansions)
-        turn = self.parts.chat(mark_images(text, len(images), vision.mark if vision else ""), is_first)
         token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)
         is_visual = token_ids == self.image_token
         if vision and is_visual.sum() != expected:
             raise InputError(f"the prompt says {vision.image_token}, which stands for an image and cannot be said")
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
-        return Prompt(token_ids, is_visual, tiles)
+        return Prompt(token_ids, is_visual, tiles, tuple((image.height, image.width) for image in opened))
 
-    def embed(self, prompt: Prompt, observe: Callable[[str, np.ndarray], None] | None = None) -> np.ndarray:
+    def tower(self) -> Tower | None:
+        """What `embed` can fill with what the vision tower knows of a prompt; `advance` gives it to the method."""
+        return Tower(self.parts.vision.encoder, []) if self.parts.vision else None
+
+    def embed(
+        self,
+        prompt: Prompt,
+        observe: Callable[[str, np.ndarray], None] | None = None,
+        tower: Tower | None = None,
+    ) -> np.ndarray:
         """The decoder's input, (tokens, width): embedded text, and what it sees at the visual tokens' places."""
         # A visual token's own embedding is never used, and some models have none: any row stands in for it.
         hidden = self.decoder.embedding[np.where(prompt.is_visual, 0, prompt.token_ids)]  # (tokens, width)
@@ -134,7 +148,8 @@ class VLM:
         if vision and prompt.tiles is not None:
             if observe:
                 observe("vision.pixels", prompt.tiles)
-            visual = np.concatenate([vision.connect(encode_image(vision.encoder, tile, observe)) for tile in prompt.tiles])
+            seen = [vision.connect(encode_image(vision.encoder, tile, observe, tower)) for tile in prompt.tiles]
+            visual = vision.pack(seen, prompt.sizes, self.max_tiles) if vision.pack else np.concatenate(seen)
             hidden[prompt.is_visual] = visual  # (visual tokens, width)
             if observe:
                 observe("connector.output", visual)
@@ -149,13 +164,15 @@ class VLM:
         cache: KVCache,
         method: Method | None = None,
         observe: Callable[[str, np.ndarray], None] | None = None,
+        tower: Tower | None = None,
     ) -> tuple[np.ndarray, Tokens]:
         """Carry new tokens through the decoder: the prompt (prefill), or one token fed back (decode).
 
-        hidden: (tokens, width); is_visual: (tokens,) booleans; cache: gains the tokens. Returns the last token's
-        logits, (vocabulary,), and the `Tokens` at the end. Raises InputError where a method let the last one go.
+        hidden: (tokens, width); is_visual: (tokens,) booleans; cache: gains the tokens; tower: what `embed` filled, for
+        methods that ask where the vision tower looked. Returns the last token's logits, (vocabulary,), and the `Tokens`
+        at the end. Raises InputError where a method let the last one go.
         """
-        tokens = forward(self.decoder, arriving(hidden, is_visual, cache), method, observe=observe)
+        tokens = forward(self.decoder, arriving(hidden, is_visual, cache, tower), method, observe=observe)
         if not len(tokens) or tokens.positions[-1] != cache.next_position - 1:
             raise InputError("the method withdrew the prompt's last token, whose state becomes the answer")
         last = logits(self.decoder, tokens.hidden[-1:])[0]  # (vocabulary,)
@@ -196,15 +213,17 @@ class Chat:
         if max_new_tokens < 0:
             raise InputError(f"max-new-tokens must be 0 or more, not {max_new_tokens}")
         turn = self._continued(self.vlm.prepare(image, prompt, is_first=self.cache.next_position == 0))  # 1. tokens
-        hidden = self.vlm.embed(turn, observe)  # 2. what the vision tower sees, at the places of the visual tokens
+        tower = self.vlm.tower()
+        hidden = self.vlm.embed(turn, observe, tower)  # 2. what the tower sees, at the places of the visual tokens
         clock.stop("vision")
-        return self.respond(turn, hidden, sampler, max_new_tokens, clock, observe, stream)  # 3. prefill, 4. decode
+        # 3. prefill, 4. decode
+        return self.respond(turn, hidden, sampler, max_new_tokens, clock, observe, stream, tower)
 
-    def respond(self, turn, hidden, sampler, max_new_tokens, clock, observe=None, stream=None):
-        """Answer a `Prompt` that is embedded already, hidden (tokens, width)."""
+    def respond(self, turn, hidden, sampler, max_new_tokens, clock, observe=None, stream=None, tower=None):
+        """Answer a `Prompt` that is embedded already, hidden (tokens, width), with the `Tower` that saw its tiles."""
         start = self.cache.next_position
         try:
-            next_logits, tokens = self.vlm.advance(hidden, turn.is_visual, self.cache, self.method, observe)
+            next_logits, tokens = self.vlm.advance(hidden, turn.is_visual, self.cache, self.method, observe, tower)
             clock.stop("prefill")
             token_ids, text, decoded = self._decode(next_logits, sampler, max_new_tokens, observe, stream)
             clock.stop("decode")
@@ -218,12 +237,14 @@ class Chat:
         """The prompt behind the last turn's newest token, if they find room in the model's positions."""
         before = list(self._said)
         was_cut_short = self.cache.next_position and not self.vlm.stop_ids.intersection(before)
-        if was_cut_short and self.vlm.turn_end_id is not None:
+        if self.vlm.parts.layout.turn_end is None:  # nothing stands between an answer and the next turn
+            before = [token for token in before if token not in self.vlm.stop_ids]
+        elif was_cut_short and self.vlm.turn_end_id is not None:
             before.append(self.vlm.turn_end_id)
         token_ids = np.concatenate([np.array(before, np.int64), prompt.token_ids])  # (tokens,)
         self.cache.check_room(len(token_ids))
         is_visual = np.concatenate([np.zeros(len(before), bool), prompt.is_visual])
-        return Prompt(token_ids, is_visual, prompt.tiles)
+        return prompt._replace(token_ids=token_ids, is_visual=is_visual)
 
     def _decode(self, next_logits, sampler, max_new_tokens, observe, stream):
         """Token by token until the answer ends, is long enough, or no position is left.
@@ -231,7 +252,7 @@ class Chat:
         Returns the token ids, their text, and what ran: one tuple of `Ran` for each token that was fed back.
         """
         vlm, token_ids, decoded = self.vlm, list[int](), []
-        words, is_text = TextStream(vlm.tokenizer), np.zeros(1, bool)
+        words, is_text = TextStream(vlm.tokenizer, vlm.stop_ids), np.zeros(1, bool)
         while len(token_ids) < max_new_tokens:
             token_ids.append(sampler(next_logits))
             if stream:
@@ -242,7 +263,7 @@ class Chat:
             hidden = vlm.decoder.embedding[token_ids[-1:]]  # (1, width)
             next_logits, tokens = vlm.advance(hidden, is_text, self.cache, self.method, observe)
             decoded.append(tokens.ran)
-        return token_ids, vlm.tokenizer.decode(token_ids).strip(), decoded
+        return token_ids, answer_text(vlm.tokenizer, token_ids, vlm.stop_ids), decoded
 
     def _stats(self, turn, token_ids, start, prefilled, decoded, seconds):
         """What the turn took: the object that `--json` prints beside the answer."""

@@ -6,10 +6,10 @@ from collections import Counter
 
 HERE = pathlib.Path(__file__).parent
 PACKAGE = HERE.parent.parent / "minivtw"
-ROWS = [["commands"], ["analysis", "search"], ["vlm"], ["methods", "inputs", "checkpoints"], ["model"]]
+ROWS = [["plug", "commands"], ["analysis", "search"], ["vlm"], ["methods", "inputs", "checkpoints"], ["model"]]
 FLAT = {
     "vlm": {"vlm", "loading"},
-    "methods": {"methods", "shelf", "specs", "counting"},
+    "methods": {"methods", "shelf", "before", "looking", "specs", "counting"},
     "search": {"search", "schedules"},
     "": {"errors", "blocks", "__init__"},  # imported by all; not drawn
 }

@@ -83,8 +83,7 @@ def decoder_layer(decoder, index, tokens, observe=None):
 
     normed = rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps)
     hidden = hidden + swiglu(normed, layer.gate_up, layer.down)
-    looked = tokens.passed.looked if tokens.passed else 0
-    ran = (*tokens.ran, Ran(len(tokens), len(hidden), len(cache), looked))
+    ran = (*tokens.ran, Ran(len(tokens), len(hidden), len(cache), sum(tokens.asked)))
     if rows is not None:  # the others go on as they came
         hidden, changed = tokens.hidden.copy(), hidden
         hidden[rows] = changed
@@ -92,7 +91,7 @@ def decoder_layer(decoder, index, tokens, observe=None):
         observe("attention", attention_probabilities(queries, keys, sees))
         observe("hidden", hidden)
     passed = Passed(decoder, index, replace(tokens, passed=None))
-    return replace(tokens, hidden=hidden, works=None, passed=passed, ran=ran)
+    return replace(tokens, hidden=hidden, works=None, passed=passed, ran=ran, asked=[])
 
 
 def forward(decoder, tokens, method=None, start=0, stop=None, observe=None):

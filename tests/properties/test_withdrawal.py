@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from minivtw import InputError
 from minivtw.counting import prompt_flops
-from minivtw.methods import check, random_tokens, then, withdraw
+from minivtw.methods import random_tokens, then, withdraw
+from minivtw.specs import check
 from minivtw.model.attention import rotary, rotate, split_heads
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward, logits

@@ -19,10 +19,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from decoder import load_model
 from graft import ALPHA, RANK, Grafted
 from minivtw.checkpoints.hub import model_folder
-from model import Llava
+from model import Llava, load_checkpoint
 from tokenizer import tokenizer_config, tokenizer_of
 from tower import MEAN, STD
 
@@ -146,7 +145,7 @@ def write_folder(
 
 def export_embedded(runs: pathlib.Path, stage: str, output: pathlib.Path) -> None:
     """A whole LLaVA folder."""
-    model, tokenizer = load_model(runs / f"{stage}.pt"), tokenizer_of(runs)
+    model, tokenizer = load_checkpoint(runs / f"{stage}.pt"), tokenizer_of(runs)
     files = documents(model, marks_of(tokenizer), "float16") | {"tokenizer_config.json": tokenizer_config()}
     write_folder(output, files, tokenizer, "model.safetensors", model.state_dict())
 
