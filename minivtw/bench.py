@@ -81,36 +81,45 @@ def measures(vlm, twin, pixels, asked, methods, new_tokens):
 
 
 def operations(vlm, pixels, asked, methods):
-    """FLOPs of the vision tower and of each method's prefill, and the bytes that a decoded token reads under each."""
-    flops, read_bytes = {}, {}
+    """{(work, method): (FLOPs, bytes that must be read at least once: weights, and in decode the cache)}."""
+    counted, config = {}, vlm.config
     if pixels is not None:
-        flops["vision", "off"] = len(pixels) * vision_flops(vlm.parts.vision.encoder.config)
-    matrices = [(layer.qkv.weight, layer.output, layer.gate_up, layer.down) for layer in vlm.decoder.layers]
-    weights = sum(matrix.nbytes for layer in matrices for matrix in layer) + 4 * vlm.config.width * vlm.config.vocabulary
+        encoder = vlm.parts.vision.encoder
+        tower = sum(nbytes(layer) for layer in encoder.layers[: encoder.config.used_layers])
+        counted["vision", "off"] = len(pixels) * vision_flops(encoder.config), len(pixels) * tower
+    weights = sum(map(nbytes, vlm.decoder.layers)) + 4 * config.width * config.vocabulary
     for name, method in methods.items():
-        *_, tokens = read(vlm, asked, method, 1)
-        flops["prefill", name] = prompt_flops(vlm.config, tokens.ran)
-        read_bytes["decode", name] = weights + tokens.cache.nbytes
-    return flops, read_bytes
+        cache, is_text = KVCache(config), np.zeros(1, bool)
+        _, prompt = vlm.advance(asked.hidden, asked.is_visual, cache, method)
+        counted["prefill", name] = prompt_flops(config, prompt.ran), weights
+        _, token = vlm.advance(asked.hidden[:1], is_text, cache, method)
+        counted["decode", name] = prompt_flops(config, token.ran), weights + cache.nbytes
+    return counted
 
 
-def row(work, name, taken, flops, read_bytes):
+def nbytes(weights):
+    """Bytes of the arrays in a layer's weights."""
+    return sum(map(nbytes, weights)) if isinstance(weights, tuple) else 0 if weights is None else weights.nbytes
+
+
+def row(work, name, taken, counted):
     """One line of the result: medians and quartiles of seconds, ratios, and how near to the machine's ceiling."""
     ours, theirs = taken[work, "ours", name], taken.get((work, "theirs", "off"))
     low, seconds, high = timing.quartiles(ours)
-    result = {"work": work, "method": name, "seconds": seconds, "quartiles": [low, high]}
+    flops, read_bytes = counted[work, name]
+    result = {"work": work, "method": name, "seconds": seconds, "quartiles": [low, high], "flops": flops, "bytes": read_bytes}
     if theirs:
         result["transformers_seconds"] = statistics.median(theirs)
         result["transformers_quartiles"] = list(timing.quartiles(theirs)[::2])
         result["times_transformers"] = statistics.median(there / here for there, here in zip(theirs, ours))
     if work == "decode":
-        speeds = [read_bytes[work, name] / one / stream for one, stream in zip(ours, taken["stream"])]
+        speeds = [read_bytes / one / stream for one, stream in zip(ours, taken["stream"])]
     else:
-        speeds = [flops[work, name] / one / sgemm for one, sgemm in zip(ours, taken["sgemm"])]
+        speeds = [flops / one / sgemm for one, sgemm in zip(ours, taken["sgemm"])]
     result["of_ceiling"] = statistics.median(speeds)
-    if work == "prefill" and name != "off" and flops[work, name] < flops[work, "off"]:
+    if work == "prefill" and flops < counted[work, "off"][0]:
         saved = statistics.median(1 - one / plain for one, plain in zip(ours, taken[work, "ours", "off"]))
-        result["seconds_saved"], result["flops_saved"] = saved, 1 - flops[work, name] / flops[work, "off"]
+        result["seconds_saved"], result["flops_saved"] = saved, 1 - flops / counted[work, "off"][0]
     return result
 
 
@@ -184,7 +193,7 @@ def main(arguments):
         twin = Twin(vlm, THREADS)
     before, calls = timing.load_average(), measures(vlm, twin, pixels, asked, methods, chosen.new_tokens)
     taken = timing.rounds(calls, chosen.repeats)
-    flops, read_bytes = operations(vlm, pixels, asked, methods)
+    counted = operations(vlm, pixels, asked, methods)
     works = [(work, name) for work in ("vision", "prefill", "decode") for name in methods if (work, "ours", name) in taken]
     result = {
         "machine": timing.machine(),
@@ -197,7 +206,7 @@ def main(arguments):
         "rounds": chosen.repeats,
         "sgemm_flops": statistics.median(taken["sgemm"]),
         "stream_bytes": statistics.median(taken["stream"]),
-        "rows": [row(work, name, taken, flops, read_bytes) for work, name in works],
+        "rows": [row(work, name, taken, counted) for work, name in works],
     }
     print(json.dumps(result) if chosen.json else text(result))
 

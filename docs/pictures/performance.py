@@ -1,12 +1,18 @@
-"""Draw performance.svg: where a vision layer's time goes, as the formulas are written and as they are computed:
+"""Draw performance.svg: where a vision layer's time goes, as the formulas are written and as they are computed, and
+with the result of a benchmark also roofline.svg:
+
 OPENBLAS_NUM_THREADS=1 python docs/pictures/performance.py
+python -m minivtw.bench --shape smolvlm-256m --tokens 1148 --json > bench.json && python docs/pictures/performance.py bench.json
 
 One layer of SigLIP-B/16 on one tile of 512 pixels, on one thread; processor seconds, so that other jobs on the machine
 count little. Every part is timed in turns, before and after, and the median counts.
 """
 
+import json
+import math
 import pathlib
 import statistics
+import sys
 import time
 
 import numpy as np
@@ -17,6 +23,10 @@ from minivtw.model.layers import gelu_tanh, layer_norm, linear
 
 HERE, ROUNDS = pathlib.Path(__file__).parent, 9
 COLORS = {"products": "#4a86c5", "attention": "#d98a3d", "activation": "#b5413b", "norms": "#4f9d72"}
+STYLE = (
+    "text { font: 13px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11px } .in { fill: #fff; font-size: 11px } "
+    "@media (prefers-color-scheme: dark) { text { fill: #e6eaef } }"
+)
 
 
 def plain_gelu(x):
@@ -79,14 +89,35 @@ def draw(milliseconds):
         f'<rect x="{12 + 120 * place}" y="158" width="11" height="11" fill="{color}"/><text class="small" x="{28 + 120 * place}" y="168">{name}</text>'
         for place, (name, color) in enumerate(COLORS.items())
     )
-    style = (
-        "text { font: 13px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11px } .in { fill: #fff; font-size: 11px } "
-        "@media (prefers-color-scheme: dark) { text { fill: #e6eaef } }"
-    )
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 590 180" width="590"><style>{style}</style>{"".join(body)}{legend}</svg>\n'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 590 180" width="590"><style>{STYLE}</style>{"".join(body)}{legend}</svg>\n'
+
+
+def roofline(result):
+    """FLOP/s over FLOPs a byte: the roof that memory and arithmetic make, and each work of a benchmark under it."""
+    compute, stream = result["sgemm_flops"], result["stream_bytes"]
+    points = [
+        (f"{one['work']}{'' if one['method'] == 'off' else ', ' + one['method']}", one["flops"] / one["bytes"], one["flops"] / one["seconds"])
+        for one in result["rows"]
+    ]
+    place = lambda intensity, speed: (60 + 110 * (math.log10(intensity) + 1), 260 - 60 * (math.log10(speed) - 8.5))
+    corner = place(compute / stream, compute)
+    (left, low), (right, _) = place(0.1, 0.1 * stream), place(4000, compute)
+    body = [f'<path d="M{left:.0f} {low:.0f} L{corner[0]:.0f} {corner[1]:.0f} L{right:.0f} {corner[1]:.0f}" fill="none" stroke="#66707c" stroke-width="2"/>']
+    for name, intensity, speed in points:
+        x, y = place(intensity, speed)
+        label = f"{name}: {speed / 1e9:.0f} GFLOP/s at {intensity:.1f} FLOPs a byte"
+        body.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="5" fill="{COLORS["attention"]}"><title>{label}</title></circle>')
+        side = "end" if x > 300 else "start"
+        body.append(f'<text x="{x + (-9 if side == "end" else 9):.0f}" y="{y + 14:.0f}" text-anchor="{side}" class="small">{name}</text>')
+    body.append(f'<text x="{right:.0f}" y="{corner[1] - 8:.0f}" text-anchor="end">a large product: {compute / 1e9:.0f} GFLOP/s</text>')
+    body.append(f'<text x="{left:.0f}" y="{low + 34:.0f}">reading memory: {stream / 1e9:.1f} GB/s</text>')
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 590 330" width="590"><style>{STYLE}</style>{"".join(body)}</svg>\n'
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        (HERE / "roofline.svg").write_text(roofline(json.loads(pathlib.Path(sys.argv[1]).read_text())), encoding="utf-8")
+        sys.exit()
     milliseconds = measure(parts())
     print({name: [round(one, 1) for one in pair] for name, pair in milliseconds.items()})
     (HERE / "performance.svg").write_text(draw(milliseconds), encoding="utf-8")
