@@ -6,7 +6,6 @@ import pathlib
 import sys
 import tempfile
 import warnings
-import warnings
 from collections.abc import Callable
 from typing import Any
 
