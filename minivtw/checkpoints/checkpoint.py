@@ -7,6 +7,7 @@ headers alone, to find everything missing, surplus or misshapen, then on the dat
 import json
 import math
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -226,11 +227,13 @@ class Headers(Checkpoint):
 
 
 class LayersOnDisk:
-    """A sequence of layers of which none is held: each is widened to float32 when it is asked for."""
+    """A sequence of layers that are widened to float32 when they are asked for; while one computes, a thread reads the next."""
 
     def __init__(self, count, read):
         self._count = count
         self._read = read
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead = None  # (index, the Future of that layer)
 
     def __len__(self):
         return self._count
@@ -238,4 +241,8 @@ class LayersOnDisk:
     def __getitem__(self, index):
         if not 0 <= index < self._count:
             raise IndexError(index)
-        return self._read(index)
+        ahead, following = self._ahead, (index + 1) % self._count  # behind the last layer the next token begins anew
+        layer = ahead[1].result() if ahead and ahead[0] == index else self._read(index)
+        if not ahead or ahead[0] != following:
+            self._ahead = following, self._reader.submit(self._read, following)
+        return layer
