@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models
 
-from ..checkpoints.layouts import VICUNA
+from ..checkpoints.layouts import CHATML
 from ..checkpoints.parts import Parts, VisionParts
 from ..model.connector import Connector, ShuffleConnector, connect, shuffle_connect
 from ..model.decoder import Decoder, DecoderConfig, DecoderLayer
@@ -116,7 +116,7 @@ def random_model(shape):
         to_tokens = functools.partial(connect, connector)
     encoder = random_vision(vision_config, weights)
     vision = VisionParts(encoder=encoder, connect=to_tokens, tile=lambda images, most: (None, []))
-    parts = Parts(random_decoder(decoder_config, weights), VICUNA, vision)
+    parts = Parts(random_decoder(decoder_config, weights), CHATML, vision)
     return VLM(pathlib.Path(shape), parts, Tokenizer(models.BPE()), frozenset())
 
 
