@@ -19,7 +19,9 @@ full, masked or not. A test compares this with the matrix products that really h
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from .model.cache import KVCache
 from .model.decoder import DecoderConfig
 from .model.tokens import Ran
 from .model.vision import VisionConfig
@@ -63,6 +65,28 @@ def plain_run(config: DecoderConfig, tokens: int, before: int = 0) -> list[Ran]:
 def cache_bytes(config: DecoderConfig, tokens_per_layer: Iterable[int]) -> int:
     """Keys and values in float32."""
     return sum(2 * 4 * config.kv_heads * config.head_dim * tokens for tokens in tokens_per_layer)
+
+
+def turn_counts(
+    config: DecoderConfig, cache: KVCache, tokens: int, start: int, prefilled: Sequence[Ran], decoded: list[Sequence[Ran]]
+) -> dict[str, dict[str, Any]]:
+    """What a turn of `tokens` took, behind the `start` that came before: the parts of `Answer.stats` that are counted.
+
+    prefilled: what each layer did with the prompt; decoded: the same for each token that was fed back.
+    """
+    return {
+        "prefill": {"entered": [ran.entered for ran in prefilled], "worked": [ran.worked for ran in prefilled]},
+        "cache": {
+            "tokens_per_layer": cache.tokens_per_layer,
+            "bytes": cache.nbytes,
+            "bytes_without_withdrawal": cache_bytes(config, [cache.next_position] * config.layers),
+        },
+        "flops": {
+            "prefill": prompt_flops(config, prefilled),
+            "prefill_without_withdrawal": prompt_flops(config, plain_run(config, tokens, start)),
+            "decode": sum(prompt_flops(config, ran) for ran in decoded),
+        },
+    }
 
 
 class Clock:

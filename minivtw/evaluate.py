@@ -22,7 +22,6 @@ from .inputs.questions import Question, read_questions
 from .model.sampling import Sampler
 from .specs import spec_of, withdrawal_layer
 
-
 SCORED = ("image", "family", "question", "answer")  # what a question needs to be scored
 
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from .checkpoints.hub import model_name
 from .checkpoints.parts import Parts
 from .checkpoints.stored import STORED, stored_method
-from .counting import Clock, cache_bytes, plain_run, prompt_flops
+from .counting import Clock, turn_counts
 from .errors import InputError
 from .inputs.images import open_image
 from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, encode, expand_marks, refuse_marks
@@ -70,6 +70,7 @@ class VLM:
         *,
         withdraw: str | int | None = "auto",
         method: Method | str | None = None,
+        system: str | None = None,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -81,10 +82,10 @@ class VLM:
         """Answer one question about an image: a path, a Pillow image, a list of these, or None.
 
         withdraw: "auto" (what is stored with the model), None or "off" (never), or K, the layer before which the
-        visual tokens leave; method: any other, a function or its text (`methods.py`), instead of `withdraw`; the rest
-        is as for `Chat.ask`. Raises InputError.
+        visual tokens leave; method: any other, a function or its text (`methods.py`), instead of `withdraw`; system: as
+        for `Chat`; the rest is as for `Chat.ask`. Raises InputError.
         """
-        return Chat(self, withdraw, method).ask(
+        return Chat(self, withdraw, method, system).ask(
             prompt, image, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
             seed=seed, observe=observe, stream=stream,
         )  # fmt: skip
@@ -182,10 +183,19 @@ class VLM:
 
 
 class Chat:
-    """A conversation about one or more images. The cache stays between turns: deep layers keep what a method left them."""
+    """A conversation about one or more images. The cache stays between turns: deep layers keep what a method left them.
 
-    def __init__(self, vlm: VLM, withdraw: str | int | None = "auto", method: Method | str | None = None):
-        self.vlm = vlm
+    system: a message before the first turn; None for what the model's own layout puts there.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        withdraw: str | int | None = "auto",
+        method: Method | str | None = None,
+        system: str | None = None,
+    ):
+        self.vlm, self.system = vlm, system
         self.method = vlm.method(withdraw, method)
         self.cache = KVCache(vlm.config)
         self._said: list[int] = []  # the newest token, which no layer has seen yet
@@ -212,7 +222,9 @@ class Chat:
         sampler, clock = Sampler(temperature, top_k, top_p, seed), Clock(self.vlm.load_seconds)
         if max_new_tokens < 0:
             raise InputError(f"max-new-tokens must be 0 or more, not {max_new_tokens}")
-        turn = self._continued(self.vlm.prepare(image, prompt, is_first=self.cache.next_position == 0))  # 1. tokens
+        is_first = self.cache.next_position == 0
+        prepared = self.vlm.prepare(image, prompt, is_first, self.system if is_first else None)  # 1. tokens
+        turn = self._continued(prepared)
         tower = self.vlm.tower()
         hidden = self.vlm.embed(turn, observe, tower)  # 2. what the tower sees, at the places of the visual tokens
         clock.stop("vision")
@@ -267,25 +279,14 @@ class Chat:
 
     def _stats(self, turn, token_ids, start, prefilled, decoded, seconds):
         """What the turn took: the object that `--json` prints beside the answer."""
-        config, cache = self.vlm.config, self.cache
-        tokens, visual = len(turn.token_ids), int(turn.is_visual.sum())
+        cache, visual = self.cache, int(turn.is_visual.sum())
         has_seen = visual or cache.next_position > min(cache.tokens_per_layer)  # an image, in this turn or before
         return {
             "model": model_name(self.vlm.folder),
-            "layers": config.layers,
+            "layers": self.vlm.config.layers,
             "method": spec_of(self.method),
             "withdraw_layer": withdrawal_layer(self.method) if has_seen else None,
-            "tokens": {"visual": visual, "text": tokens - visual, "generated": len(token_ids)},
-            "prefill": {"entered": [ran.entered for ran in prefilled], "worked": [ran.worked for ran in prefilled]},
-            "cache": {
-                "tokens_per_layer": cache.tokens_per_layer,
-                "bytes": cache.nbytes,
-                "bytes_without_withdrawal": cache_bytes(config, [cache.next_position] * config.layers),
-            },
-            "flops": {
-                "prefill": prompt_flops(config, prefilled),
-                "prefill_without_withdrawal": prompt_flops(config, plain_run(config, tokens, start)),
-                "decode": sum(prompt_flops(config, ran) for ran in decoded),
-            },
+            "tokens": {"visual": visual, "text": len(turn.token_ids) - visual, "generated": len(token_ids)},
+            **turn_counts(self.vlm.config, cache, len(turn.token_ids), start, prefilled, decoded),
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }

@@ -27,7 +27,8 @@ class Browser:
                 break
         self._session = f"http://127.0.0.1:{port.group(1)}/session"
         options = {"args": [*SWITCHES, f"--user-data-dir={self._profile}"]}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"},
+                  "timeouts": {"script": 50_000}}
         self._session += "/" + self._send("", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
         return self
 

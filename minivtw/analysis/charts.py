@@ -150,7 +150,7 @@ def line_chart(columns, series, names, decades=None, threshold=None, layer=None,
         body += [line(LEFT, axes.y(threshold), WIDTH - RIGHT, axes.y(threshold), "eta")]
         body += [text(WIDTH - RIGHT, axes.y(threshold) - 4, f"{threshold:g}", "end")]
     body += axes.withdrawal(layer)
-    for name, kind, values in series:
+    for _, kind, values in series:
         points = " ".join(f"{axes.x(i):.1f},{axes.y(value):.1f}" for i, value in enumerate(values))
         body.append(f'<polyline points="{points}" class="line {kind}"/>')
         color = kind.split()[0]

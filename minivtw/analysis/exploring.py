@@ -132,12 +132,20 @@ class Explorer:
 
     def frame(self, content: dict) -> dict:
         """The answer under a method, and what it took."""
-        swap, asked = content.get("swap"), self.asked_about(content)
-        rival = self.asked_about(content | swap, "other") if swap else None
-        make = lambda: watching.frame(self.vlm, asked, self.under(content), rival)
         if ".py:" in text(content, "method"):
-            return make()  # the reader may have written on
-        return self.frames.made(json.dumps(content, sort_keys=True), make)
+            return self.framed(content)  # its file may have changed
+        return self.frames.made(json.dumps(content, sort_keys=True), lambda: self.framed(content))
+
+    def framed(self, content: dict) -> dict:
+        """`watching.frame`; where the picture is tampered with, also how likely the answer stays that the model gives
+        when it is left alone, and the one that it gives about the picture swapped in."""
+        asked, method, swap = self.asked_about(content), self.under(content), content.get("swap")
+        frame, sides = watching.frame(self.vlm, asked, method), []
+        if swap or content.get("gone"):
+            rivals = [asked, self.asked_about(content | swap, "other")] if swap else [asked]
+            answers = [each.answer.token_ids for each in rivals]
+            sides = [watching.probability(self.vlm.decoder, plain(asked), answer, method) for answer in answers]
+        return frame | {"sides": sides}
 
     def eyes(self, content: dict) -> dict:
         """One token on its way: where it looks, who looks at it, what the lens reads there."""

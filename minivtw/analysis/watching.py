@@ -18,7 +18,7 @@ from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
 from ..model.layers import softmax
 from ..model.tokens import EmbeddedPrompt, Tokens, arriving
-from ..search import divergence
+from ..search import divergence, log_softmax
 from ..specs import Method, spec_of
 from ..vlm import VLM, Answer, Chat
 
@@ -71,11 +71,8 @@ def asking(tokens: Tokens) -> np.ndarray:
     return tokens.positions if tokens.works is None else tokens.positions[tokens.works]
 
 
-def frame(vlm: VLM, asked: Asked, method: Method | None, rival: Asked | None = None) -> dict[str, Any]:
-    """One position of the wall: the answer under a method, what each layer carried, and what that cost and changed.
-
-    rival: the same question about the picture that is swapped in, whose answer may win.
-    """
+def frame(vlm: VLM, asked: Asked, method: Method | None) -> dict[str, Any]:
+    """One position of the wall: the answer under a method, what each layer carried, and what that cost and changed."""
     answer, first, marks = responded(vlm, asked.prompt, asked.hidden, method)
     flops, cache = answer.stats["flops"], answer.stats["cache"]
     return {
@@ -88,8 +85,18 @@ def frame(vlm: VLM, asked: Asked, method: Method | None, rival: Asked | None = N
         "cache": [cache["bytes"], cache["bytes_without_withdrawal"]],
         "kl": max(float(divergence(first, asked.logits)), 0.0),  # nats; rounding can take it below 0
         "next": likeliest(vlm, first[None])[0],
-        "sides": [float(softmax(first)[each.answer.token_ids[0]]) for each in (asked, rival) if each],
     }
+
+
+def probability(decoder: Decoder, prompt: EmbeddedPrompt, answer: Sequence[int], method: Method | None) -> float:
+    """How likely a whole answer is under a method, token after token."""
+    cache = KVCache(decoder.config)
+    hidden = forward(decoder, arriving(*prompt, cache), method).hidden[-1:]
+    if len(answer) > 1:
+        following = arriving(decoder.embedding[answer[:-1]], np.zeros(len(answer) - 1, bool), cache)
+        hidden = np.concatenate([hidden, forward(decoder, following, method).hidden])
+    said = log_softmax(logits(decoder, hidden))  # (answer, vocabulary)
+    return float(np.exp(said[np.arange(len(answer)), answer].sum()))
 
 
 def likeliest(vlm: VLM, scores: np.ndarray) -> list[list[tuple[str, float]]]:

@@ -42,8 +42,9 @@ def shard_paths(folder):
         return [folder / "model.safetensors"]
     if (folder / "model.safetensors.index.json").exists():
         index = read_json(folder, "model.safetensors.index.json").get("weight_map")
-        names = list(index.values()) if isinstance(index, dict) else [None]
-        if any(not isinstance(name, str) or pathlib.Path(name).name != name for name in names):
+        found = list(index.values()) if isinstance(index, dict) else [None]
+        names = [name for name in found if isinstance(name, str) and pathlib.Path(name).name == name]
+        if len(names) < len(found):
             raise InputError(f"{folder / 'model.safetensors.index.json'} must map tensor names to files beside it")
         return [folder / name for name in sorted(set(names))]
     raise InputError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json")

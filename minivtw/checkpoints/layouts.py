@@ -180,7 +180,7 @@ def folder_template(folder: pathlib.Path) -> tuple[str, str] | tuple[None, None]
 def folder_layout(folder: pathlib.Path, own: Layout) -> Layout:
     """The layout that a folder's template asks for; the family's own where it has none, or one that is not known."""
     name, template = folder_template(folder)
-    return own if template is None else known_layout(template, folder / name, own)
+    return own if template is None or name is None else known_layout(template, folder / name, own)
 
 
 def known_layout(template: str, where: pathlib.Path | str, own: Layout) -> Layout:

@@ -31,9 +31,11 @@ def load_tokenizer(folder, extra_tokens=()):
         raise InputError(f"{folder} lacks tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.add_special_tokens(list(extra_tokens))
     except Exception as error:  # the tokenizers library raises plain Exception
         raise InputError(f"{path} is not a tokenizer: {error}") from error
-    tokenizer.add_special_tokens(list(extra_tokens))
+    tokenizer.no_padding()  # what a training run left in the file
+    tokenizer.no_truncation()
     return tokenizer
 
 

@@ -36,7 +36,7 @@ def load(name: str, device: str, dtype: str, attention: str) -> Any:
     try:
         if name in SHAPES:
             with torch.device(device):
-                return kind.from_config(SHAPES[name].config(), **options).eval()
+                return kind.from_config(SHAPES[name].config(), **options).eval()  # type: ignore[misc]
         return kind.from_pretrained(name, **options).to(device).eval()
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> None:
     count = len(parts.layers)
     plans = [(count, ()), *((layer, chosen.freeze) for layer in chosen.withdraw or (count // 2,))]
     make = lambda layer, frozen: lambda: freeze(model, frozen, layer) if frozen else withdraw(model, layer)
-    contexts = [contextlib.nullcontext, *(make(*plan) for plan in plans[1:])]
+    contexts: list[Any] = [contextlib.nullcontext, *(make(*plan) for plan in plans[1:])]
     for context in contexts:
         with context():  # refuses what is not understood before anything is timed
             pass

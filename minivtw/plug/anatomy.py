@@ -49,8 +49,8 @@ def anatomy(model: Any) -> Anatomy:
     if unusual := " and ".join(argument for argument in arguments if argument not in USUAL):
         raise InputError(f"{name} is not supported: its decoder takes {unusual} for tokens that withdrawal would move")
     parent = next(module for module in model.modules() if any(child is decoders[0] for child in module.children()))
-    visual_ids = [getattr(parent.config, key, None) for key in ("image_token_id", "video_token_id")]
-    visual_ids = tuple(token for token in visual_ids if token is not None)
+    named = (getattr(parent.config, key, None) for key in ("image_token_id", "video_token_id"))
+    visual_ids = tuple(token for token in named if token is not None)
     if not visual_ids:
         raise InputError(f"{name} has no visual tokens to withdraw: its config names no image_token_id")
     return Anatomy(name, parent, decoders[0], decoders[0].layers, visual_ids)

@@ -69,7 +69,7 @@ def prepare(cache: DynamicCache, short: list[int], layer_types: list[str] | None
             cache.layers.append(DynamicLayer())
         if type(cache.layers[index]) is DynamicLayer:
             answering = ShortLayer()
-            vars(answering).update(vars(cache.layers[index]))
+            answering.__dict__.update(vars(cache.layers[index]))
             cache.layers[index] = answering
 
 

@@ -63,7 +63,7 @@ def check_layer(layer: Any, layers: int, name: str) -> None:
     """Raise InputError unless `layer` is one of 0 … layers."""
     if isinstance(layer, bool) or not isinstance(layer, numbers.Integral):
         raise InputError(f"the {name} layer must be a whole number, not {layer!r}")
-    if not 0 <= layer <= layers:
+    if not 0 <= int(layer) <= layers:
         raise InputError(f"the {name} layer must be from 0 to {layers}, not {layer}")
 
 

@@ -17,7 +17,7 @@ QWEN_TOWER = dict(depth=1, hidden_size=64, num_heads=1, intermediate_size=64, fu
 class Shape(NamedTuple):
     """A published decoder, and how many tokens a usual prompt has."""
 
-    config: Callable[[], Any]
+    config: Callable[[], Any] | None  # None: a model that is loaded
     visual: int
     text: int
 

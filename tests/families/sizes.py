@@ -74,9 +74,10 @@ SIGLIP = dict(
 VICUNA = dict(rope_theta=1e4, max_position_embeddings=4096)
 QWEN = {**llama(1024, 2816, 24, 16, 16, 152000, rope_theta=1e6, max_position_embeddings=32768), "model_type": "qwen2"}
 QWEN["rms_norm_eps"] = 1e-6
+CLASSLESS = dict(vision_feature_layer=-2, vision_feature_select_strategy="default")
 WHOLE = dict(vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True)
 LLAVA = {
-    "LLaVA-1.5-7B": LlavaSize(CLIP_L, llama(4096, 11008, 32, 32, 32, 32064, **VICUNA), {}, "float16"),
-    "LLaVA-1.5-13B": LlavaSize(CLIP_L, llama(5120, 13824, 40, 40, 40, 32064, **VICUNA), {}, "float16"),
+    "LLaVA-1.5-7B": LlavaSize(CLIP_L, llama(4096, 11008, 32, 32, 32, 32064, **VICUNA), CLASSLESS, "float16"),
+    "LLaVA-1.5-13B": LlavaSize(CLIP_L, llama(5120, 13824, 40, 40, 40, 32064, **VICUNA), CLASSLESS, "float16"),
     "LLaVA-Interleave-0.5B": LlavaSize(SIGLIP, QWEN, WHOLE, "bfloat16"),
 }

@@ -11,8 +11,8 @@ import pytest
 import minivtw
 from minivtw import chat as door
 from minivtw import generate
-from minivtw.model.cache import KVCache
 from minivtw.inputs.prompts import Prompt, encode
+from minivtw.model.cache import KVCache
 from minivtw.vlm import Chat
 from tests.doors import run
 

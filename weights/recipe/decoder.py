@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from lessons import GROUPS, PLACES_GROUPS
 from llama import State, keep, withdraw
 from model import Llava, load_checkpoint, load_exported
@@ -36,6 +34,7 @@ from pool import Pool
 from runs import Run
 from score import Examination
 from tokenizer import exported_tokenizer, tokenizer_of
+from torch import Tensor
 from tower import normalise
 from turns import TurnMaker, Turns
 

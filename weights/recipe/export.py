@@ -15,15 +15,15 @@ import tempfile
 from typing import NamedTuple
 
 import torch
+from graft import ALPHA, RANK, Grafted
+from model import Llava, load_checkpoint
 from safetensors.torch import save_file
+from tokenizer import tokenizer_config, tokenizer_of
 from tokenizers import Tokenizer
 from torch import Tensor
-
-from graft import ALPHA, RANK, Grafted
-from minivtw.checkpoints.hub import model_folder
-from model import Llava, load_checkpoint
-from tokenizer import tokenizer_config, tokenizer_of
 from tower import MEAN, STD
+
+from minivtw.checkpoints.hub import model_folder
 
 
 class Marks(NamedTuple):

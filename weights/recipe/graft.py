@@ -22,14 +22,9 @@ import pathlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from torch import Tensor, nn
-
 from clip import VisionModel, VisionSizes
 from lessons import Group
 from llama import Layout, RMSNorm, State, TextSizes, withdraw
-from minivtw.checkpoints.hub import model_folder
 from model import Connector, Llava, exported_tower
 from passes import (
     answer_logits,
@@ -42,9 +37,14 @@ from passes import (
 )
 from pool import COLOR_NAMES, KINDS, Pool
 from runs import Run
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
 from tower import normalise, patch_targets
 from turns import CHATML, TurnMaker, Turns
 from world import SHAPES
+
+from minivtw.checkpoints.hub import model_folder
 
 EMBEDDED = pathlib.Path(__file__).parents[1] / "minivtw-tiny"
 RANK, ALPHA = 16, 32  # of the LoRA matrices; what they add is scaled by ALPHA / RANK

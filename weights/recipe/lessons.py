@@ -8,7 +8,6 @@ kind follows how slowly it is learnt: existence and relation come last.
 from typing import NamedTuple
 
 import numpy as np
-
 from questions import (
     FAMILIES,
     NUMBERS,

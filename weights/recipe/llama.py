@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from clip import joined_linear
+from torch import Tensor, nn
 
 
 class TextSizes(NamedTuple):

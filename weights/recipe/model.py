@@ -8,11 +8,10 @@ import pathlib
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor, nn
-
 from clip import VisionModel, VisionSizes
 from llama import Decoder, TextSizes
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 TOWER = "vision_tower.vision_model."
 

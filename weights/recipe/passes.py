@@ -2,11 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from llama import DecoderLayer, State
 from model import Llava
 from optimiser import HAS_BFLOAT16
+from torch import Tensor
 from turns import Turns
 
 

@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
-from torch import Tensor
-
 from llama import State
 from model import Llava
 from passes import answer_logits, answer_loss, run_layers, start_state, targets_and_weights
 from pool import COLOR_NAMES, KINDS
+from tokenizers import Tokenizer
+from torch import Tensor
 from tower import patch_targets
 from turns import ANY, Turns
 from world import CANVAS

@@ -11,9 +11,8 @@ import argparse
 import pathlib
 
 import numpy as np
-from PIL import Image
-
 from drawing import draw, vary_style
+from PIL import Image
 from world import COLORS, DIGITS, SHAPES, Scene, sample_scene, training_seed
 
 CHUNK = 5_000

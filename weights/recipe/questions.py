@@ -10,7 +10,6 @@ from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
-
 from world import CANVAS, COLORS, SHAPES, Scene, Thing, evaluation_seed, sample_scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")

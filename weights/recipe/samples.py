@@ -12,9 +12,8 @@ import json
 import pathlib
 
 import numpy as np
-from PIL import Image
-
 from drawing import draw
+from PIL import Image
 from pool import model_pixels
 from questions import FAMILIES, even_answers, has_answer
 from world import evaluation_seed, sample_scene

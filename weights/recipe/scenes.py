@@ -16,9 +16,8 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 import PIL
-from PIL import Image
-
 from drawing import draw
+from PIL import Image
 from questions import evaluation_pairs, evaluation_questions, every_question
 from world import sample_scene
 

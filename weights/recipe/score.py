@@ -12,7 +12,6 @@ import pathlib
 
 import numpy as np
 import torch
-
 from drawing import draw
 from llama import withdraw
 from model import Llava, load_checkpoint

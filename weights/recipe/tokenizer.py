@@ -3,10 +3,9 @@
 import pathlib
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
 from lessons import single_questions
 from questions import NUMBERS
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from world import COLORS, DIGITS, SHAPES, sample_scene, training_seed
 
 VOCABULARY = 640

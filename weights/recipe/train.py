@@ -22,7 +22,6 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-
 from decoder import train_decoder
 from graft import train_connector, train_graft
 from pool import Pool

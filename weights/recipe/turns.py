@@ -5,13 +5,12 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
-
 from lessons import GROUPS, Group, draw_lessons
 from llama import Layout
 from pool import COLOR_NAMES, KINDS
 from questions import Question, Things
 from tokenizer import AFTER_IMAGE, BEFORE_ANSWER, BEFORE_IMAGE, END, VISUAL_TOKENS
+from tokenizers import Tokenizer
 from world import Thing
 
 WEIGHTS = {"caption": 0.5, "choice": 2.0}  # of an answer's tokens in the loss, 1 in the other families

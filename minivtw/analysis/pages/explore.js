@@ -38,9 +38,8 @@ const chosen = {picture: "", question: "What color is the star?", template: "wit
 let layers = 1, rival = "", slow = 0;
 
 const failed = message => { find("error").textContent = message; };
-const ranges = list => list.join("/");
 function methodAt(K) {
-  const parts = chosen.frozen.size ? [`freeze:layers=${ranges([...chosen.frozen].sort((a, b) => a - b))}`] : [];
+  const parts = chosen.frozen.size ? [`freeze:layers=${[...chosen.frozen].sort((a, b) => a - b).join("/")}`] : [];
   const isEmpty = !chosen.template || (/^freeze:layers=K-\d+$/.test(chosen.template) && K >= layers);
   return parts.concat(isEmpty ? [] : [chosen.template.replace(/\bK\b/g, K)]).join("+");
 }
@@ -76,8 +75,8 @@ const wall = Wall({
   failed,
   drawn(state) {
     const {frame} = state, [share, other] = frame.sides;
-    const word = shown(state.full.split(/\s+/)[0] ?? "");
-    find("owes").textContent = `${state.away.size} of ${wall.order.visual.length} patches taken away: “${word}”, what the model says left alone, has ${percent(share)}.`;
+    find("owes").textContent = state.away.size
+      ? `${state.away.size} of ${wall.order.visual.length} patches taken away: “${state.full}” has ${percent(share)} left.` : "None is taken away.";
     find("sides").replaceChildren(...(chosen.swap && other !== undefined ? [[state.full, share, ""], [rival, other, "other"]] : []).map(([said, part, kind]) => {
       const bar = make("i");
       bar.style.width = 100 * part + "%";
@@ -137,7 +136,7 @@ async function ask(edits) {
     const next = {picture: edits.picture ?? chosen.picture, question: edits.question ?? chosen.question};
     const asked = await pictures.send("ask", next);
     if (mine !== asking || !asked) return;
-    if (next.picture !== chosen.picture) { wall.state.away.clear(); find("preset").title = ""; }
+    if (next.picture !== chosen.picture) wall.state.away.clear();
     Object.assign(chosen, next, {swap: null});
     find("question").value = chosen.question;
     find("window").hidden = true;

@@ -7,7 +7,7 @@ const make = (tag, given = {}, ...inside) => {
   return made;
 };
 const svgNS = "http://www.w3.org/2000/svg";
-const percent = share => (100 * share).toFixed(share < 0.0995 ? 1 : 0) + " %";
+const percent = share => (100 * share).toFixed(share < 0.0995 && share >= 0.0005 ? 1 : 0) + " %";
 const shown = token => token.replaceAll("\n", "⏎").trim() || "␣";
 const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
 const color = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
@@ -94,7 +94,7 @@ function Wall(source) {
       [make("span", {className: wrong[i] ?? true ? "wrong" : "", textContent: word}), " "]));
     const same = frame.answer === full;
     find("whole").textContent = same ? "as with the picture in every layer" : `with the picture in every layer: ${full}`;
-    const less = ([now, without]) => (now <= without ? percent(1 - now / without).replace("0.0 %", "0 %") + " less" : percent(now / without - 1) + " more");
+    const less = ([now, without]) => (now <= without ? percent(1 - now / without) + " less" : percent(now / without - 1) + " more");
     for (const [name, unit, scale] of [["flops", "MFLOP", 1e6], ["cache", "kB", 1e3]]) {
       const [now, without] = frame[name];
       find(name).textContent = less(frame[name]);
