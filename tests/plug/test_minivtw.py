@@ -22,20 +22,15 @@ def picture(size, seed=0):
 def compare(plug, vlm, model, inputs, images):
     import torch
 
-    ends = {"eos_token_id": sorted(vlm.ends)}
-    for layer in (None, 0, vlm.config.layers // 2, vlm.config.layers - 1):
+    model.generation_config.eos_token_id = None  # as many tokens as minivtw said, whatever they are
+    layers = model.config.get_text_config().num_hidden_layers
+    for layer in (None, 0, layers // 2, layers - 1):
         seen = defaultdict(list)
         keep = lambda name, array, seen=seen: seen[name].append(array.copy())
         ours = vlm.answer(images, QUESTION, withdraw=layer, max_new_tokens=TOKENS, observe=keep)
-        with plug.withdraw(model, vlm.config.layers if layer is None else layer):
-            theirs = model.generate(
-                **inputs,
-                **ends,
-                max_new_tokens=TOKENS,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
+        options = dict(max_new_tokens=len(ours.token_ids), do_sample=False)
+        with plug.withdraw(model, layers if layer is None else layer):
+            theirs = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
         assert ours.token_ids == theirs.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         assert relative_error(np.stack(seen["decoder.logits"]), torch.cat(theirs.logits).numpy()) < TOLERANCE
         cache = getattr(theirs, "cache", None) or theirs["past_key_values"]
