@@ -56,11 +56,10 @@ function Scene(changed) {
     paint(false);
     canvas.toBlob(changed, "image/png");
     paint();
-    const apart = things.every((one, i) => things.every((other, j) => i >= j || Math.hypot(one.x - other.x, one.y - other.y) >= one.radius + other.radius + 8));
-    find("scene-says").textContent = (things[chosen] ? `${chosen + 1} of ${things.length}: ${things[chosen].color} ${things[chosen].shape}. ` : "An empty scene. ") +
-      (apart ? "" : "Shapes this close were never in training.");
+    const {color, shape} = things[chosen] ?? {color: "no", shape: "shape"};
+    find("scene-says").textContent = `${things.length} shapes; chosen: ${color} ${shape}. In training, shapes never touched.`;
     for (const button of all("#shapes button")) button.disabled = things.length >= MANY;
-    for (const button of all("#colors button")) button.setAttribute("aria-pressed", things[chosen]?.color === button.dataset.color);
+    for (const button of all("#colors button")) button.setAttribute("aria-pressed", color === button.dataset.color);
   }
 
   function change(edits) {

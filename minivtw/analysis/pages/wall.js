@@ -60,8 +60,8 @@ function Wall(source) {
       svg.setAttribute("preserveAspectRatio", "none");
       for (let i = 0; i < each; i++) {
         const rect = document.createElementNS(svgNS, "rect");
-        const place = {x: i % side * step, y: Math.floor(i / side) * step, width: step, height: step, class: "patch"};
-        for (const [name, value] of Object.entries(place)) rect.setAttribute(name, value);
+        for (const [name, value] of Object.entries({x: i % side * step, y: Math.floor(i / side) * step, width: step, height: step, class: "patch"}))
+          rect.setAttribute(name, value);
         rect.dataset.patch = patches.length;
         patches.push(rect);
         svg.append(rect);
@@ -110,11 +110,11 @@ function Wall(source) {
     const {frame, eyes, layer, layers} = state, tiles = find("tiles");
     tiles.classList.toggle("eyed", Boolean(eyes));
     const seen = eyes && looks(layer), most = seen && Math.max(...order.visual.map(i => seen[i]), 1e-9);
-    let total = 0, held = 0, inLayers = 0;
+    let total = 0, held = 0, deepest = 0;
     patches.forEach((patch, i) => {
       const token = order.visual[i], here = frame.layers[layer][token] !== "0";
       const depth = frame.layers.filter(marks => marks[token] !== "0").length;
-      if (depth) { held++; inLayers = Math.max(inLayers, depth); }
+      if (depth) { held++; deepest = Math.max(deepest, depth); }
       if (seen) total += seen[token];
       const dark = eyes ? (here ? 0.88 * (1 - Math.sqrt(seen[token] / most)) : 0.88) : 0.86 * (1 - depth / layers);
       patch.style.fillOpacity = (state.away.has(token) ? 0.75 : dark).toFixed(3);
@@ -125,12 +125,10 @@ function Wall(source) {
       patch.dataset.tip = `patch ${i}\n` + (state.away.has(token) ? "taken away" : eyes
         ? here ? percent(seen[token]) + " of the attention" : "has left before this layer" : `in ${depth} of ${layers} layers`);
     });
-    const anyHere = order.visual.some(i => frame.layers[layer][i] !== "0");
     find("where").textContent = eyes
-      ? anyHere ? `In layer ${layer} this token gives ${percent(total)} of its attention to the picture: the bright patches.`
-        : `Before layer ${layer} the picture has left. The text is alone.`
-      : inLayers === 0 ? "No layer sees the picture." : inLayers === layers && held === patches.length
-        ? `Every layer sees all ${patches.length} patches.` : `${held} patches reach layers 0 … ${inLayers - 1}; layers ${inLayers} … ${layers - 1} see none.`.replace(inLayers === layers ? /; layers.*/ : "§", ".");
+      ? total ? `In layer ${layer} this token gives ${percent(total)} of its attention to the picture: the bright patches.`
+        : `Layer ${layer} has no picture to look at.`
+      : !deepest ? "No layer sees the picture." : `${held} patches reach ` + (deepest === layers ? "the last layer." : `layers 0 … ${deepest - 1}; those below see none.`);
   }
 
   function drawStack() {
@@ -181,7 +179,8 @@ function Wall(source) {
     handle.hidden = !state.movable;
     find("play").hidden = !state.movable;
     handle.style.top = K * rowHeight + 10 + "px";
-    find("knob").textContent = K === layers ? "drag me up: the picture stays" : K === 0 ? "K = 0: it never comes in" : `K = ${K}: the picture leaves`;
+    find("knob").textContent = "K = " + K;
+    find("leaves").textContent = K === layers ? ": drag me up" : K ? ": the picture leaves" : ": it never comes in";
     handle.setAttribute("aria-valuenow", K);
     handle.setAttribute("aria-valuetext", `before layer ${K} of ${layers}` + (frame ? `; the model says ${frame.answer}` : ""));
   }
@@ -202,7 +201,7 @@ function Wall(source) {
     if (active) find("words").querySelector(`[data-token="${active}"]`)?.focus();
     find("looking").hidden = !eyes;
     if (!eyes) return;
-    find("number").textContent = `${layer} of 0 … ${state.layers - 1}`;
+    find("number").textContent = layer;
     find("layer").value = layer;
     find("heads").hidden = eyes.heads < 2;
     if (find("head").length !== eyes.heads + 1)
