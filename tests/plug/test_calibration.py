@@ -5,7 +5,9 @@ import json
 import pytest
 
 import minivtw
+from minivtw.calibrate import calibrate
 from minivtw.errors import InputError
+from minivtw.inputs.questions import read_questions
 
 pytestmark = pytest.mark.live
 
@@ -24,29 +26,32 @@ def asked(folder, most, prompt):
     return [(folder / "samples" / line["image"], prompt(line["question"])) for line in map(json.loads, lines)]
 
 
-def test_the_embedded_model_has_the_stored_curve(plug):
-    folder = minivtw.load().folder
-    model, processor = loaded(folder)
-    stored = json.loads((folder / "withdrawal.json").read_text())
-    samples = asked(folder, stored["samples"]["count"], lambda question: f"USER: <image>\n{question} ASSISTANT:")
-    seen = []
-    found = plug.calibrate(model, processor, samples, stored["threshold"], seen.append)
-    assert stored["criterion"] == found["criterion"] == "kl" and seen == list(range(1, len(samples) + 1))
-    assert found["withdraw_layer"] == stored["withdraw_layer"] and found["samples"]["count"] == len(samples)
-    assert found["curve"] == pytest.approx(stored["curve"], abs=CLOSE)
+def searched(vlm, samples):
+    """What the NumPy search finds on the same samples."""
+    return calibrate(vlm, read_questions(vlm.folder / "samples", most=samples), "kl", 0.003)
+
+
+def test_the_embedded_model_has_the_curve_of_the_numpy_search(plug):
+    vlm = minivtw.load()
+    model, processor = loaded(vlm.folder)
+    samples = asked(vlm.folder, 20, lambda question: f"USER: <image>\n{question} ASSISTANT:")
+    seen, expected = [], searched(vlm, 20)
+    found = plug.calibrate(model, processor, samples, 0.003, seen.append)
+    assert expected["criterion"] == found["criterion"] == "kl" and seen == list(range(1, len(samples) + 1))
+    assert found["withdraw_layer"] == expected["withdraw_layer"] and found["samples"]["count"] == len(samples)
+    assert found["curve"] == pytest.approx(expected["curve"], abs=CLOSE)
 
 
 @pytest.mark.slow
-def test_minivtw_smol_has_the_stored_curve(plug):
+def test_minivtw_smol_has_the_curve_of_the_numpy_search(plug):
     """Needs `python -m minivtw.fetch smol`."""
     from minivtw.fetch import fetch
 
-    folder = fetch("smol")
-    stored = json.loads((folder / "withdrawal.json").read_text())
-    model, processor = loaded(folder)
-    found = plug.calibrate(model, processor, asked(folder, 20, str))
-    assert found["withdraw_layer"] == stored["withdraw_layer"]
-    assert found["curve"] == pytest.approx(stored["curve"], abs=CLOSE)
+    vlm = minivtw.load(fetch("smol"))
+    model, processor = loaded(vlm.folder)
+    found, expected = plug.calibrate(model, processor, asked(vlm.folder, 20, str)), searched(vlm, 20)
+    assert found["withdraw_layer"] == expected["withdraw_layer"]
+    assert found["curve"] == pytest.approx(expected["curve"], abs=CLOSE)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
