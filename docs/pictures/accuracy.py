@@ -16,7 +16,8 @@ TITLES = ("plain: trained without withdrawal", "embedded: then briefly with it")
 def by_layer(path):
     """The runs of a sweep, from the smallest K to none."""
     content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    runs = {run["withdraw_layer"]: run for run in content["runs"]}
+    of_layers = [run for run in content["runs"] if run["method"] is None or run["withdraw_layer"] is not None]
+    runs = {run["withdraw_layer"]: run for run in of_layers}
     return [runs[layer] for layer in sorted(runs, key=lambda layer: 99 if layer is None else layer)]
 
 

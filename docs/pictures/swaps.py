@@ -10,22 +10,22 @@ measures and goes on from there, then draws docs/pictures/swaps-NAME.svg and fil
 
 import argparse
 import json
-import pathlib
-from collections import defaultdict
 
 import numpy as np
+from filling import HERE, embedded, fill, questions_of, table, write
 from PIL import ImageOps
 
 import minivtw
 from minivtw.analysis import charts, migration
 from minivtw.cli import write_whole
 from minivtw.inputs.images import open_image
-from minivtw.inputs.questions import Question, digest, read_questions
-from minivtw.model.tokens import EmbeddedPrompt
+from minivtw.inputs.questions import digest
 from minivtw.search import LONGEST_ANSWER, walk
 
-DATA = pathlib.Path(__file__).parent.parent / "data"
+DATA = HERE.parent / "data"
+CHAPTERS = {"smol": "09-a-language-model-that-sees.md", "tiny": "05-attention-leaves.md"}
 WINDOW = 3  # layers
+LOOKS = {"color": "visual", "digit": "sink", "existence": "nearest", "count": "mark dashed", "relation": "other"}
 KINDS = {"color": "attribute", "digit": "reading", "existence": "existence", "count": "count", "relation": "relation"}
 
 
@@ -53,17 +53,14 @@ def pairs_of(questions, kind):
 
 def whose_answer(vlm, picture, other, question, windows):
     """For each window, whether the answer becomes the other picture's; None where the model answers both alike."""
-    walks = []
-    for each in (picture, other):
-        prompt = vlm.prepare(each, question)
-        walks.append(walk(vlm.decoder, EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual), LONGEST_ANSWER, vlm.stop_ids))
-    own, others = walks
+    own, others = (
+        walk(vlm.decoder, embedded(vlm, each, question), LONGEST_ANSWER, vlm.stop_ids) for each in (picture, other)
+    )
     if own.answer == others.answer:
         return None
     longer = migration.followed_by(vlm.decoder, own.entering, others.answer)
-    return [
-        int(migration.says_after_swap(vlm.decoder, longer, others.entering, others.answer, window)) for window in windows
-    ]
+    swaps = (migration.says_after_swap(vlm.decoder, longer, others.entering, others.answer, each) for each in windows)
+    return [int(swap) for swap in swaps]
 
 
 def measure(vlm, questions, name, most):
@@ -80,7 +77,7 @@ def measure(vlm, questions, name, most):
         content = {"model": name, "window": WINDOW, "questions": sha256, "rows": rows}
         write_whole(path, json.dumps(content).replace("], [", "],\n ["))
         print({kind: changed(rows[kind]) for kind in KINDS}, flush=True)
-    return {kind: np.array([row for row in rows[kind] if row]) for kind in KINDS}  # (pairs, windows)
+    return {kind: np.array([row for row in rows[kind] if row][:most]) for kind in KINDS}  # (pairs, windows)
 
 
 def changed(rows):
@@ -88,11 +85,34 @@ def changed(rows):
     return sum(row is not None for row in rows)
 
 
+def show(name, layers, became):
+    """Draw the shares, and say for each kind where it peaks. became: {kind: (pairs, windows)}."""
+    firsts = [window[0] for window in windows_of(layers)]
+    series = [(kind, LOOKS[kind], rows.mean(0)) for kind, rows in became.items()]
+    write(f"swaps-{name}", charts.line_chart(firsts, series, ("swapped in three layers from", "became the other's")))
+    lines = []
+    for kind, rows in became.items():
+        share, best = rows.mean(0), int(rows.mean(0).argmax())
+        apart = [share[i] for i, first in enumerate(firsts) if abs(first - firsts[best]) >= WINDOW]
+        error = np.sqrt(share[best] * (1 - share[best]) / len(rows))
+        between = f"{firsts[best]} to {firsts[best] + WINDOW - 1}"
+        lines.append([kind, between, f"{share[best]:.0%} ± {error:.0%}", f"{max(apart):.0%}", len(rows)])
+    heading = [
+        "asked for",
+        "layers that decide most",
+        "becomes the other picture's",
+        "most in three layers apart from these",
+        "pairs",
+    ]
+    fill(CHAPTERS[name], "swaps", table(heading, lines))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", help="a folder that scenes.py --evaluation wrote")
-    parser.add_argument("--model", help="(default: the embedded model)")
+    parser.add_argument("--model", choices=["smol"], help="(default: the embedded model)")
     parser.add_argument("--pairs", type=int, default=60, help="of each kind (default: 60)")
     chosen = parser.parse_args()
     vlm = minivtw.load(chosen.model)
-    shares = measure(vlm, read_questions(chosen.questions, Question._fields), chosen.model or "tiny", chosen.pairs)
+    name = chosen.model or "tiny"
+    show(name, vlm.config.layers, measure(vlm, questions_of(chosen.questions), name, chosen.pairs))
