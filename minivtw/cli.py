@@ -122,6 +122,16 @@ def progress_line(total: int) -> Callable[[int], None]:
     return progress
 
 
+def counter_line(what: str) -> Callable[[int], None]:
+    """As `progress_line`, where nobody knows how many there will be."""
+
+    def progress(done: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} {what}", end="", file=sys.stderr, flush=True)
+
+    return progress
+
+
 def check_writable(path: str | pathlib.Path) -> pathlib.Path:
     """Raise InputError where a file cannot be written: before the work, not after it. Returns the path."""
     path = pathlib.Path(path)

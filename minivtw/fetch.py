@@ -21,11 +21,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from .checkpoints.checkpoint import Shard, shard_paths
+from .checkpoints.hub import FETCHED, JSON, WEIGHTS, fetched, own_cache, shipped_folder
 from .checkpoints.smollm2 import convert
 from .cli import Parser, command, progress_line
 from .errors import InputError
-
-from .checkpoints.hub import FETCHED, JSON, WEIGHTS, fetched, own_cache, shipped_folder
 from .inputs.prompts import MARK, load_tokenizer
 from .loading import embedded_folder, load
 

@@ -93,8 +93,8 @@ def parse_one(text: str, methods: dict[str, Callable[..., Method]]) -> Method:
         key, _, value = part.partition("=")
         if key not in parameters:
             raise InputError(f"the method {name} takes {', '.join(parameters) or 'no parameters'}, not {key!r}")
-        kind = parameters[key].annotation
-        read: Callable[[str], Any] = {Layer: int, Layers: read_layers}.get(kind, kind)
+        kind: Any = parameters[key].annotation
+        read: Callable[[str], Any] = int if kind is Layer else read_layers if kind is Layers else kind
         try:
             options[key] = read(value)
         except ValueError:
@@ -128,3 +128,8 @@ def own_method(path: pathlib.Path, name: str) -> Method:
 def spec_of(method: Method | None) -> str | None:
     """How a method is written; a plain function by its name."""
     return None if method is None else getattr(method, "spec", None) or getattr(method, "__name__", "a method")
+
+
+def first_layer(method: Method | None) -> int:
+    """The first layer that a method names: before it, nothing changes. 0 for a method that names none."""
+    return min(getattr(method, "layers", ()), default=0)

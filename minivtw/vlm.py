@@ -112,15 +112,16 @@ class VLM:
     def prepare(self, images: Any, text: str, is_first: bool = True) -> Prompt:
         """Images and a question -> `Prompt`: the chat around them, and each image's tiles and visual tokens."""
         images = [] if images is None else images if isinstance(images, list | tuple) else [images]
-        if images and not self.parts.vision:
+        vision, tiles, expansions, expected = self.parts.vision, None, [], 0
+        if images and not vision:
             raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
-        vision, tiles, expansions = self.parts.vision, None, []
-        if images:
+        if images and vision:
             tiles, expansions = vision.tile([open_image(image) for image in images], self.max_tiles)
+            expected = sum(expansion.count(vision.image_token) for expansion in expansions)
         turn = self.parts.chat(mark_images(text, len(images), vision.mark if vision else ""), is_first)
         token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)
         is_visual = token_ids == self.image_token
-        if is_visual.sum() != sum(expansion.count(vision.image_token) for expansion in expansions):
+        if vision and is_visual.sum() != expected:
             raise InputError(f"the prompt says {vision.image_token}, which stands for an image and cannot be said")
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
         return Prompt(token_ids, is_visual, tiles)
@@ -129,10 +130,10 @@ class VLM:
         """The decoder's input, (tokens, width): embedded text, and what it sees at the visual tokens' places."""
         # A visual token's own embedding is never used, and some models have none: any row stands in for it.
         hidden = self.decoder.embedding[np.where(prompt.is_visual, 0, prompt.token_ids)]  # (tokens, width)
-        if prompt.tiles is not None:
+        vision = self.parts.vision
+        if vision and prompt.tiles is not None:
             if observe:
                 observe("vision.pixels", prompt.tiles)
-            vision = self.parts.vision
             visual = np.concatenate([vision.connect(encode_image(vision.encoder, tile, observe)) for tile in prompt.tiles])
             hidden[prompt.is_visual] = visual  # (visual tokens, width)
             if observe:
@@ -229,7 +230,7 @@ class Chat:
 
         Returns the token ids, their text, and what ran: one tuple of `Ran` for each token that was fed back.
         """
-        vlm, token_ids, decoded = self.vlm, [], []
+        vlm, token_ids, decoded = self.vlm, list[int](), []
         words, is_text = TextStream(vlm.tokenizer), np.zeros(1, bool)
         while len(token_ids) < max_new_tokens:
             token_ids.append(sampler(next_logits))

@@ -4,6 +4,7 @@ Every column of a chart, most often a layer, is covered by an invisible band wit
 shows them, in a page or in a bare file. Colours come from the style sheet, for light and for dark.
 """
 
+import re
 from html import escape
 
 import numpy as np
@@ -34,7 +35,7 @@ svg.chart .band { fill: var(--ink); opacity: 0; } svg.chart .band:hover, svg.cha
 )
 
 
-def power_of_ten(power):
+def power_of_ten(power: int) -> str:
     return (
         f"{10**power:g}"
         if -2 <= power <= 3
@@ -48,9 +49,12 @@ def svg(body, height=HEIGHT, label=""):
     return head + "".join(body) + "</svg>"
 
 
-def standalone(drawing):
-    """A drawing as a file of its own, with its style inside."""
-    style = f"<style>{COLORS}{STYLE}svg.chart {{ background: var(--paper); }}</style>"
+def standalone(drawing: str) -> str:
+    """A drawing as a file of its own, with its style inside; its colours are written out, for viewers without var()."""
+    light, dark = (dict(re.findall(r"--([\w-]+): (#\w+)", part)) for part in COLORS.split("@media"))
+    style = STYLE + "svg.chart { background: var(--paper); }"
+    written = [re.sub(r"var\(--([\w-]+)\)", lambda name: colors[name[1]], style) for colors in (light, dark)]
+    style = f"<style>{written[0]}@media (prefers-color-scheme: dark) {{{written[1]}}}</style>"
     start = drawing.index(">") + 1
     return drawing[:start].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ') + style + drawing[start:] + "\n"
 
@@ -125,7 +129,7 @@ class Axes:
 
 def legend(entries):
     """Names with their colours, right-aligned above the plot. entries: [(name, kind)]."""
-    x, body = WIDTH - RIGHT, []
+    x, body = float(WIDTH - RIGHT), []
     for name, kind in reversed(entries):
         x -= 7.9 * len(name)  # about the width of 13 px letters
         body.append(text(x, 12, name, "start"))

@@ -1,5 +1,6 @@
 """Tokens on their way through the decoder: what a method is given at the door of every layer, and gives back."""
 
+import copy
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -79,6 +80,12 @@ class Passed:
         self.cache = entered.cache[index]
         self.before = len(self.cache) - len(entered)  # tokens of earlier turns; later on, more may have followed
         self.looked = 0  # rows
+
+    def unseen(self):
+        """The same layer, with nothing looked at yet."""
+        again = copy.copy(self)
+        again.looked = 0
+        return again
 
     @property
     def keys(self):
