@@ -1,6 +1,7 @@
 """The instruments that make the paper's observations visible, each against a plainer way to get the same number."""
 
 import hashlib
+import json
 import pathlib
 import re
 
@@ -109,13 +110,21 @@ def plain_prefill(decoder, prompt, allowed=None, text_reads=None):
 
     for index, layer in enumerate(decoder.layers):
         mixed = linear(rms_norm(hidden, layer.input_norm, config.rms_norm_eps), layer.qkv)
-        queries, keys, values = np.split(split_heads(mixed, config.heads + 2 * config.kv_heads), [config.heads, -config.kv_heads])
-        queries, keys, values = rotate(queries, *turns), rotate(keys, *turns).repeat(shared, 0), values.repeat(shared, 0)
+        queries, keys, values = np.split(
+            split_heads(mixed, config.heads + 2 * config.kv_heads), [config.heads, -config.kv_heads]
+        )
+        queries, keys, values = (
+            rotate(queries, *turns),
+            rotate(keys, *turns).repeat(shared, 0),
+            values.repeat(shared, 0),
+        )
         made.append((keys, values))
         visible = causal if allowed is None else causal & allowed(index)
         seen = context(queries, keys, values, visible)
         if text_reads:
-            seen = np.where(prompt.is_visual[:, None], seen, context(queries, *text_reads(index, keys, values), visible))
+            seen = np.where(
+                prompt.is_visual[:, None], seen, context(queries, *text_reads(index, keys, values), visible)
+            )
         hidden = hidden + seen.swapaxes(0, 1).reshape(len(hidden), -1) @ layer.output
         hidden = hidden + swiglu(rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps), layer.gate_up, layer.down)
     return hidden, made
@@ -277,7 +286,9 @@ def test_an_answer_behind_a_walk_is_a_walk_with_the_answer(case, most_tokens):
     decoder, prompt, _ = case
     walked = search.walk(decoder, prompt, most_tokens)
     longer = migration.followed_by(decoder, walked.entering, walked.answer)
-    for ours, plain in zip(longer, migration.walk_through(decoder, migration.with_answer(decoder, prompt, walked.answer))):
+    for ours, plain in zip(
+        longer, migration.walk_through(decoder, migration.with_answer(decoder, prompt, walked.answer))
+    ):
         assert_close(ours.hidden, plain.hidden)
 
 
@@ -292,8 +303,6 @@ def test_pictures_of_unlike_sizes_are_not_swapped():
 
 
 # --- the lens
-
-
 
 
 @given(seeing)
@@ -364,37 +373,45 @@ def test_redundancy_counts_what_a_withdrawal_changes(case):
 # --- the chapters about it
 
 
-WEIGHTS = {
-    "05-attention-leaves.md": "minivtw-tiny/model.safetensors",
-    "09-a-language-model-that-sees.md": "minivtw-smol/graft.safetensors",
-}
+TINY, SMOL = "05-attention-leaves.md", "09-a-language-model-that-sees.md"
+WEIGHTS = {TINY: "minivtw-tiny/model.safetensors", SMOL: "minivtw-smol/graft.safetensors"}
+SHORT = {"settling says", "routes", "alone", "alone says", "swaps", "wrong", "redundancy says"}
+LONG = {"weights", "curves", "settling", "knock-outs", "reading", "routes", "words", "wrong", "redundancy"}
 MARKS = {
-    "04-which-layer.md": {"criteria", "curves"},
-    "05-attention-leaves.md": {
-        *("weights", "settling", "settling says", "migration says", "knock-outs", "lens", "reading"),
-        *("redundancy", "redundancy says"),
-    },
-    "09-a-language-model-that-sees.md": {
-        *("weights", "settling", "settling says", "migration says", "knock-outs", "lens", "reading", "criteria", "curves"),
-        *("redundancy-smol", "redundancy-smol says", "families-smol", "perplexity", "chats"),
-        *("redundancy-smol-ablations", "redundancy-smol-ablations says"),
-    },
+    "04-which-layer.md": {"criteria"},
+    TINY: SHORT | {"migration says"},
+    SMOL: SHORT,
+    f"data/{TINY}": LONG,
+    f"data/{SMOL}": LONG | {"criteria", "redundancy-ablations", "perplexity", "chats"},
 }
 
 
 @pytest.mark.parametrize("chapter", WEIGHTS)
 def test_the_numbers_are_those_of_the_weights_in_the_folder(chapter):
     """If this fails, the weights have changed: run `docs/pictures/phenomena.py` again."""
-    page = (ROOT / "docs" / chapter).read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "data" / chapter).read_text(encoding="utf-8")
     assert hashlib.sha256((ROOT / "weights" / WEIGHTS[chapter]).read_bytes()).hexdigest() in page
 
 
-@pytest.mark.parametrize("chapter", MARKS)
-def test_tables_are_filled_in_and_stay_between_their_marks(chapter):
-    """What `docs/pictures/phenomena.py` and `still_talks.py` fill in can be filled in again."""
-    page = (ROOT / "docs" / chapter).read_text(encoding="utf-8")
-    filled = re.findall(r"<!-- (.+?) -->\n((?:.+\n)+)<!-- end -->", page)
-    assert sorted(name for name, _ in filled if name in MARKS[chapter]) == sorted(MARKS[chapter])
+@pytest.mark.parametrize("page", MARKS)
+def test_tables_are_filled_in_and_stay_between_their_marks(page):
+    """What the scripts of docs/pictures fill in can be filled in again."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    filled = dict(re.findall(r"<!-- (.+?) -->\n((?:.+\n)+)<!-- end -->", text))
+    assert MARKS[page] <= set(filled)
+    assert not [name for name in MARKS[page] if "to be measured" in filled[name].lower()]
     scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "pictures").glob("*.py"))
-    names = re.findall(r'fill\(\s*[^,]+,\s*f?"([^"]+)"', scripts)
-    assert {re.sub("-smol(-ablations)?", "", name) for name in MARKS[chapter]} <= {re.sub("{suffix}", "", name) for name in names}
+    assert not [name for name in MARKS[page] if f'"{name.removesuffix(" says")}' not in scripts]
+
+
+@pytest.mark.parametrize("name", ["tiny", "smol"])
+def test_the_swaps_shown_are_those_that_were_measured(name):
+    """Every pair is kept: the table of the chapter can be had from them again."""
+    measured = json.loads((ROOT / "docs" / "data" / f"swaps-{name}.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / {"tiny": TINY, "smol": SMOL}[name]).read_text(encoding="utf-8")
+    table = re.search(r"<!-- swaps -->\n(.*?)<!-- end -->", page, re.S).group(1)
+    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[0] for row in shown] == list(measured["rows"])
+    for kind, _, share, _, pairs in shown:
+        rows = np.array([row for row in measured["rows"][kind] if row])[: int(pairs)]
+        assert len(rows) == int(pairs) and f"{rows.mean(0).max():.0%}" == share.split()[0]

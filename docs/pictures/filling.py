@@ -81,6 +81,7 @@ class About(NamedTuple):
     page: str  # sentences and short tables
     data: str  # long tables
     suffix: str  # of pictures that show one model
+    alone_from: int  # the layer from which on one token alone may look
 
     @property
     def vlm(self):

@@ -236,12 +236,12 @@ def main():
     questions = questions_of(chosen.questions, FAMILIES)
     if chosen.smol:
         chapter, data = "09-a-language-model-that-sees.md", "data/09-a-language-model-that-sees.md"
-        about = About({"smol": minivtw.load("smol")}, questions, SMOL_COUNTS, data, chapter, data, "-smol")
+        about = About({"smol": minivtw.load("smol")}, questions, SMOL_COUNTS, data, chapter, data, "-smol", 14)
         weights, steps = shipped_folder("minivtw-smol") / "graft.safetensors", SMOL_STEPS
     else:
         models = {"embedded": minivtw.load()} | ({"plain": minivtw.load(chosen.plain)} if chosen.plain else {})
         chapter, data = "05-attention-leaves.md", "data/05-attention-leaves.md"
-        about = About(models, questions, COUNTS, "04-which-layer.md", chapter, data, "")
+        about = About(models, questions, COUNTS, "04-which-layer.md", chapter, data, "", 2)
         weights, steps = about.vlm.folder / "model.safetensors", STEPS
     for step in chosen.only or steps:
         steps[step](about)

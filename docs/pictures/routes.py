@@ -34,8 +34,8 @@ def routes(about):
         left.append(shares[:, 0])
         if len(ranges) > 1:
             windows.append(shares[:, 1:])
-        if question.question.startswith(("What color", "What number")):
-            alone.setdefault(question.question.split()[1], []).append(one_alone(vlm, question, prompt, answer))
+        if question.family in ("attribute", "reading"):
+            alone.setdefault(question.family, []).append(one_alone(about, question, prompt, answer))
     rows = [[way, *(f"{np.mean(left, axis=0)[i]:.0%}" for left in by_family.values())] for i, way in enumerate(CUTS)]
     fill(about.page, "routes", table(["cut in all layers", *by_family], rows))
     shares, columns = np.mean(windows, axis=0), [each[0] for each in cut_in]
@@ -47,14 +47,14 @@ def routes(about):
         [f"{kind} ({len(left)} questions)", *(f"{share:.0%}" for share in np.mean(left, axis=0))]
         for kind, left in alone.items()
     ]
-    heading = [f"from layer {deep(vlm)} on only one looks", "the word before “?”", "the last token", "the best other"]
+    heading = [
+        f"from layer {about.alone_from} on only one looks",
+        "the word before “?”",
+        "the last token",
+        "the best other",
+    ]
     fill(about.page, "alone", table(heading, rows))
-    fill(about.page, "alone says", said_alone(vlm))
-
-
-def deep(vlm):
-    """Where the deeper half begins: 14 of 30, 5 of 12."""
-    return vlm.config.layers // 2 - 1
+    fill(about.page, "alone says", said_alone(about))
 
 
 def cut_ways(vlm, prompt, answer, ranges):
@@ -67,15 +67,16 @@ def cut_ways(vlm, prompt, answer, ranges):
     return left.reshape(len(CUTS), -1) / whole
 
 
-def shares_alone(vlm, prompt, answer):
-    """What is left if one token alone may look from the middle on: (text tokens behind the image,)."""
-    whole, left = migration.only_one_looks(vlm.decoder, prompt, answer, range(deep(vlm), vlm.config.layers))
+def shares_alone(about, prompt, answer):
+    """What is left if from some layer on one token alone may look: (text tokens behind the image,)."""
+    deep = range(about.alone_from, about.vlm.config.layers)
+    whole, left = migration.only_one_looks(about.vlm.decoder, prompt, answer, deep)
     return left / whole
 
 
-def one_alone(vlm, question, prompt, answer):
+def one_alone(about, question, prompt, answer):
     """The same for the word before the question mark, for the last token, and for the best of all others."""
-    left, words = shares_alone(vlm, prompt, answer), words_behind(vlm, question.image, question.question)
+    left, words = shares_alone(about, prompt, answer), words_behind(about.vlm, question.image, question.question)
     named, last = words.index("?") - 1, len(left) - 1
     return left[named], left[last], np.delete(left, [named, last]).max()
 
@@ -87,11 +88,11 @@ def words_behind(vlm, picture, question):
     return [names(vlm, token) for token in prompt.token_ids[behind]]
 
 
-def said_alone(vlm):
+def said_alone(about):
     """One example, in a line."""
-    picture, question = HERE / STAR[0], STAR[1]
+    vlm, picture, question = about.vlm, HERE / STAR[0], STAR[1]
     prompt = embedded(vlm, picture, question)
-    left = shares_alone(vlm, prompt, walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids).answer)
+    left = shares_alone(about, prompt, walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids).answer)
     parts = [f"`{word}` {share:.0%}" for word, share in zip(words_behind(vlm, picture, question), left)]
     return f"About `scene.png`, each token of the prompt as the only one: {', '.join(parts)}."
 
@@ -114,10 +115,8 @@ def words(about):
             body.append(label.replace("</text>", f"<title>{read.probabilities[layer, patch]:.0%}</title></text>"))
     style = "<style>svg.chart .word { font-size: 5.5px; fill: var(--ink); }</style>"
     write(f"words{about.suffix}", charts.svg([style, *body], 2 * (place + 24)))
-    rows = [
-        [layer, " ".join(names(vlm, token).replace("`", "'") for token in read.token_ids[layer]).join("``")]
-        for layer in range(layers + 1)
-    ]
+    said = [[names(vlm, token).replace("`", "'") for token in tokens] for tokens in read.token_ids]
+    rows = [[layer, f"`{' '.join(word.strip() or '·' for word in row)}`"] for layer, row in enumerate(said)]
     fill(about.data, "words", table(["layer that they enter", "the likeliest word of each patch, row by row"], rows))
 
 
@@ -131,5 +130,5 @@ def wrong(about):
     rows = [[k if k < layers else "off", text] for k, text in zip(tried, said)]
     fill(about.data, "wrong", table(["K", "the caption of `scene.png`"], rows))
     right = next(i for i in range(len(tried)) if all(text == said[-1] for text in said[i:]))
-    chosen = sorted({tried.index(1), tried.index(deep(vlm)), max(right - 1, 0), right})
+    chosen = sorted({tried.index(1), tried.index(about.alone_from), max(right - 1, 0), right})
     fill(about.page, "wrong", table(["K", "the caption of `scene.png`"], [rows[i] for i in chosen]))
