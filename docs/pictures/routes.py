@@ -40,7 +40,10 @@ def routes(about):
     fill(about.page, "routes", table(["cut in all layers", *by_family], rows))
     shares, columns = np.mean(windows, axis=0), [each[0] for each in cut_in]
     series = [(way, look, shares[i]) for i, (way, (_, _, look)) in enumerate(CUTS.items())]
-    write(f"routes{about.suffix}", charts.line_chart(columns, series, ("cut in three layers from", "probability left")))
+    write(
+        f"routes{about.suffix}",
+        charts.line_chart(columns, series, ("cut in three layers from this one: probability left", "left")),
+    )
     rows = [[way, *(f"{share:.0%}" for share in shares[i])] for i, way in enumerate(CUTS)]
     fill(about.data, "routes", table(["cut in three layers from layer", *columns], rows))
     rows = [
