@@ -3,15 +3,16 @@
 import dataclasses
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw.before import with_tower
 from minivtw.counting import cache_bytes, layer_flops, plain_run, prompt_flops
 from minivtw.methods import adaptive, freeze, random_tokens, then, withdraw
-from minivtw.model.decoder import DecoderLayer
+from minivtw.model.decoder import DecoderConfig, DecoderLayer
 from minivtw.model.layers import Linear
-from minivtw.model.tokens import EmbeddedPrompt
+from minivtw.model.tokens import EmbeddedPrompt, Ran
 from minivtw.shelf import dart, divprune, fastervlm, fastv, looked_at, pyramiddrop, sparsevlm, visionzip
 from tests.random_models import cases, decoders, prefill, random_prompt, random_tower, renumbered
 
@@ -115,9 +116,36 @@ def test_what_a_method_asks_of_the_tower_is_counted(decoder, make, class_token, 
 
 def test_a_layer_by_hand():
     """One head of width 2 in a layer of width 4 with 3 mlp channels; 2 tokens enter, 5 are cached."""
-    from minivtw.model.decoder import DecoderConfig
-    from minivtw.model.tokens import Ran
-
     config = DecoderConfig(9, 4, 1, 1, 1, 2, 3, 1e-5, 1e4, 64)
     products = 2 * 4 * 6 + 2 * 2 * 5 + 2 * 5 * 2 + 2 * 2 * 4 + 2 * 4 * 6 + 2 * 3 * 4  # qkv scores context output gate_up down
     assert layer_flops(config, Ran(entered=2, worked=2, cached=5, asked=7)) == 2 * products + 7
+
+
+LLAVA_7B = DecoderConfig(32000, 4096, 32, 32, 32, 128, 11008, 1e-5, 1e4, 4096)  # Vicuna-7B in LLaVA-1.5
+
+
+def withdrawn_run(config, tokens, text, layer):
+    """What the layers do if all but `text` of the tokens leave before `layer`."""
+    return plain_run(config, tokens)[:layer] + plain_run(config, text)[layer:]
+
+
+def test_the_flops_that_the_paper_reports():
+    """Lin et al. 2024: 8.48 -> 4.68 TFLOP with 576 visual and 64 text tokens, K = 16 of 32."""
+    assert prompt_flops(LLAVA_7B, plain_run(LLAVA_7B, 640)) == pytest.approx(8.48e12, rel=0.005)
+    assert prompt_flops(LLAVA_7B, withdrawn_run(LLAVA_7B, 640, 64, 16)) == pytest.approx(4.68e12, rel=0.005)
+
+
+def test_the_same_in_the_way_of_fastv():
+    """Chen et al. 2024, a layer: 4 n d^2 + 2 n^2 d + 2 n d m. A multiplication with its addition is one, and
+    the feed-forward has two matrices where Llama's has three."""
+    width, mlp_width = LLAVA_7B.width, LLAVA_7B.mlp_width
+
+    def fastv(tokens):
+        return 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * mlp_width
+
+    for tokens in (64, 640):
+        third_matrix = tokens * width * mlp_width
+        assert layer_flops(LLAVA_7B, Ran(tokens, tokens, tokens, 0)) == 2 * (fastv(tokens) + third_matrix)
+    assert 32 * fastv(640) == pytest.approx(3.3e12, rel=0.01)
+    ours = [layer_flops(LLAVA_7B, Ran(tokens, tokens, tokens, 0)) for tokens in (64, 640)]
+    assert fastv(64) / fastv(640) == pytest.approx(ours[0] / ours[1], abs=0.002)

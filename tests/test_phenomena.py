@@ -1,6 +1,7 @@
 """The instruments that make the paper's observations visible, each against a plainer way to get the same number."""
 
 import hashlib
+import json
 import pathlib
 import re
 
@@ -11,13 +12,22 @@ from hypothesis import strategies as st
 
 from minivtw import search
 from minivtw.analysis import migration, redundancy, settling
+from minivtw.errors import InputError
 from minivtw.methods import freeze, random_tokens, withdraw
-from minivtw.model import decoder as decoder_module
-from minivtw.model.decoder import logits
-from minivtw.model.layers import softmax
+from minivtw.model.attention import rotary, rotate, split_heads
+from minivtw.model.decoder import DecoderConfig, logits
+from minivtw.model.layers import linear, rms_norm, softmax, swiglu
 from minivtw.model.tokens import EmbeddedPrompt
 
-from .random_models import assert_close, cases, places_with_visual, prefill, renumbered
+from .random_models import (
+    assert_close,
+    cases,
+    places_with_visual,
+    prefill,
+    random_decoder,
+    random_prompt,
+    renumbered,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 seeing = cases(places=places_with_visual)
@@ -83,41 +93,105 @@ def test_where_the_image_has_left_its_share_is_nought(case):
 # --- information migration
 
 
-def masked_prefill(decoder, asked, first, stop, monkeypatch):
-    """The plain way to knock out: in these layers, text queries get -inf where the visual keys are."""
-    index = -1
+def plain_prefill(decoder, prompt, allowed=None, text_reads=None):
+    """The decoder as one would write it down, all heads and all tokens of a layer at once, and nothing cached.
 
-    def masked_attention(queries, keys, values, sees):
-        nonlocal index
-        index += 1
-        visible = np.arange(keys.shape[1]) < sees[:, None]
-        if first <= index < stop:
-            visible[np.ix_(~asked.is_visual, asked.is_visual)] = False
-        shared = len(queries) // len(keys)
-        scores = queries @ keys.repeat(shared, 0).swapaxes(1, 2) / np.float32(queries.shape[-1] ** 0.5)
-        context = softmax(np.where(visible, scores, np.float32(-np.inf))) @ values.repeat(shared, 0)
-        return context.swapaxes(0, 1).reshape(len(visible), -1)
+    allowed(layer): (tokens, tokens) booleans, which query may see which key, besides the causal mask; text_reads(layer,
+    keys, values): what the queries of text get in place of the keys and values. Returns the hidden states after the
+    last layer, and each layer's (keys, values), (heads, tokens, head_dim).
+    """
+    config, hidden, made = decoder.config, prompt.hidden, []
+    shared, causal = config.heads // config.kv_heads, np.tri(len(prompt.hidden), dtype=bool)
+    turns = rotary(np.arange(len(hidden)), config.head_dim, config.rope_theta)
 
-    monkeypatch.setattr(decoder_module, "attention", masked_attention)
-    return prefill(decoder, asked).hidden
+    def context(queries, keys, values, visible):
+        scores = queries @ keys.swapaxes(1, 2) / np.float32(config.head_dim**0.5)
+        return softmax(np.where(visible, scores, np.float32(-np.inf))) @ values
+
+    for index, layer in enumerate(decoder.layers):
+        mixed = linear(rms_norm(hidden, layer.input_norm, config.rms_norm_eps), layer.qkv)
+        queries, keys, values = np.split(
+            split_heads(mixed, config.heads + 2 * config.kv_heads), [config.heads, -config.kv_heads]
+        )
+        queries, keys, values = (
+            rotate(queries, *turns),
+            rotate(keys, *turns).repeat(shared, 0),
+            values.repeat(shared, 0),
+        )
+        made.append((keys, values))
+        visible = causal if allowed is None else causal & allowed(index)
+        seen = context(queries, keys, values, visible)
+        if text_reads:
+            seen = np.where(
+                prompt.is_visual[:, None], seen, context(queries, *text_reads(index, keys, values), visible)
+            )
+        hidden = hidden + seen.swapaxes(0, 1).reshape(len(hidden), -1) @ layer.output
+        hidden = hidden + swiglu(rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps), layer.gate_up, layer.down)
+    return hidden, made
 
 
-@given(seeing, st.data())
-def test_knock_out_is_a_mask(case, data):
-    decoder, asked, first = case
-    stop = data.draw(st.integers(first, len(decoder.layers)))
-    with pytest.MonkeyPatch.context() as patch:
-        masked = masked_prefill(decoder, asked, first, stop, patch)
-    assert_close(migration.knocked_out(decoder, asked, first, stop), masked)
+@st.composite
+def cuts(draw, decoder, prompt):
+    """Some tokens that may not look at some others, in some layers."""
+    tokens = len(prompt.hidden)
+    part = np.array(draw(st.lists(st.integers(0, 2), min_size=tokens, max_size=tokens)))
+    return migration.Cut(part == 1, part == 2, draw(st.frozensets(st.integers(0, len(decoder.layers) - 1))))
+
+
+@given(cases(), st.data())
+def test_a_knock_out_is_a_mask(case, data):
+    decoder, prompt, _ = case
+    cut = data.draw(cuts(decoder, prompt))
+    forbidden, everything = np.outer(cut.queries, cut.keys), np.zeros((len(prompt.hidden),) * 2, bool)
+    masked, _ = plain_prefill(decoder, prompt, lambda index: ~(forbidden if index in cut.layers else everything))
+    assert_close(migration.knocked_out(decoder, migration.walk_through(decoder, prompt), *cut), masked)
+
+
+@given(seeing)
+def test_a_knock_out_of_nothing_is_the_model(case):
+    decoder, prompt, _ = case
+    entering = migration.walk_through(decoder, prompt)
+    image, question, last = migration.roles(prompt.is_visual)
+    plain = prefill(decoder, prompt).hidden
+    for nothing in ((last, image, ()), (np.zeros_like(last), image, [0]), (last, np.zeros_like(last), [0])):
+        assert_close(migration.knocked_out(decoder, entering, *nothing), plain)
 
 
 @given(seeing)
 def test_knocking_out_all_deep_layers_is_withdrawal(case):
     """What the text computes from layer K on is the same, whether the image has left or is merely out of sight."""
-    decoder, asked, layer = case
+    decoder, prompt, layer = case
+    image, deep = prompt.is_visual, range(layer, len(decoder.layers))
+    out_of_sight = migration.knocked_out(decoder, migration.walk_through(decoder, prompt), ~image, image, deep)
     assume(layer < len(decoder.layers))
-    out_of_sight = migration.knocked_out(decoder, asked, layer, len(decoder.layers))[~asked.is_visual]
-    assert_close(out_of_sight, prefill(decoder, asked, withdraw(layer)).hidden)
+    assert_close(out_of_sight[~image], prefill(decoder, prompt, withdraw(layer)).hidden)
+
+
+@given(seeing)
+def test_who_cannot_look_cannot_tell(case):
+    """The last token, cut off from image and question everywhere, is that of a prompt in which these say otherwise."""
+    decoder, prompt, _ = case
+    image, question, last = migration.roles(prompt.is_visual)
+    changed = EmbeddedPrompt(np.where((image | question)[:, None], 3 * prompt.hidden + 1, prompt.hidden), image)
+    for hidden in (image | question, image):
+        states = [
+            migration.knocked_out(decoder, migration.walk_through(decoder, each), last, hidden, range(5))[-1]
+            for each in (prompt, changed)
+        ]
+        assert np.allclose(*states, atol=1e-4) or (not hidden[question].all() and question.any())
+
+
+def test_roles_of_a_prompt_by_hand():
+    is_visual = np.array([False, True, True, False, False, True, False, False, False])
+    image, question, last = (list(np.flatnonzero(role)) for role in migration.roles(is_visual, predictions=2))
+    assert (image, question, last) == ([1, 2, 5], [3, 4, 6], [7, 8])
+
+
+def test_a_token_cannot_be_forbidden_to_see_itself():
+    decoder = random_decoder(DecoderConfig(9, 8, 2, 2, 2, 4, 8, 1e-5, 1e4, 64))
+    entering = migration.walk_through(decoder, random_prompt(decoder, [True, False]))
+    with pytest.raises(InputError, match="always sees itself"):
+        migration.knocked_out(decoder, entering, np.array([True, True]), np.array([True, False]), [0])
 
 
 @settings(max_examples=40)
@@ -131,9 +205,104 @@ def test_answer_probability_is_that_of_decoding_it(case):
         expected *= softmax(scores)[token]
         said = EmbeddedPrompt(decoder.embedding[[token]], np.zeros(1, bool))
         scores = prefill(decoder, said, None, run.cache).logits[0]
-    nothing_cut, cut = migration.knock_outs(decoder, asked, answer, [(0, 0), (0, len(decoder.layers))])
-    assert nothing_cut == pytest.approx(expected, rel=1e-3, abs=1e-6)
-    assert cut[0] == nothing_cut
+    text = ~migration.with_answer(decoder, asked, answer).is_visual
+    whole, (left,) = migration.knock_outs(decoder, asked, answer, [migration.Cut(text, ~text, ())])
+    assert whole == left == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+@settings(max_examples=40)
+@given(seeing, st.integers(1, 3))
+def test_if_only_the_last_token_may_look_the_others_are_cut_off(case, most_tokens):
+    decoder, prompt, layer = case
+    answer, deep = search.walk(decoder, prompt, most_tokens).answer, range(layer, len(decoder.layers))
+    whole, left = migration.only_one_looks(decoder, prompt, answer, deep)
+    image, question, last = migration.roles(migration.with_answer(decoder, prompt, answer).is_visual, len(answer))
+    assert len(left) == question.sum() + 1
+    expected = migration.knock_outs(decoder, prompt, answer, [migration.Cut(question, image, deep)])
+    assert (whole, left[-1]) == pytest.approx((expected[0], expected[1][0]), rel=1e-5)
+
+
+# --- the swap
+
+
+@st.composite
+def pairs(draw):
+    """(decoder, two prompts that differ in their visual tokens alone, some layers)."""
+    decoder, prompt, _ = draw(cases(places=places_with_visual))
+    other = random_prompt(decoder, prompt.is_visual, draw(st.integers(0, 2**32 - 1))).hidden
+    other = EmbeddedPrompt(np.where(prompt.is_visual[:, None], other, prompt.hidden), prompt.is_visual)
+    return decoder, prompt, other, draw(st.frozensets(st.integers(0, len(decoder.layers) - 1)))
+
+
+def swap(decoder, prompt, other, layers):
+    """The text of a prefill in which the visual tokens are swapped; (text tokens, width)."""
+    method = migration.swapped(*(migration.walk_through(decoder, each) for each in (prompt, other)), layers)
+    return prefill(decoder, prompt, method).hidden[~prompt.is_visual]
+
+
+@given(pairs())
+def test_a_picture_swapped_with_itself_changes_nothing(pair):
+    decoder, prompt, _, layers = pair
+    assert_close(swap(decoder, prompt, prompt, layers), prefill(decoder, prompt).hidden[~prompt.is_visual])
+
+
+@given(pairs())
+def test_swapped_in_all_layers_it_is_the_other_picture_and_in_none_its_own(pair):
+    decoder, prompt, other, _ = pair
+    text, everywhere = ~prompt.is_visual, range(len(decoder.layers))
+    assert_close(swap(decoder, prompt, other, everywhere), prefill(decoder, other).hidden[text])
+    assert_close(swap(decoder, prompt, other, ()), prefill(decoder, prompt).hidden[text])
+
+
+@given(pairs())
+def test_a_swap_gives_the_text_other_keys_and_values(pair):
+    decoder, prompt, other, layers = pair
+    image, (_, made) = prompt.is_visual, plain_prefill(decoder, other)
+
+    def text_reads(index, *own):
+        return [np.where(image[:, None] & (index in layers), theirs, ours) for ours, theirs in zip(own, made[index])]
+
+    # The visual tokens see no text of the question in these prompts only if none stands between them.
+    assume(not np.diff(np.flatnonzero(image)).max(initial=1) > 1)
+    expected, _ = plain_prefill(decoder, prompt, text_reads=text_reads)
+    assert_close(swap(decoder, prompt, other, layers), expected[~image])
+
+
+@settings(max_examples=60)
+@given(pairs(), st.integers(1, 3))
+def test_what_is_said_after_a_swap_is_what_decoding_says(pair, most_tokens):
+    decoder, prompt, other, layers = pair
+    own, others = (search.walk(decoder, each, most_tokens) for each in (prompt, other))
+    said, _ = greedy(decoder, prompt, migration.swapped(own.entering, others.entering, layers), most_tokens)
+    for answer in (own.answer, others.answer, said):
+        longer = migration.followed_by(decoder, own.entering, answer)
+        says = migration.says_after_swap(decoder, longer, others.entering, answer, layers)
+        assert says == (answer == said[: len(answer)])
+
+
+@settings(max_examples=40)
+@given(seeing, st.integers(1, 3))
+def test_an_answer_behind_a_walk_is_a_walk_with_the_answer(case, most_tokens):
+    decoder, prompt, _ = case
+    walked = search.walk(decoder, prompt, most_tokens)
+    longer = migration.followed_by(decoder, walked.entering, walked.answer)
+    for ours, plain in zip(
+        longer, migration.walk_through(decoder, migration.with_answer(decoder, prompt, walked.answer))
+    ):
+        assert_close(ours.hidden, plain.hidden)
+
+
+def test_pictures_of_unlike_sizes_are_not_swapped():
+    decoder = random_decoder(DecoderConfig(9, 8, 2, 2, 2, 4, 8, 1e-5, 1e4, 64))
+    own, other = (
+        migration.walk_through(decoder, random_prompt(decoder, is_visual))
+        for is_visual in ([True, False, False], [True, True, False])
+    )
+    with pytest.raises(InputError, match="same places"):
+        migration.swapped(own, other, [0])
+
+
+# --- the lens
 
 
 @given(seeing)
@@ -144,6 +313,19 @@ def test_lens_ends_with_what_the_model_says(case):
     np.testing.assert_allclose(seen[-1], softmax(prefill(decoder, asked, None).logits[-1]), atol=1e-4)
     np.testing.assert_allclose(seen[0], softmax(logits(decoder, asked.hidden[-1:])[0]), atol=1e-5)
     np.testing.assert_allclose(seen.sum(1), 1, atol=1e-6)
+
+
+@settings(max_examples=40)
+@given(seeing)
+def test_the_lens_on_the_image_reads_every_visual_token(case):
+    decoder, prompt, _ = case
+    words = migration.visual_lens(decoder, migration.walk_through(decoder, prompt))
+    states = [prompt.hidden]
+    prefill(decoder, prompt, observe=lambda name, array: name.endswith("hidden") and states.append(array))
+    for layer, hidden in enumerate(states):
+        read = softmax(logits(decoder, hidden[prompt.is_visual]))
+        np.testing.assert_allclose(words.probabilities[layer], read.max(-1), rtol=1e-4)
+        np.testing.assert_allclose(read[np.arange(len(read)), words.token_ids[layer]], read.max(-1), rtol=1e-4)
 
 
 # --- redundancy
@@ -191,37 +373,45 @@ def test_redundancy_counts_what_a_withdrawal_changes(case):
 # --- the chapters about it
 
 
-WEIGHTS = {
-    "05-attention-leaves.md": "minivtw-tiny/model.safetensors",
-    "09-a-language-model-that-sees.md": "minivtw-smol/graft.safetensors",
-}
+TINY, SMOL = "05-attention-leaves.md", "09-a-language-model-that-sees.md"
+WEIGHTS = {TINY: "minivtw-tiny/model.safetensors", SMOL: "minivtw-smol/graft.safetensors"}
+SHORT = {"settling says", "routes", "alone", "alone says", "swaps", "wrong", "redundancy says"}
+LONG = {"weights", "curves", "settling", "knock-outs", "reading", "routes", "words", "wrong", "redundancy"}
 MARKS = {
-    "04-which-layer.md": {"criteria", "curves"},
-    "05-attention-leaves.md": {
-        *("weights", "settling", "settling says", "migration says", "knock-outs", "lens", "reading"),
-        *("redundancy", "redundancy says"),
-    },
-    "09-a-language-model-that-sees.md": {
-        *("weights", "settling", "settling says", "migration says", "knock-outs", "lens", "reading", "criteria", "curves"),
-        *("redundancy-smol", "redundancy-smol says", "families-smol", "perplexity", "chats"),
-        *("redundancy-smol-ablations", "redundancy-smol-ablations says"),
-    },
+    "04-which-layer.md": {"criteria"},
+    TINY: SHORT | {"migration says"},
+    SMOL: SHORT,
+    f"data/{TINY}": LONG,
+    f"data/{SMOL}": LONG | {"criteria", "redundancy-ablations", "perplexity", "chats"},
 }
 
 
 @pytest.mark.parametrize("chapter", WEIGHTS)
 def test_the_numbers_are_those_of_the_weights_in_the_folder(chapter):
     """If this fails, the weights have changed: run `docs/pictures/phenomena.py` again."""
-    page = (ROOT / "docs" / chapter).read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "data" / chapter).read_text(encoding="utf-8")
     assert hashlib.sha256((ROOT / "weights" / WEIGHTS[chapter]).read_bytes()).hexdigest() in page
 
 
-@pytest.mark.parametrize("chapter", MARKS)
-def test_tables_are_filled_in_and_stay_between_their_marks(chapter):
-    """What `docs/pictures/phenomena.py` and `still_talks.py` fill in can be filled in again."""
-    page = (ROOT / "docs" / chapter).read_text(encoding="utf-8")
-    filled = re.findall(r"<!-- (.+?) -->\n((?:.+\n)+)<!-- end -->", page)
-    assert sorted(name for name, _ in filled if name in MARKS[chapter]) == sorted(MARKS[chapter])
+@pytest.mark.parametrize("page", MARKS)
+def test_tables_are_filled_in_and_stay_between_their_marks(page):
+    """What the scripts of docs/pictures fill in can be filled in again."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    filled = dict(re.findall(r"<!-- (.+?) -->\n((?:.+\n)+)<!-- end -->", text))
+    assert MARKS[page] <= set(filled)
+    assert not [name for name in MARKS[page] if "to be measured" in filled[name].lower()]
     scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "pictures").glob("*.py"))
-    names = re.findall(r'fill\(\s*[^,]+,\s*f?"([^"]+)"', scripts)
-    assert {re.sub("-smol(-ablations)?", "", name) for name in MARKS[chapter]} <= {re.sub("{suffix}", "", name) for name in names}
+    assert not [name for name in MARKS[page] if f'"{name.removesuffix(" says")}' not in scripts]
+
+
+@pytest.mark.parametrize("name", ["tiny", "smol"])
+def test_the_swaps_shown_are_those_that_were_measured(name):
+    """Every pair is kept: the table of the chapter can be had from them again."""
+    measured = json.loads((ROOT / "docs" / "data" / f"swaps-{name}.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / {"tiny": TINY, "smol": SMOL}[name]).read_text(encoding="utf-8")
+    table = re.search(r"<!-- swaps -->\n(.*?)<!-- end -->", page, re.S).group(1)
+    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[0] for row in shown] == list(measured["rows"])
+    for kind, _, share, _, pairs in shown:
+        rows = np.array([row for row in measured["rows"][kind] if row])[: int(pairs)]
+        assert len(rows) == int(pairs) and f"{rows.mean(0).max():.0%}" == share.split()[0]

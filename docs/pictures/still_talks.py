@@ -2,20 +2,23 @@
 
     python docs/pictures/still_talks.py
 
-Needs both models: `python -m minivtw.fetch smollm2` and `… smol`. Fills the tables `perplexity` and `chats` of chapter 9.
+Needs both models: `python -m minivtw.fetch smollm2` and `… smol`. Fills in the
+tables `perplexity` and `chats` of chapter 9's data.
 """
 
 import pathlib
 
 import numpy as np
-from phenomena import ON_SMOL, fill, table
+from filling import fill, table
 
 import minivtw
 from minivtw.inputs.prompts import encode
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward, logits
+from minivtw.model.tokens import arriving
 from minivtw.search import log_softmax
 
+PAGE = "data/09-a-language-model-that-sees.md"
 TEXT = pathlib.Path(__file__).with_name("english.txt")
 QUESTIONS = (
     "What is the capital of France?",
@@ -34,9 +37,8 @@ QUESTIONS = (
 def losses(vlm, text):
     """-log p of each token of a text but its first, nats, (tokens - 1,)."""
     token_ids = encode(vlm.tokenizer, text)
-    cache = KVCache(vlm.config.layers)
-    hidden = forward(vlm.decoder, vlm.decoder.embedding[token_ids], cache.claim(len(token_ids)), cache)
-    said = log_softmax(logits(vlm.decoder, hidden[:-1]))  # (tokens - 1, vocabulary)
+    tokens = arriving(vlm.decoder.embedding[token_ids], np.zeros(len(token_ids), bool), KVCache(vlm.config))
+    said = log_softmax(logits(vlm.decoder, forward(vlm.decoder, tokens).hidden[:-1]))  # (tokens - 1, vocabulary)
     return -said[np.arange(len(said)), token_ids[1:]]
 
 
@@ -47,10 +49,23 @@ def perplexities(models):
     rows = []
     for number, paragraph in enumerate(paragraphs):
         each = [np.exp(read[name][number].mean()) for name in models]
-        rows.append([f"{paragraph.split('.')[0][:48].rsplit(' ', 1)[0]} …", *(f"{value:.2f}" for value in each), f"{each[1] / each[0] - 1:+.1%}"])
+        rows.append(
+            [
+                f"{paragraph.split('.')[0][:48].rsplit(' ', 1)[0]} …",
+                *(f"{value:.2f}" for value in each),
+                f"{each[1] / each[0] - 1:+.1%}",
+            ]
+        )
     base, grafted = (np.exp(np.concatenate(read[name]).mean()) for name in models)
-    rows.append([f"**all, {sum(map(len, read['smol'])):,} tokens**", f"**{base:.2f}**", f"**{grafted:.2f}**", f"**{grafted / base - 1:+.1%}**"])
-    fill(ON_SMOL, "perplexity", table(["paragraph", "SmolLM2-135M", "minivtw-smol", "change"], rows))
+    rows.append(
+        [
+            f"**all, {sum(map(len, read['smol'])):,} tokens**",
+            f"**{base:.2f}**",
+            f"**{grafted:.2f}**",
+            f"**{grafted / base - 1:+.1%}**",
+        ]
+    )
+    fill(PAGE, "perplexity", table(["paragraph", "SmolLM2-135M", "minivtw-smol", "change"], rows))
 
 
 def chats(models):
@@ -59,7 +74,7 @@ def chats(models):
     for question in QUESTIONS:
         said = [vlm.answer(None, question, max_new_tokens=60).text for vlm in models.values()]
         rows.append([question, *(" ".join(text.split()).replace("|", "\\|") for text in said)])
-    fill(ON_SMOL, "chats", table(["asked", "SmolLM2-135M", "minivtw-smol"], rows))
+    fill(PAGE, "chats", table(["asked", "SmolLM2-135M", "minivtw-smol"], rows))
 
 
 if __name__ == "__main__":

@@ -69,13 +69,15 @@ def observed_attention(decoder: Decoder, prompt: EmbeddedPrompt, method: Method 
         if method:
             tokens = method(index, tokens)
         asking = tokens.positions if tokens.works is None else tokens.positions[tokens.works]
-        whole = np.zeros((decoder.config.heads, len(prompt.hidden), len(prompt.hidden)), np.float32)
+        there, seen = np.ix_(asking, tokens.positions), []
 
-        def observe(name, array, whole=whole, there=np.ix_(asking, tokens.positions)):
+        def observe(name, array, seen=seen):
             if name.endswith("attention"):
-                whole[:, there[0], there[1]] = array
+                seen.append(array)
 
         tokens = forward(decoder, tokens, start=index, stop=index + 1, observe=observe)
+        whole = np.zeros((decoder.config.heads, len(prompt.hidden), len(prompt.hidden)), np.float32)
+        whole[:, there[0], there[1]] = seen[0]
         attended.append(whole)
     return attended
 
@@ -92,5 +94,6 @@ def image_maps(
 
     Returns (predictions, layers, visual tokens).
     """
-    attended = np.array([each.mean(0) for each in observed_attention(decoder, prompt, method)])  # (layers, queries, keys)
+    by_layer = observed_attention(decoder, prompt, method)
+    attended = np.array([each.mean(0) for each in by_layer])  # (layers, queries, keys)
     return attended[:, -predictions:][:, :, prompt.is_visual].swapaxes(0, 1)
