@@ -105,8 +105,8 @@ def test_where_tokens_look_survives_its_packing(story):
     assert set(map(int, eyes)) == {token for token, word in enumerate(story.words) if word is not None}
     for token, packed in eyes.items():
         looks = story.looks[int(token)]  # (layers, tokens)
-        values = np.frombuffer(base64.b64decode(packed["values"]), np.uint8).reshape(looks.shape)
-        np.testing.assert_allclose(values / 255 * packed["largest"], looks, atol=looks.max() / 500)
+        values = np.frombuffer(base64.b64decode(packed["values"]), "<u2").reshape(looks.shape)
+        np.testing.assert_allclose(values / 65535 * packed["largest"], looks, atol=1e-5)
         np.testing.assert_allclose(looks.sum(-1), 1, atol=1e-5)
 
 

@@ -56,11 +56,11 @@ def as_seen(tiles: np.ndarray, picture: Image.Image) -> list[Image.Image]:
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:
-    """Numbers from 0 up as bytes, 255 standing for the largest."""
+    """Numbers from 0 up as 16 bits each, little-endian, 65535 standing for the largest."""
     largest = max(float(values.max(initial=0)), 1e-9)
     return {
-        "values": base64.b64encode(np.round(255 * values / largest).astype(np.uint8).tobytes()).decode(),
-        "largest": float(f"{largest:.5g}"),
+        "values": base64.b64encode(np.round(65535 * values / largest).astype("<u2").tobytes()).decode(),
+        "largest": float(f"{largest:.7g}"),
     }
 
 
