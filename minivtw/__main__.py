@@ -13,6 +13,7 @@ COMMANDS = {
     "calibrate": "find the layer before which the visual tokens can leave",
     "evaluate": "score a model on questions, under one method or another",
     "bench": "time prefill and decode, under one method or another",
+    "doctor": "say what a model is and what a picture will take, before it is asked",
     "fetch": "bring a model that is too large for the repository into your cache",
 }
 

@@ -1,14 +1,23 @@
-"""Find the layer before which the visual tokens can leave: python -m minivtw.calibrate [MODEL] [--store]"""
+"""Find where the visual tokens can be spared: python -m minivtw.calibrate [MODEL] [--save 40%] [--store]
 
+Without `--save` or `--schedule` it finds K, the layer before which they can all leave; with them, a schedule: what each
+layer does with them, so that a share of the prefill's operations is saved, or as much as a threshold allows.
+"""
+
+import argparse
 import json
+
+import numpy as np
 
 from . import load
 from .checkpoints.stored import STORED, stored_search
-from .cli import Parser, command, progress_line, write_whole
+from .cli import Parser, command, counter_line, progress_line, write_whole
 from .errors import InputError
 from .inputs.questions import digest, read_questions
 from .model.tokens import EmbeddedPrompt
-from .search import CRITERIA, choose, mean_curve
+from .schedules import search
+from .search import CRITERIA, LONGEST_ANSWER, choose, mean_curve, walk, walked_curve
+from .specs import spec_of
 
 SAMPLES = 20
 
@@ -42,6 +51,46 @@ def calibrate(vlm, samples, criterion="kl", threshold=None, progress=lambda done
     }
 
 
+def find_schedule(vlm, samples, save=None, threshold=None, progress=lambda done: None):
+    """Find a schedule on samples, from the K on by which whole answers hold. Returns what `withdrawal.json` holds.
+
+    save: the share of the prefill FLOPs to save; threshold: nats that the answer's worst token may move, in the mean
+    (default: the criterion's own for K; for the schedule none if `save` is given). Raises InputError.
+    """
+    eta = CRITERIA["answer"].threshold if threshold is None else threshold
+    walks = [walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in embedded(vlm, samples)]
+    curve = np.mean([walked_curve(vlm.decoder, walked) for walked in walks], axis=0)
+    limit = threshold if save is not None else eta
+    path, tried = search(vlm.decoder, walks, choose(curve, "answer", eta), save, limit, progress)
+    return {
+        "method": spec_of(path[-1].schedule.method()),
+        "criterion": "schedule",
+        "save": save,
+        "threshold": limit,
+        "kl": float(f"{path[-1].kl:.6g}"),
+        "saved": float(f"{path[-1].saved:.6g}"),
+        "path": [[spec_of(one.schedule.method()), round(one.kl, 6), round(one.saved, 4)] for one in path],
+        "tried": tried,
+        "curve": [float(f"{value:.6g}") for value in curve],
+        "samples": {"count": len(samples), "sha256": digest(samples)},
+    }
+
+
+def path_table(found, layers):
+    """The search's path as text, a line a schedule."""
+    rows = [f"{kl:9.5f} nats {saved:7.1%} saved   {method}" for method, kl, saved in found["path"]]
+    heading = f"schedules on {found['samples']['count']} samples: {found['tried']} measured, of 2^{layers} sets of layers alone"
+    return "\n".join([heading, *rows])
+
+
+def share(text):
+    """40% or 0.4 as a number."""
+    value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"is a share between 0 and 1, such as 40%, not {text}")
+    return value
+
+
 def table(found, unit):
     """The curve as text, a line a layer, with a mark where the visual tokens leave."""
     rows = [f"layer {layer:3}  {value:10.6f}" for layer, value in enumerate(found["curve"])]
@@ -53,7 +102,7 @@ def table(found, unit):
 
 
 def main(arguments):
-    options = Parser(prog="minivtw.calibrate", description="Find the withdrawal layer of a model.")
+    options = Parser(prog="minivtw.calibrate", description="Find where a model can spare its visual tokens.")
     options.add_argument("model", nargs="?", metavar="MODEL", help="a model folder (default: the embedded model)")
     options.add_argument(
         "--samples", metavar="DIR",
@@ -68,7 +117,13 @@ def main(arguments):
     options.add_argument(
         "--limit", type=int, default=SAMPLES, metavar="N", help=f"use the first N samples (default: {SAMPLES})"
     )
-    options.add_argument("--store", action="store_true", help="store the layer with the model, for `--withdraw auto`")
+    options.add_argument(
+        "--save", type=share, metavar="40%%", help="find a schedule that saves this share of the prefill's operations"
+    )
+    options.add_argument(
+        "--schedule", action="store_true", help="find the schedule that saves the most within the threshold"
+    )
+    options.add_argument("--store", action="store_true", help="store what was found with the model, for `--withdraw auto`")
     options.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = options.parse_args(arguments)
     if chosen.threshold is not None and not 0 <= chosen.threshold < float("inf"):
@@ -81,13 +136,18 @@ def main(arguments):
     if chosen.samples is None and not folder.is_dir():
         raise InputError(f"{vlm.folder} ships no samples; give a folder of them with --samples")
     samples = read_questions(folder, most=chosen.limit)
-    found = calibrate(vlm, samples, chosen.criterion, chosen.threshold, progress_line(len(samples)))
+    if chosen.save or chosen.schedule:
+        found = find_schedule(vlm, samples, chosen.save, chosen.threshold, counter_line("schedules measured"))
+        text = path_table(found, vlm.config.layers)
+    else:
+        found = calibrate(vlm, samples, chosen.criterion, chosen.threshold, progress_line(len(samples)))
+        text = table(found, CRITERIA[chosen.criterion].unit)
     if chosen.store:
         write_whole(vlm.folder / STORED, json.dumps(found, indent=1) + "\n")
     if chosen.json:
         print(json.dumps(found))
         return
-    print(table(found, CRITERIA[chosen.criterion].unit))
+    print(text)
     print(f"stored in {vlm.folder / STORED}" if chosen.store else "nothing stored; --store does that")
 
 

@@ -6,13 +6,15 @@ from . import load
 from .analysis import watching
 from .analysis.page import Story, as_seen, page
 from .analysis.settling import GROUPS, even_shares, settling
+from .before import with_tower
 from .checkpoints.stored import stored_search
 from .cli import Parser, add_method_options, add_model_option, check_writable, command, write_whole
 from .errors import InputError
 from .inputs.images import open_image
-from .methods import withdraw, withdrawal_layer
+from .methods import withdraw
 from .model.tokens import EmbeddedPrompt
 from .search import ETA, kl_curve
+from .specs import withdrawal_layer
 
 REPEATS = 5  # of each timed answer; the fastest counts
 
@@ -50,9 +52,14 @@ def tell(vlm, image, question, method):
         raise InputError(f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown")
     asked = watching.ask(vlm, picture, question)
     prompt, is_visual = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual), asked.prompt.is_visual
-    is_own = method is not None and withdrawal_layer(method) is None
-    own = framed(vlm, asked, method) if is_own else None
+    leaves = withdrawal_layer(method) if method else layers
+    is_own = leaves is None
     timings = timed(vlm, picture, question, (method, None))
+    if method:  # some methods ask what the vision tower knows; `timed` asks the model, which gives it to them
+        tower = vlm.tower()
+        vlm.embed(asked.prompt, tower=tower)
+        method = with_tower(method, tower)
+    own = framed(vlm, asked, method) if is_own else None
     looks = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)
     text = np.flatnonzero(~is_visual).tolist()
     looks[text] = watching.eyes(vlm.decoder, prompt, asked.answer.token_ids[:1], None, text).looks.mean(2)
@@ -65,7 +72,7 @@ def tell(vlm, image, question, method):
             for token, visual in zip(asked.prompt.token_ids.tolist(), is_visual)
         ],
         frames=[framed(vlm, asked, withdraw(layer)) for layer in range(layers + 1)],
-        layer=withdrawal_layer(method) if method else layers,
+        layer=leaves,
         own=own,
         looks=looks,
         shares={"withdrawn": settling(vlm.decoder, prompt, method), "full": settling(vlm.decoder, prompt)},

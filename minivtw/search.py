@@ -72,19 +72,26 @@ def walk(
     return Walk(entering, following, answer, np.concatenate(predictions))
 
 
-def tail(decoder: Decoder, walked: Walk, method: Method | None, layer: int) -> np.ndarray:
+def from_layer(decoder: Decoder, walked: Walk, layer: int) -> tuple[Tokens, Tokens | None]:
+    """What entered a layer in a walk, ready to go on from there on an empty cache: the prompt and the answer's tokens."""
+    cache, prompt = KVCache(decoder.config), walked.entering[layer]
+    cache.next_position = len(walked.entering[0])
+    said = walked.following[layer]  # a fixed answer: what was said is fed in as it is (teacher forcing)
+    following = arriving(said, np.zeros(len(said), bool), cache) if len(said) else None
+    return replace(prompt, cache=cache, notes={}, asked=[]), following
+
+
+def tail(decoder: Decoder, walked: Walk, method: Method | None, layer: int) -> tuple[np.ndarray, tuple[Ran, ...]]:
     """Go on from what entered `layer`, with a method that changes nothing before that layer.
 
-    The answer's tokens follow as they are (teacher forcing). Returns their logits, (answer, vocabulary).
+    Returns the logits that predict the walk's answer, (answer, vocabulary), and what all layers did with the prompt.
     """
-    cache = KVCache(decoder.config)
-    cache.next_position = len(walked.entering[0])
-    tokens = replace(walked.entering[layer], cache=cache, ran=(), notes={})
-    hidden = forward(decoder, tokens, method, start=layer).hidden[-1:]
-    if len(walked.answer) > 1:
-        said = arriving(walked.following[layer], np.zeros(len(walked.answer) - 1, bool), cache)
-        hidden = np.concatenate([hidden, forward(decoder, said, method, start=layer).hidden])
-    return logits(decoder, hidden)
+    prompt, following = from_layer(decoder, walked, layer)
+    ended = forward(decoder, prompt, method, start=layer)
+    hidden = [ended.hidden[-1:]]
+    if following:
+        hidden.append(forward(decoder, following, method, start=layer).hidden)
+    return logits(decoder, np.concatenate(hidden)), ended.ran
 
 
 def divergence(withdrawn, full):
@@ -106,9 +113,13 @@ def kl_curve(
 
     With `most_tokens` 1 this is the paper's criterion for one sample: the next token alone.
     """
-    walked = walk(decoder, prompt, most_tokens, stop_ids)
+    return walked_curve(decoder, walk(decoder, prompt, most_tokens, stop_ids))
+
+
+def walked_curve(decoder: Decoder, walked: Walk) -> np.ndarray:
+    """`kl_curve` of a prompt and an answer that have been walked already. (layers,) nats."""
     tails = (tail(decoder, walked, withdraw(layer), layer) for layer in range(len(decoder.layers)))
-    return np.array([divergence(withdrawn, walked.full).max() for withdrawn in tails])
+    return np.array([divergence(withdrawn, walked.full).max() for withdrawn, _ in tails])
 
 
 def attention_curve(decoder: Decoder, prompt: EmbeddedPrompt) -> np.ndarray:

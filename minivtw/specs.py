@@ -7,6 +7,7 @@ annotations of the function that makes the method; `+` lists methods that are as
 import functools
 import inspect
 import pathlib
+import re
 import runpy
 from collections.abc import Callable, Collection
 from typing import Annotated, Any
@@ -93,8 +94,8 @@ def parse_one(text: str, methods: dict[str, Callable[..., Method]]) -> Method:
         key, _, value = part.partition("=")
         if key not in parameters:
             raise InputError(f"the method {name} takes {', '.join(parameters) or 'no parameters'}, not {key!r}")
-        kind = parameters[key].annotation
-        read: Callable[[str], Any] = {Layer: int, Layers: read_layers}.get(kind, kind)
+        kind: Any = parameters[key].annotation
+        read: Callable[[str], Any] = int if kind is Layer else read_layers if kind is Layers else kind
         try:
             options[key] = read(value)
         except ValueError:
@@ -128,3 +129,24 @@ def own_method(path: pathlib.Path, name: str) -> Method:
 def spec_of(method: Method | None) -> str | None:
     """How a method is written; a plain function by its name."""
     return None if method is None else getattr(method, "spec", None) or getattr(method, "__name__", "a method")
+
+
+def first_layer(method: Method | None) -> int:
+    """The first layer that a method names: before it, nothing changes. 0 for a method that names none."""
+    return min(getattr(method, "layers", ()), default=0)
+
+
+def check(method: Method | None, layers: int) -> Method | None:
+    """Raise InputError where a method names a layer that a decoder of `layers` does not have. Returns the method."""
+    if method is not None and not callable(method):
+        raise InputError(f"a method is a function of a layer's index and its tokens, not {method!r}")
+    for layer in getattr(method, "layers", ()):
+        if layer > layers:
+            raise InputError(f"a layer must be from 0 to {layers}, the number of layers, not {layer}")
+    return method
+
+
+def withdrawal_layer(method: Method | None) -> int | None:
+    """K, where a method is `withdraw` and nothing else."""
+    match = re.fullmatch(r"withdraw:layer=(\d+)", spec_of(method) or "")
+    return int(match.group(1)) if match else None

@@ -1,8 +1,12 @@
 """What the reading course says is code runs, and does what the page says."""
 
 import functools
+import importlib
 import pathlib
 import re
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -63,3 +67,26 @@ def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
     assert not missing
+
+
+def test_every_stop_of_the_tour_is_there():
+    page = (ROOT / "docs" / "01-from-picture-to-answer.md").read_text(encoding="utf-8")
+    stops = re.findall(r"^\| `minivtw/([\w/]+)\.py:([\w.]+)` \|", page, re.M)
+    assert len(stops) == 10
+    for module, name in stops:
+        function = importlib.import_module("minivtw." + module.replace("/", "."))
+        for part in name.split("."):
+            function = getattr(function, part)
+        assert callable(function)
+
+
+def test_the_debugger_shows_what_the_page_says():
+    """The command of chapter 1, with the page's own questions typed at its prompt."""
+    page = (ROOT / "docs" / "01-from-picture-to-answer.md").read_text(encoding="utf-8")
+    command, session = re.search(r"```sh\n(python -m pdb .*)\n```\n```text\n(.*?)```", page, re.S).groups()
+    typed = [line.removeprefix("(Pdb) ") for line in session.splitlines() if line.startswith("(Pdb) ")]
+    shown = [line for line in session.splitlines() if not line.startswith("(Pdb) ")]
+    arguments = [sys.executable, *shlex.split(command)[1:]]
+    ran = subprocess.run(arguments, input="\n".join([*typed, "q", ""]), cwd=ROOT, capture_output=True, text=True)
+    for line in shown:
+        assert f"(Pdb) {line}" in ran.stdout

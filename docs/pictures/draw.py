@@ -52,5 +52,5 @@ def draw(stats):
 
 
 if __name__ == "__main__":
-    result = minivtw.load().answer(HERE / "scene.png", "What color is the star?", max_new_tokens=0)
+    result = minivtw.load().answer(HERE / "scene.png", "What color is the star?", max_new_tokens=0, withdraw=5)
     (HERE / "withdrawal.svg").write_text(draw(result.stats), encoding="utf-8")

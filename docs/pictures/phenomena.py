@@ -22,12 +22,12 @@ from minivtw import Withdrawal, report, search
 from minivtw.analysis import charts, migration, page, redundancy, settling
 from minivtw.analysis.scoring import score
 from minivtw.calibrate import calibrate, embedded, read_samples
+from minivtw.checkpoints.hub import shipped_folder
 from minivtw.counting import prefill_flops
 from minivtw.errors import InputError
 from minivtw.evaluate import evaluate, progress_bar, read_questions
 from minivtw.model.cache import KVCache
 from minivtw.search import Asked
-from minivtw.vlm import shipped_folder
 
 HERE = pathlib.Path(__file__).parent
 ON_CRITERIA, ON_PHENOMENA, ON_SMOL = "04-which-layer.md", "05-attention-leaves.md", "09-a-language-model-that-sees.md"

@@ -4,6 +4,7 @@ Every column of a chart, most often a layer, is covered by an invisible band wit
 shows them, in a page or in a bare file. Colours come from the style sheet, for light and for dark.
 """
 
+import re
 from html import escape
 
 import numpy as np
@@ -34,7 +35,7 @@ svg.chart .band { fill: var(--ink); opacity: 0; } svg.chart .band:hover, svg.cha
 )
 
 
-def power_of_ten(power):
+def power_of_ten(power: int) -> str:
     return (
         f"{10**power:g}"
         if -2 <= power <= 3
@@ -48,9 +49,12 @@ def svg(body, height=HEIGHT, label=""):
     return head + "".join(body) + "</svg>"
 
 
-def standalone(drawing):
-    """A drawing as a file of its own, with its style inside."""
-    style = f"<style>{COLORS}{STYLE}svg.chart {{ background: var(--paper); }}</style>"
+def standalone(drawing: str) -> str:
+    """A drawing as a file of its own, with its style inside; its colours are written out, for viewers without var()."""
+    light, dark = (dict(re.findall(r"--([\w-]+): (#\w+)", part)) for part in COLORS.split("@media"))
+    style = STYLE + "svg.chart { background: var(--paper); }"
+    written = [re.sub(r"var\(--([\w-]+)\)", lambda name: colors[name[1]], style) for colors in (light, dark)]
+    style = f"<style>{written[0]}@media (prefers-color-scheme: dark) {{{written[1]}}}</style>"
     start = drawing.index(">") + 1
     return drawing[:start].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ') + style + drawing[start:] + "\n"
 
@@ -125,7 +129,7 @@ class Axes:
 
 def legend(entries):
     """Names with their colours, right-aligned above the plot. entries: [(name, kind)]."""
-    x, body = WIDTH - RIGHT, []
+    x, body = float(WIDTH - RIGHT), []
     for name, kind in reversed(entries):
         x -= 7.9 * len(name)  # about the width of 13 px letters
         body.append(text(x, 12, name, "start"))
@@ -146,7 +150,7 @@ def line_chart(columns, series, names, decades=None, threshold=None, layer=None,
         body += [line(LEFT, axes.y(threshold), WIDTH - RIGHT, axes.y(threshold), "eta")]
         body += [text(WIDTH - RIGHT, axes.y(threshold) - 4, f"{threshold:g}", "end")]
     body += axes.withdrawal(layer)
-    for name, kind, values in series:
+    for _, kind, values in series:
         points = " ".join(f"{axes.x(i):.1f},{axes.y(value):.1f}" for i, value in enumerate(values))
         body.append(f'<polyline points="{points}" class="line {kind}"/>')
         color = kind.split()[0]
@@ -161,6 +165,31 @@ def line_chart(columns, series, names, decades=None, threshold=None, layer=None,
     ]
     body += legend([(name, f"line {kind}") for name, kind, _ in series]) + axes.bands(tips)
     return svg(body, label=label)
+
+
+def curve_chart(curves, names, band=(), label=""):
+    """Values over shares from 0 to 1, each curve with points of its own, and a legend below.
+
+    curves: [(name, colour and style, [(x, y, what pointing at it says)])]; band: [(x, lowest, highest)], drawn behind;
+    names: (below, above).
+    """
+    axes = Axes([""])
+    across = lambda x: LEFT + x * (WIDTH - LEFT - RIGHT)
+    body = axes.drawn(*names)
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        body.append(text(across(tick), HEIGHT - BOTTOM + 16, f"{tick:.0%}", "end" if tick == 1 else "middle"))
+    edge = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
+    outline = " ".join(f"{across(x):.1f},{axes.y(y):.1f}" for x, y in edge)
+    body += [f'<polygon points="{outline}" class="fill other" opacity="0.4"/>'] if band else []
+    for number, (name, kind, points) in enumerate(curves):
+        line_points = " ".join(f"{across(x):.1f},{axes.y(y):.1f}" for x, y, _ in points)
+        body.append(f'<polyline points="{line_points}" class="line {kind}"/>')
+        for x, y, tip in points:
+            circle = f'<circle cx="{across(x):.1f}" cy="{axes.y(y):.1f}" r="3.2" class="fill {kind.split()[0]}"/>'
+            body.append(f"<g>{circle}<title>{escape(tip)}</title></g>")
+        column, row = LEFT + 108 * (number % 4), HEIGHT + 14 + 18 * (number // 4)
+        body += [line(column - 22, row - 4, column - 5, row - 4, f"line {kind}"), text(column, row, name, "start")]
+    return svg(body, HEIGHT + 8 + 18 * -(-len(curves) // 4), label)
 
 
 def stacked_bars(columns, groups, shares, names, even=None, layer=None, label=""):

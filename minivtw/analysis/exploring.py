@@ -16,12 +16,12 @@ from ..errors import InputError
 from ..inputs.images import open_image
 from ..inputs.questions import read_questions
 from ..loading import embedded_folder
-from ..methods import then, withdrawal_layer
+from ..methods import then
 from ..model.cache import KVCache
 from ..model.decoder import decoder_layer, forward
 from ..model.tokens import EmbeddedPrompt, arriving
 from ..shelf import METHODS
-from ..specs import Method, spec_of
+from ..specs import Method, spec_of, withdrawal_layer
 from ..vlm import VLM
 from . import watching
 from .page import as_seen, data_url, packed, thumbnail

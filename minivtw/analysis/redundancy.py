@@ -16,7 +16,7 @@ from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
 from ..model.tokens import EmbeddedPrompt, arriving
 from ..search import Walk, divergence, tail, walk
-from ..specs import Method
+from ..specs import Method, first_layer
 
 
 class Outcome(NamedTuple):
@@ -25,11 +25,6 @@ class Outcome(NamedTuple):
     answer: list[int]  # greedy token ids
     agrees: bool  # are they those of the model that is left alone?
     kl: float  # KL( under the method || left alone ) of the next token, nats
-
-
-def first_layer(method: Method | None) -> int:
-    """The first layer that a method names: before it, nothing changes. 0 for a method that names none."""
-    return min(getattr(method, "layers", ()), default=0)
 
 
 def decoded(
@@ -63,7 +58,7 @@ def redundancy(
         if method is None or first_layer(method) == len(decoder.layers):
             outcomes.append(Outcome(walked.answer, True, 0.0))
             continue
-        said = tail(decoder, walked, method, first_layer(method))  # (answer, vocabulary)
+        said, _ = tail(decoder, walked, method, first_layer(method))  # (answer, vocabulary)
         agrees = said.argmax(-1).tolist() == walked.answer
         answer = walked.answer if agrees else decoded(decoder, walked, method, stop_ids, most_tokens)
         outcomes.append(Outcome(answer, agrees, float(divergence(said[0], walked.full[0]))))

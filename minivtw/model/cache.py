@@ -15,19 +15,20 @@ class LayerCache:
     """Keys, values and original positions of the tokens that reached one layer. Keys are stored already rotated."""
 
     def __init__(self):
-        self._store = None  # (2, kv_heads, capacity, head_dim) float32: keys, values; the first append knows the sizes
-        self._positions = []  # ascending
+        # (2, kv_heads, capacity, head_dim) float32: keys, values; the first append knows the sizes
+        self._store = np.empty((2, 0, 0, 0), np.float32)
+        self._positions: list[int] = []  # ascending
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._positions)
 
-    def append(self, keys, values, positions):
+    def append(self, keys: np.ndarray, values: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Add tokens. keys, values: (kv_heads, new, head_dim); positions: (new,).
 
         Returns all keys and all values, (kv_heads, length, head_dim) each, as views: reading copies nothing.
         """
         start, end = len(self), len(self) + len(positions)
-        if self._store is None or end > self._store.shape[2]:
+        if end > self._store.shape[2] or not self._store.size:
             self._grow(end, keys.shape)
         self._store[0, :, start:end] = keys
         self._store[1, :, start:end] = values
@@ -60,9 +61,9 @@ class LayerCache:
     @property
     def nbytes(self):
         """Bytes of the keys and values held (the room reserved for more does not count)."""
-        return self.keys.nbytes + self.values.nbytes if self._store is not None else 0
+        return self.keys.nbytes + self.values.nbytes
 
-    def trim(self, position):
+    def trim(self, position: int) -> None:
         """Forget the tokens at this position and after it."""
         del self._positions[bisect.bisect_left(self._positions, position) :]
 
@@ -76,10 +77,10 @@ class KVCache:
         self.max_positions = config.max_positions
         self.next_position = 0
 
-    def __getitem__(self, layer):
+    def __getitem__(self, layer: int) -> LayerCache:
         return self.layers[layer]
 
-    def claim(self, count):
+    def claim(self, count: int) -> np.ndarray:
         """The next `count` positions, (count,) integers. Tokens that are withdrawn later have theirs too.
 
         Raises InputError where the model has no position left for them.
@@ -89,14 +90,14 @@ class KVCache:
         self.next_position += count
         return positions
 
-    def check_room(self, count):
+    def check_room(self, count: int) -> None:
         """Raise InputError unless `count` more tokens find a position."""
         end = self.next_position + count
         if end > self.max_positions:
             raise InputError(f"the prompt ends at token {end}; the model has {self.max_positions} positions")
 
     @property
-    def tokens_per_layer(self):
+    def tokens_per_layer(self) -> list[int]:
         """How many tokens each layer holds, shallow to deep."""
         return [len(layer) for layer in self.layers]
 
@@ -105,7 +106,7 @@ class KVCache:
         """Bytes of all keys and values held."""
         return sum(layer.nbytes for layer in self.layers)
 
-    def trim(self, position):
+    def trim(self, position: int) -> None:
         """Go back to the moment when `position` was next, so that another continuation can follow."""
         for layer in self.layers:
             layer.trim(position)

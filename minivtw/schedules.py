@@ -1,0 +1,192 @@
+"""Which layers: the search for a schedule, for what each layer does with each visual token: work on it, read it, do without.
+
+A schedule thins the visual tokens out before one layer, freezes what is left of them in some layers, and withdraws them
+before layer K. There are 2^K sets of layers to freeze alone, so the search is greedy: from withdrawal at the first K that
+costs next to nothing, it takes the step that costs the fewest nats for the operations that it saves, until enough is
+saved or no step is cheap enough. A step is to freeze one more layer, to withdraw one layer earlier, or to thin out at
+another place or by more.
+
+What a step costs is measured on samples: the divergence of the answer's tokens from those of the model that is left
+alone, of each answer the largest, in the mean. Up to the first layer that a step changes, all samples are kept as they
+entered it. And a step's price seldom falls as others are taken, so only the step that looks cheapest is measured again
+(lazy greedy: Minoux 1978): if it still is the cheapest, the others need not be.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .counting import plain_run, prompt_flops
+from .errors import InputError
+from .methods import freeze, then, withdraw
+from .model.decoder import Decoder, forward
+from .search import Walk, divergence, from_layer, tail
+from .shelf import method_of
+from .specs import Method, first_layer
+
+KEPT = (0.75, 0.5)  # shares of the visual tokens that thinning out may keep
+THINNERS = ("uniform", "looked_at")  # methods of the shelf
+NOISE = 3e-4  # nats: steps that cost less than this differ in what they save alone
+
+
+class Schedule(NamedTuple):
+    """What happens to the visual tokens on their way."""
+
+    leaves: int  # K, the layer before which they all leave
+    frozen: frozenset[int] = frozenset()  # layers before K in which they are read, and not worked on
+    thinned: str | None = None  # a method of the shelf that keeps some of them, by its text
+
+    def method(self) -> Method:
+        """The schedule as a method, which is stored and used by its text."""
+        steps = [method_of(self.thinned)] if self.thinned else []
+        steps += [freeze(self.frozen)] if self.frozen else []
+        return then(*steps, withdraw(self.leaves)) if steps else withdraw(self.leaves)
+
+    def first_change(self, other: "Schedule") -> int:
+        """The first layer that two schedules treat differently."""
+        layers = set(self.frozen ^ other.frozen)
+        if self.thinned != other.thinned:
+            layers |= {first_layer(method_of(one)) for one in (self.thinned, other.thinned) if one}
+        if self.leaves != other.leaves:
+            layers.add(min(self.leaves, other.leaves))
+        return min(layers, default=0)
+
+
+class Measured(NamedTuple):
+    """A schedule with what it costs and what it saves, in the mean over the samples."""
+
+    schedule: Schedule
+    kl: float  # nats: the largest divergence among an answer's tokens
+    saved: float  # share of the prefill FLOPs
+
+
+class Bench:
+    """Samples on which schedules are measured, as they enter every layer under the schedule that was taken last."""
+
+    def __init__(self, decoder: Decoder, walks: Sequence[Walk], start: Schedule, progress: Callable[[int], None]):
+        self.decoder, self.walks, self.tried, self._progress = decoder, list(walks), 0, progress
+        self.plain = [prompt_flops(decoder.config, plain_run(decoder.config, len(one.entering[0]))) for one in walks]
+        self.taken = Measured(Schedule(decoder.config.layers), 0.0, 0.0)  # so far: everything stays as it is
+        self.take(self.measure(start))
+
+    def measure(self, schedule: Schedule) -> Measured:
+        """What a schedule costs and saves, from the first layer on that it treats differently."""
+        method, start = schedule.method(), schedule.first_change(self.taken.schedule)
+        costs, saved = [], []
+        for walked, plain in zip(self.walks, self.plain):
+            said, ran = tail(self.decoder, walked, method, start)
+            costs.append(float(divergence(said, walked.full).max()))
+            saved.append(1 - prompt_flops(self.decoder.config, ran) / plain)
+        self.tried += 1
+        self._progress(self.tried)
+        return Measured(schedule, float(np.mean(costs)), float(np.mean(saved)))
+
+    def take(self, chosen: Measured) -> None:
+        """Carry all samples through the layers under the chosen schedule; the next ones are measured from there."""
+        start = chosen.schedule.first_change(self.taken.schedule)
+        self.walks = [carried(self.decoder, walked, chosen.schedule.method(), start) for walked in self.walks]
+        self.taken = chosen
+
+
+def carried(decoder: Decoder, walked: Walk, method: Method, start: int) -> Walk:
+    """A walk whose tokens enter the layers after `start` as they do under a method that changes nothing before it."""
+    prompt, said = from_layer(decoder, walked, start)
+    entering, following = walked.entering[: start + 1], walked.following[: start + 1]
+    for index in range(start, len(decoder.layers)):
+        prompt = forward(decoder, prompt, method, start=index, stop=index + 1)
+        entering.append(prompt)
+        if said:
+            said = forward(decoder, said, method, start=index, stop=index + 1)
+        following.append(said.hidden if said else walked.following[index + 1])
+    return walked._replace(entering=entering, following=following)
+
+
+def every_step(layers: int, leaves: int) -> list[tuple]:
+    """All steps that a search may take, as what is put in place of what: ("frozen", layer), ("leaves",), ("thinned", text)."""
+    thinners = [
+        f"{name}:layer={layer},keep={keep:g}"
+        for name in THINNERS
+        for layer in range(1, leaves, max(1, layers // 12))
+        for keep in KEPT
+    ]
+    freezes = [("frozen", layer) for layer in range(leaves)]
+    return [*freezes, ("leaves",), *(("thinned", text) for text in thinners)]
+
+
+def after(schedule: Schedule, step: tuple) -> Schedule | None:
+    """The schedule one step further; None where the step has nothing left to change."""
+    match step:
+        case ("frozen", layer):
+            frozen = schedule.frozen | {layer}
+            return schedule._replace(frozen=frozen) if layer < schedule.leaves and frozen != schedule.frozen else None
+        case ("leaves",):
+            frozen = frozenset(layer for layer in schedule.frozen if layer < schedule.leaves - 1)
+            return schedule._replace(leaves=schedule.leaves - 1, frozen=frozen) if schedule.leaves else None
+        case _:
+            return None if schedule.thinned == step[1] else schedule._replace(thinned=step[1])
+
+
+def cheapest_step(bench: Bench, queue: list[tuple[float, int, tuple]]) -> Measured | None:
+    """Measure steps in the order of their last price until the cheapest is one that was measured just now.
+
+    queue: a heap of (nats a share of the FLOPs saved, a number, step), which keeps the new prices.
+    """
+    fresh: dict[tuple, Measured] = {}
+    while queue:
+        price, number, step = heapq.heappop(queue)
+        if step in fresh:
+            if step == ("leaves",):  # can be taken again
+                heapq.heappush(queue, (-np.inf, number, step))
+            return fresh[step]
+        schedule = after(bench.taken.schedule, step)
+        if schedule is None:
+            continue
+        measured = bench.measure(schedule)
+        gained = measured.saved - bench.taken.saved
+        if gained > 0:
+            fresh[step] = measured
+            price = max(measured.kl - bench.taken.kl, NOISE) / gained
+            heapq.heappush(queue, (price, number, step))
+    return None
+
+
+def tails(bench: Bench, leaves: int, saved: float) -> list[Measured]:
+    """The contiguous schedules that save at least as much: frozen from a layer up to `leaves`, and withdrawn earlier."""
+    candidates = (
+        [Schedule(leaves, frozenset(range(first, leaves))) for first in reversed(range(leaves))],
+        [Schedule(earlier) for earlier in reversed(range(leaves))],
+    )
+    measured = (map(bench.measure, schedules) for schedules in candidates)
+    return [first for kind in measured if (first := next((one for one in kind if one.saved >= saved), None))]
+
+
+def search(
+    decoder: Decoder,
+    walks: Sequence[Walk],
+    leaves: int,
+    save: float | None = None,
+    threshold: float | None = None,
+    progress: Callable[[int], None] = lambda tried: None,
+) -> tuple[list[Measured], int]:
+    """The path of a greedy search: schedules, each saving more than the one before; the last is the one looked for.
+
+    walks: samples with their whole answers (`search.walk`); leaves: the K to start from; save: stop as soon as this
+    share of the prefill FLOPs is saved; threshold: stop before the cost exceeds this many nats. A contiguous schedule
+    that saves as much and costs less takes the last place. Returns the path, and how many schedules were measured.
+    Raises InputError where `save` cannot be reached.
+    """
+    bench = Bench(decoder, walks, Schedule(leaves), progress)
+    path, goal = [bench.taken], np.inf if save is None else save
+    queue = [(-np.inf, number, step) for number, step in enumerate(every_step(decoder.config.layers, leaves))]
+    while bench.taken.saved < goal:
+        measured = cheapest_step(bench, queue)
+        if measured is None or (threshold is not None and measured.kl > threshold):
+            break
+        bench.take(measured)
+        path.append(measured)
+    if save is not None and bench.taken.saved < save:
+        raise InputError(f"no schedule within the threshold saves {save:.0%}; the search ends at {bench.taken.saved:.1%}")
+    better = [one for one in tails(bench, leaves, bench.taken.saved) if one.kl < bench.taken.kl]
+    return [*path, *sorted(better, key=lambda one: -one.kl)], bench.tried
