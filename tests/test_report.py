@@ -121,6 +121,12 @@ def test_another_method_has_a_place_of_its_own(vlm):
     assert all(("1" in marks) == (2 <= layer <= 9) for layer, marks in enumerate(data["own"]["layers"]))
 
 
+def test_what_is_stored_with_the_model_begins_where_its_picture_leaves(vlm):
+    method = vlm.method(method="freeze:layers=1-2+withdraw:layer=4")
+    data = data_of(page.page(report.tell(vlm, scene(), QUESTION, method)))
+    assert data["layer"] == 4 and data["own"]["method"] == "freeze:layers=1-2+withdraw:layer=4"
+
+
 def test_words_cannot_break_out_of_the_page(story):
     evil = "</script><script>alert(1)</script><!--data-->\"'&"
     frames = [frame | {"answer": evil, "tokens": [evil]} for frame in story.frames]

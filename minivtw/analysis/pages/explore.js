@@ -1,12 +1,12 @@
 "use strict";
-// The live page: every move of a hand is a request; of what comes while one is under way only the newest is sent.
+// The live page: every move is a request; while one is under way, only the newest waits.
 async function post(name, content) {
   const isFile = content instanceof Blob;
   let answer;
   try {
     answer = await fetch("/" + name, {method: "POST", body: isFile ? content : JSON.stringify(content),
       headers: {"Content-Type": isFile ? "application/octet-stream" : "application/json"}});
-  } catch { throw Error("minivtw.explore does not answer; was it ended?"); }
+  } catch { throw Error("minivtw.explore has ended"); }
   const said = await answer.json().catch(() => ({error: "the answer cannot be read"}));
   if (!answer.ok) throw Error(said.error);
   return said;
@@ -75,8 +75,7 @@ const wall = Wall({
   failed,
   drawn(state) {
     const {frame} = state, [share, other] = frame.sides;
-    find("owes").textContent = state.away.size
-      ? `${state.away.size} of ${wall.order.visual.length} patches taken away: “${state.full}” has ${percent(share)} left.` : "None is taken away.";
+    find("owes").textContent = state.away.size ? `${state.away.size} taken away: “${state.full}” has ${percent(share)} left.` : "None is taken away.";
     find("sides").replaceChildren(...(chosen.swap && other !== undefined ? [[state.full, share, ""], [rival, other, "other"]] : []).map(([said, part, kind]) => {
       const bar = make("i");
       bar.style.width = 100 * part + "%";
@@ -89,7 +88,7 @@ const wall = Wall({
   },
 });
 
-// What withdrawal does to the rows is known before the model has answered.
+// What withdrawal does to the rows is known at once.
 wall.state.guess = (K, layer) => {
   const {words, away} = wall.state;
   if (chosen.template !== "withdraw:layer=K") return null;
@@ -124,7 +123,7 @@ function makePaint() {
   }));
 }
 
-// The picture and the question. A newer choice overtakes an older one.
+// A newer choice of picture or question overtakes an older one.
 let asking = 0;
 async function ask(edits) {
   const mine = ++asking;
@@ -243,8 +242,8 @@ async function begin() {
   const questions = new Set(["What color is the star?", "Describe the image.", ...given.samples.map(sample => sample.question)]);
   find("questions").append(...[...questions].map(value => make("option", {value})));
   const presets = ["withdraw:layer=K", `freeze:layers=K-${last}`, "fastv:layer=K,keep=0.5", "looked_at:layer=K,keep=0.5", "random:layer=K,keep=0.5", "uniform:layer=K,keep=0.5",
-    "random_tokens:layer=K", "withdraw:layer=K+renumber:layer=K", "adaptive", "", ...(given.own ? [given.own] : [])];
-  const summary = spec => (given.methods[spec.split(":")[0]] ?? "your own").split(/[:.(]/)[0];
+    "fastervlm", "random_tokens:layer=K", "withdraw:layer=K+renumber:layer=K", "adaptive", "", ...(given.own ? [given.own] : [])];
+  const summary = spec => spec === given.own ? "as started" : given.methods[spec.split(":")[0]].split(/[:.(]/)[0];
   find("preset").append(...presets.map(value => make("option", {value, textContent: value ? `${value} – ${summary(value)}` : "nothing: the model left alone"})));
   find("preset").onchange = () => chooseMethod(find("preset").value);
   find("choosing").onsubmit = event => { event.preventDefault(); chooseMethod(find("method").value.trim()); };
@@ -272,7 +271,7 @@ async function begin() {
     if (file) upload(file, file.name);
   });
   addEventListener("resize", layPaint);
-  chosen.template = given.own ?? chosen.template;
+  chosen.template = given.begins;
   find("method").value = find("preset").value = chosen.template;
   wall.state.movable = /\bK\b/.test(chosen.template);
   wall.fromAddress();

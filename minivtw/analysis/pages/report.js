@@ -34,7 +34,7 @@ if (data.own) {
     wall.refresh();
   };
 }
-own.ariaPressed = Boolean(data.own);
-Object.assign(wall.state, {layers: data.layers, words: data.words, movable: !data.own, K: data.layer ?? data.layers});
+own.ariaPressed = data.layer === null;
+Object.assign(wall.state, {layers: data.layers, words: data.words, movable: data.layer !== null, K: data.layer ?? data.layers});
 wall.fromAddress();
 wall.open({full: data.frames[data.layers].answer});
