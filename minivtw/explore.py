@@ -94,16 +94,20 @@ class Server(ThreadingHTTPServer):
     """On the loopback address alone. Port 0 takes a free one."""
 
     daemon_threads = True
-    handle_error = lambda self, request, address: None  # a tab that was closed while it waited
 
     def __init__(self, explorer, port=0):
         super().__init__(("127.0.0.1", port), Handler)
         self.explorer = explorer
         self.address = f"http://127.0.0.1:{self.server_address[1]}/"
 
+    def handle_error(self, request, client_address):
+        """Nothing: a tab was closed while it waited."""
+
 
 def main(arguments):
-    options = Parser(prog="minivtw.explore", description="A page to touch: the model runs while you watch. Ctrl-C ends it.")
+    options = Parser(
+        prog="minivtw.explore", description="A page to touch: the model runs while you watch. Ctrl-C ends it."
+    )
     options.add_argument("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
     options.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
     options.add_argument("--no-browser", action="store_true", help="print the address and open nothing")

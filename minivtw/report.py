@@ -22,7 +22,10 @@ REPEATS = 5  # of each timed answer; the fastest counts
 def timed(vlm, image, question, methods):
     """The greedy answer under each method, with the seconds of its fastest run; taken in turns."""
     rounds = [
-        [vlm.answer(image, question, withdraw=None, method=method, max_new_tokens=watching.LONGEST_ANSWER) for method in methods]
+        [
+            vlm.answer(image, question, withdraw=None, method=method, max_new_tokens=watching.LONGEST_ANSWER)
+            for method in methods
+        ]
         for _ in range(REPEATS)
     ]
     for answers in zip(*rounds):
@@ -49,16 +52,16 @@ def tell(vlm, image, question, method):
     """Ask at every K, observe and measure: everything that `page` shows. Raises InputError."""
     picture, layers = open_image(image), vlm.config.layers
     if not vlm.parts.vision:
-        raise InputError(f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown")
+        raise InputError(
+            f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown"
+        )
     asked = watching.ask(vlm, picture, question)
     prompt, is_visual = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual), asked.prompt.is_visual
-    leaves = withdrawal_layer(method) if method else layers
-    is_own = leaves is None
+    leaves = watching.wall_layer(method) if method else layers
+    is_own = method is not None and withdrawal_layer(method) is None
     timings = timed(vlm, picture, question, (method, None))
     if method:  # some methods ask what the vision tower knows; `timed` asks the model, which gives it to them
-        tower = vlm.tower()
-        vlm.embed(asked.prompt, tower=tower)
-        method = with_tower(method, tower)
+        method = with_tower(method, asked.tower)
     own = framed(vlm, asked, method) if is_own else None
     looks = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)
     text = np.flatnonzero(~is_visual).tolist()

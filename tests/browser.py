@@ -27,8 +27,12 @@ class Browser:
                 break
         self._session = f"http://127.0.0.1:{port.group(1)}/session"
         options = {"args": [*SWITCHES, f"--user-data-dir={self._profile}"]}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"},
-                  "timeouts": {"script": 50_000}}
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL"},
+            "timeouts": {"script": 50_000},
+        }
         self._session += "/" + self._send("", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
         return self
 
@@ -79,7 +83,9 @@ class Browser:
 
     def mouse(self, kind, place):
         """One event of the mouse: mouseMoved, mousePressed, mouseReleased."""
-        self.command("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", buttons=1, clickCount=1)
+        self.command(
+            "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", buttons=1, clickCount=1
+        )
 
     def console(self):
         """Messages since the last call."""

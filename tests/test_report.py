@@ -105,8 +105,8 @@ def test_where_tokens_look_survives_its_packing(story):
     assert set(map(int, eyes)) == {token for token, word in enumerate(story.words) if word is not None}
     for token, packed in eyes.items():
         looks = story.looks[int(token)]  # (layers, tokens)
-        values = np.frombuffer(base64.b64decode(packed["values"]), np.uint8).reshape(looks.shape)
-        np.testing.assert_allclose(values / 255 * packed["largest"], looks, atol=looks.max() / 500)
+        values = np.frombuffer(base64.b64decode(packed["values"]), "<u2").reshape(looks.shape)
+        np.testing.assert_allclose(values / 65535 * packed["largest"], looks, atol=1e-5)
         np.testing.assert_allclose(looks.sum(-1), 1, atol=1e-5)
 
 
@@ -119,6 +119,12 @@ def test_another_method_has_a_place_of_its_own(vlm):
     data = data_of(page.page(report.tell(vlm, scene(), QUESTION, vlm.method(method="freeze:layers=2-9"))))
     assert data["layer"] is None and data["own"]["method"] == "freeze:layers=2-9"
     assert all(("1" in marks) == (2 <= layer <= 9) for layer, marks in enumerate(data["own"]["layers"]))
+
+
+def test_what_is_stored_with_the_model_begins_where_its_picture_leaves(vlm):
+    method = vlm.method(method="freeze:layers=1-2+withdraw:layer=4")
+    data = data_of(page.page(report.tell(vlm, scene(), QUESTION, method)))
+    assert data["layer"] == 4 and data["own"]["method"] == "freeze:layers=1-2+withdraw:layer=4"
 
 
 def test_words_cannot_break_out_of_the_page(story):

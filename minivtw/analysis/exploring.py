@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..before import with_tower
 from ..checkpoints.hub import model_name
 from ..errors import InputError
 from ..inputs.images import open_image
@@ -21,7 +22,7 @@ from ..model.cache import KVCache
 from ..model.decoder import decoder_layer, forward
 from ..model.tokens import EmbeddedPrompt, arriving
 from ..shelf import METHODS
-from ..specs import Method, spec_of, withdrawal_layer
+from ..specs import Method, spec_of
 from ..vlm import VLM
 from . import watching
 from .page import as_seen, data_url, packed, thumbnail
@@ -80,13 +81,16 @@ class Explorer:
 
     def under(self, content: dict) -> Method | None:
         """The method of a request: patches clicked away, a picture swapped, then what was chosen."""
-        spec, parts = text(content, "method"), []
+        spec, parts = text(content, "method"), list[Method]()
         if ".py:" in spec and spec != spec_of(self.method):
             raise InputError("a method of your own is named when the page is started: --method FILE.py:FUNCTION")
         if spec:
-            parts.append(self.vlm.method(method=spec))  # its text is checked before anything runs
+            method = self.vlm.method(method=spec) or then()  # its text is checked before anything runs
+            parts.append(with_tower(method, self.asked_about(content).tower))
         if content.get("swap"):
-            first, stop = sorted(whole_numbers([content["swap"]["first"], content["swap"]["stop"]], self.vlm.config.layers + 1))
+            first, stop = sorted(
+                whole_numbers([content["swap"]["first"], content["swap"]["stop"]], self.vlm.config.layers + 1)
+            )
             ours, theirs = plain(self.asked_about(content)), plain(self.asked_about(content | content["swap"], "other"))
             parts.insert(0, watching.swapped(self.vlm.decoder, ours, theirs, first, stop))
         if content.get("gone"):
@@ -98,12 +102,13 @@ class Explorer:
 
     def start(self, content: dict) -> dict:
         """What the page begins with."""
-        layer = withdrawal_layer(self.method)
+        layer = watching.wall_layer(self.method)
         return {
             "model": model_name(self.vlm.folder),
             "layers": self.vlm.config.layers,
             "layer": self.vlm.config.layers if layer is None else layer,
-            "own": None if layer is not None else spec_of(self.method),
+            "own": spec_of(self.method),
+            "begins": spec_of(self.method) if self.method and layer is None else "withdraw:layer=K",
             "methods": {name: (make.__doc__ or "").split("\n")[0] for name, make in METHODS.items()},
             "samples": self.samples,
         }
@@ -123,6 +128,7 @@ class Explorer:
         """A question about a picture: its tokens, the picture as the model sees it, what it says left alone."""
         asked = self.asked_about(content)
         tokens = zip(asked.prompt.token_ids.tolist(), asked.prompt.is_visual)
+        assert asked.prompt.tiles is not None  # there was a picture
         tiles = as_seen(asked.prompt.tiles, self.picture(text(content, "picture")))
         return {
             "words": [None if is_visual else watching.token_text(self.vlm, token) for token, is_visual in tokens],
@@ -145,7 +151,7 @@ class Explorer:
             rivals = [asked, self.asked_about(content | swap, "other")] if swap else [asked]
             answers = [each.answer.token_ids for each in rivals]
             sides = [watching.probability(self.vlm.decoder, plain(asked), answer, method) for answer in answers]
-        return frame | {"sides": sides}
+        return frame | {"method": content["method"] or None, "sides": sides}
 
     def eyes(self, content: dict) -> dict:
         """One token on its way: where it looks, who looks at it, what the lens reads there."""

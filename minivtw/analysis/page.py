@@ -32,7 +32,9 @@ class Story(NamedTuple):
     frames: list[dict]  # `watching.frame` at every K from 0 to the number of layers
     layer: int | None  # the K to begin with; None: with `own`
     own: dict | None  # the frame of another method
-    looks: np.ndarray  # (tokens, layers, tokens) where each looks, nothing left out; mean over heads; visual rows are zero
+    looks: (
+        np.ndarray
+    )  # (tokens, layers, tokens) where each looks, nothing left out; mean over heads; visual rows are zero
     shares: dict  # {"withdrawn": (layers, groups), "full": the same}: attention of the text
     even: float  # the image's share if attention were even
     worst: np.ndarray  # (layers,) KL of the answer's worst token, nats
@@ -56,11 +58,11 @@ def as_seen(tiles: np.ndarray, picture: Image.Image) -> list[Image.Image]:
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:
-    """Numbers from 0 up as bytes, 255 standing for the largest."""
+    """Numbers from 0 up as 16 bits each, little-endian, 65535 standing for the largest."""
     largest = max(float(values.max(initial=0)), 1e-9)
     return {
-        "values": base64.b64encode(np.round(255 * values / largest).astype(np.uint8).tobytes()).decode(),
-        "largest": float(f"{largest:.5g}"),
+        "values": base64.b64encode(np.round(65535 * values / largest).astype("<u2").tobytes()).decode(),
+        "largest": float(f"{largest:.7g}"),
     }
 
 
@@ -96,7 +98,9 @@ def filled(name: str, parts: dict[str, str]) -> str:
 def explore_html() -> str:
     """The page of `minivtw.explore`."""
     names = {"wall": "wall.html", "left": "asking.html", "tiles": None}
-    return filled("explore.html", {gap: (PAGES / name).read_text(encoding="utf-8") if name else "" for gap, name in names.items()})
+    return filled(
+        "explore.html", {gap: (PAGES / name).read_text(encoding="utf-8") if name else "" for gap, name in names.items()}
+    )
 
 
 def page_css() -> str:
@@ -109,7 +113,9 @@ def source_html(name: str) -> str | None:
     if not re.fullmatch(r"(\w+/)*\w+\.py", name) or not (PACKAGE / name).is_file():
         return None
     lines = (PACKAGE / name).read_text(encoding="utf-8").splitlines()
-    listing = "".join(f'<li id="L{number}"><code>{escape(line) or " "}</code></li>' for number, line in enumerate(lines, 1))
+    listing = "".join(
+        f'<li id="L{number}"><code>{escape(line) or " "}</code></li>' for number, line in enumerate(lines, 1)
+    )
     return filled("source.html", {"name": escape(f"minivtw/{name}"), "lines": listing})
 
 
@@ -138,7 +144,9 @@ def tiles_html(tiles: list[Image.Image]) -> str:
 
 def seconds_words(seconds: dict) -> str:
     now, full = seconds["withdrawn"], seconds["full"]
-    return ", ".join(f"{phase} {now[phase] * 1e3:.1f} ms instead of {full[phase] * 1e3:.1f}" for phase in ("prefill", "decode"))
+    return ", ".join(
+        f"{phase} {now[phase] * 1e3:.1f} ms instead of {full[phase] * 1e3:.1f}" for phase in ("prefill", "decode")
+    )
 
 
 def page(story: Story) -> str:

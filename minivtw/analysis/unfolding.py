@@ -38,16 +38,23 @@ class Frame:
     """A function while it runs."""
 
     def __init__(self, path):
-        self.path, self.line, self.known = path, None, {}
+        self.path, self.line, self.known, self.made = path, None, {}, {}
         self.steps, self.inside, self.lines = [], [], set()
+
+    def is_new(self, name, value):
+        """Whether a name stands for another array than before, or for the same with other numbers in it."""
+        is_other = self.known.get(name) is not value
+        return is_other or (name in self.made and not np.array_equal(self.made[name], value))
 
     def passed(self, line, names, returned=None):
         """The line before this one has run, and these are the function's names now."""
         arrays = {
             name: value.copy()  # what comes next may write into it
             for name, value in names.items()
-            if isinstance(value, np.ndarray) and self.known.get(name) is not value
+            if isinstance(value, np.ndarray) and self.is_new(name, value)
         }
+        if self.line is not None:
+            self.made.update(arrays)  # not what it was called with, such as weights
         if isinstance(returned, np.ndarray):
             arrays["returned"] = returned
         is_repeated = self.line in self.lines  # of a loop, the first round is shown

@@ -5,6 +5,7 @@ is one position of the wall: an answer with what it took. The page of `minivtw.e
 `minivtw.report` writes all of them into its page beforehand.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
 from ..model.layers import softmax
 from ..model.tokens import EmbeddedPrompt, Tokens, arriving
+from ..model.vision import Tower
 from ..search import divergence, log_softmax
 from ..specs import Method, spec_of
 from ..vlm import VLM, Answer, Chat
@@ -34,17 +36,21 @@ class Asked(NamedTuple):
     hidden: np.ndarray  # (tokens, width) float32
     answer: Answer
     logits: np.ndarray  # (vocabulary,) of the answer's first token
+    tower: Tower | None  # what the vision tower knows, for methods that ask (`before.with_tower`)
 
 
 def ask(vlm: VLM, picture: Any, question: str) -> Asked:
     """Embed a question and answer it with every token in every layer. Raises InputError."""
     prompt = vlm.prepare(picture, question)
-    hidden = vlm.embed(prompt)
+    tower = vlm.tower()
+    hidden = vlm.embed(prompt, tower=tower)
     answer, first, _ = responded(vlm, prompt, hidden, None)
-    return Asked(prompt, hidden, answer, first)
+    return Asked(prompt, hidden, answer, first, tower)
 
 
-def responded(vlm: VLM, prompt: Prompt, hidden: np.ndarray, method: Method | None) -> tuple[Answer, np.ndarray, np.ndarray]:
+def responded(
+    vlm: VLM, prompt: Prompt, hidden: np.ndarray, method: Method | None
+) -> tuple[Answer, np.ndarray, np.ndarray]:
     """The greedy answer under a method, its first token's logits (vocabulary,), and what became of each token of the
     prompt in each layer: (layers, tokens) of GONE, READ, WORKED."""
     marks: list[np.ndarray] = []
@@ -69,6 +75,12 @@ def responded(vlm: VLM, prompt: Prompt, hidden: np.ndarray, method: Method | Non
 def asking(tokens: Tokens) -> np.ndarray:
     """The positions of the tokens that the next layer works on."""
     return tokens.positions if tokens.works is None else tokens.positions[tokens.works]
+
+
+def wall_layer(method: Method | None) -> int | None:
+    """K, where a method withdraws, whatever else it does."""
+    match = re.search(r"\bwithdraw:layer=(\d+)", spec_of(method) or "")
+    return int(match.group(1)) if match else None
 
 
 def frame(vlm: VLM, asked: Asked, method: Method | None) -> dict[str, Any]:
@@ -202,5 +214,7 @@ def visual_states(decoder: Decoder, prompt: EmbeddedPrompt, layers: set[int]) ->
             states[index] = tokens.hidden
         return tokens
 
-    forward(decoder, arriving(*prompt, KVCache(decoder.config)), noting, stop=min(max(layers) + 1, decoder.config.layers))
+    forward(
+        decoder, arriving(*prompt, KVCache(decoder.config)), noting, stop=min(max(layers) + 1, decoder.config.layers)
+    )
     return states

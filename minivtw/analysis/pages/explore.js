@@ -1,12 +1,12 @@
 "use strict";
-// The live page: every move of a hand is a request; of what comes while one is under way only the newest is sent.
+// The live page: every move is a request; while one is under way, only the newest waits.
 async function post(name, content) {
   const isFile = content instanceof Blob;
   let answer;
   try {
     answer = await fetch("/" + name, {method: "POST", body: isFile ? content : JSON.stringify(content),
       headers: {"Content-Type": isFile ? "application/octet-stream" : "application/json"}});
-  } catch { throw Error("minivtw.explore does not answer; was it ended?"); }
+  } catch { throw Error("minivtw.explore has ended"); }
   const said = await answer.json().catch(() => ({error: "the answer cannot be read"}));
   if (!answer.ok) throw Error(said.error);
   return said;
@@ -37,6 +37,7 @@ const lane = Lane(), pictures = Lane(), frames = new Map();
 const chosen = {picture: "", question: "What color is the star?", template: "withdraw:layer=K", swap: null, frozen: new Set()};
 let layers = 1, rival = "", slow = 0;
 
+const press = (group, picture) => { for (const button of all(`#${group} button`)) button.ariaPressed = button.dataset.picture === picture; };
 const failed = message => { find("error").textContent = message; };
 function methodAt(K) {
   const parts = chosen.frozen.size ? [`freeze:layers=${[...chosen.frozen].sort((a, b) => a - b).join("/")}`] : [];
@@ -62,8 +63,7 @@ const wall = Wall({
   frame: frameAt,
   async eyes(token, frame, K) {
     const eyes = await lane.send("eyes", {...request(K), token, ids: frame.ids});
-    if (!eyes) return null;
-    return {...eyes, values: bytes(eyes.values), seen: {...eyes.seen, values: bytes(eyes.seen.values)}};
+    return eyes && {...shares(eyes), seen: shares(eyes.seen)};
   },
   away(token, isClick) {
     if (isClick && !find("taking").checked) return false;
@@ -75,28 +75,27 @@ const wall = Wall({
   failed,
   drawn(state) {
     const {frame} = state, [share, other] = frame.sides;
-    find("owes").textContent = state.away.size
-      ? `${state.away.size} of ${wall.order.visual.length} patches taken away: “${state.full}” has ${percent(share)} left.` : "None is taken away.";
+    find("owes").textContent = state.away.size ? `${state.away.size} taken away: “${state.full}” has ${percent(share)} left.` : "None is taken away.";
     find("sides").replaceChildren(...(chosen.swap && other !== undefined ? [[state.full, share, ""], [rival, other, "other"]] : []).map(([said, part, kind]) => {
       const bar = make("i");
       bar.style.width = 100 * part + "%";
       return make("div", {className: "side " + kind}, make("b", {textContent: said}), make("span", {}, bar), make("span", {textContent: percent(part)}));
     }));
     find("method-says").textContent = `runs as ${frame.method ?? "the model left alone"}`;
-    all("#paint button").forEach((button, layer) => button.setAttribute("aria-pressed", chosen.frozen.has(layer)));
+    all("#paint button").forEach((button, layer) => button.ariaPressed = chosen.frozen.has(layer));
     layPaint();
     ahead();
   },
 });
 
-// What withdrawal does to the rows is known before the model has answered.
+// What withdrawal does to the rows is known at once.
 wall.state.guess = (K, layer) => {
   const {words, away} = wall.state;
   if (chosen.template !== "withdraw:layer=K") return null;
   return words.map((word, i) => word !== null ? "2" : away.has(i) || layer >= K ? "0" : chosen.frozen.has(layer) ? "1" : "2").join("");
 };
 
-// While nothing else is asked, the other places of the wall are computed, the nearest first.
+// While nothing else is asked, the wall's other places are computed, the nearest first.
 async function ahead() {
   if (slow > 1500 || !wall.state.movable || !lane.isIdle()) return;
   const near = Array.from({length: layers + 1}, (_, K) => K).sort((one, other) => Math.abs(one - wall.state.K) - Math.abs(other - wall.state.K));
@@ -112,9 +111,7 @@ function layPaint() {
 }
 function makePaint() {
   find("paint").replaceChildren(...Array.from({length: layers}, (_, layer) => {
-    const button = make("button", {type: "button", textContent: "❄", tabIndex: layer ? -1 : 0});
-    button.setAttribute("aria-label", `freeze the visual tokens in layer ${layer}`);
-    button.setAttribute("aria-pressed", false);
+    const button = make("button", {textContent: "❄", tabIndex: layer ? -1 : 0, ariaPressed: false, ariaLabel: `freeze the visual tokens in layer ${layer}`});
     button.onclick = () => { if (!chosen.frozen.delete(layer)) chosen.frozen.add(layer); wall.refresh(); };
     button.onkeydown = event => {
       const step = {ArrowUp: -1, ArrowDown: 1}[event.key], other = step && all("#paint button")[layer + step];
@@ -126,12 +123,12 @@ function makePaint() {
   }));
 }
 
-// The picture and the question. A newer choice overtakes an older one.
+// A newer choice of picture or question overtakes an older one.
 let asking = 0;
 async function ask(edits) {
   const mine = ++asking;
   wall.stop();
-  find("wall").setAttribute("aria-busy", true);
+  find("wall").ariaBusy = true;
   try {
     const next = {picture: edits.picture ?? chosen.picture, question: edits.question ?? chosen.question};
     const asked = await pictures.send("ask", next);
@@ -141,13 +138,13 @@ async function ask(edits) {
     find("question").value = chosen.question;
     find("window").hidden = true;
     find("tiles").replaceChildren(...asked.tiles.map((url, i) => make("div", {className: "tile"}, make("img", {src: url, alt: `the picture as the model sees it, part ${i + 1}`}))));
-    for (const button of all("#samples button")) button.setAttribute("aria-pressed", button.dataset.picture === chosen.picture);
-    for (const button of all("#others button")) button.setAttribute("aria-pressed", false);
+    press("samples", chosen.picture);
+    press("others");
     failed("");
     await wall.open({words: asked.words, full: asked.full});
   } catch (error) {
     if (mine !== asking) return;
-    find("wall").setAttribute("aria-busy", false);
+    find("wall").ariaBusy = false;
     failed(error.message);
   }
 }
@@ -168,9 +165,8 @@ function chooseMethod(template) {
 
 function sampleButtons(samples, choose) {
   return samples.map(sample => {
-    const button = make("button", {type: "button", title: sample.question, onclick: () => choose(sample)}, make("img", {src: sample.small, alt: sample.question}));
+    const button = make("button", {title: sample.question, onclick: () => choose(sample)}, make("img", {src: sample.small, alt: sample.question}));
     button.dataset.picture = sample.picture;
-    button.setAttribute("aria-pressed", false);
     return button;
   });
 }
@@ -181,7 +177,7 @@ async function swapTo(sample, first, stop) {
   } catch (error) { return failed(error.message); }
   chosen.swap = {other: sample.picture, first, stop};
   find("window").hidden = false;
-  for (const button of all("#others button")) button.setAttribute("aria-pressed", button.dataset.picture === sample.picture);
+  press("others", sample.picture);
   return windowMoved();
 }
 function windowMoved() {
@@ -197,13 +193,13 @@ function windowMoved() {
 function unswap() {
   chosen.swap = null;
   find("window").hidden = true;
-  for (const button of all("#others button")) button.setAttribute("aria-pressed", false);
+  press("others");
   return wall.refresh();
 }
 
 // The arithmetic.
 function arrayView({name, shape, columns, values, largest}) {
-  const signed = new Int8Array(bytes(values).buffer), rows = signed.length / columns, canvas = make("canvas", {width: columns, height: rows});
+  const signed = new Int8Array(bytes(values)), rows = signed.length / columns, canvas = make("canvas", {width: columns, height: rows});
   const pen = canvas.getContext("2d"), image = pen.createImageData(columns, rows);
   signed.forEach((value, i) => {
     const part = Math.sqrt(Math.abs(value) / 127), end = value < 0 ? [40, 100, 190] : [217, 120, 30];
@@ -211,16 +207,11 @@ function arrayView({name, shape, columns, values, largest}) {
   });
   pen.putImageData(image, 0, 0);
   canvas.style.width = Math.max(columns * 2, 24) + "px";
-  const words = `${name}: ${shape.join(" × ") || "a number"}`;
-  canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `${words}, up to ${largest}`);
   return make("span", {className: "array"}, make("b", {textContent: name}), ` ${shape.join(" × ")}, up to ${largest}`, canvas);
 }
-function stepView(step, isTop) {
+function stepView(step) {
   const link = make("a", {href: `/source/${step.file}#L${step.line}`, target: "_blank", rel: "noopener", textContent: `${step.file.split("/").at(-1)}:${step.line}`});
-  const heading = make("summary", {}, make("code", {textContent: step.source}));
-  const box = make("details", {}, heading, make("p", {className: "soft"}, link));
-  // What is inside is drawn when it is first opened.
+  const box = make("details", {}, make("summary", {}, make("code", {textContent: step.source})), make("p", {className: "soft"}, link));
   box.addEventListener("toggle", () => {
     if (!box.open || box.dataset.drawn) return;
     box.dataset.drawn = true;
@@ -246,14 +237,13 @@ async function begin() {
   find("model").textContent = `${given.model}, ${layers} layers`;
   Object.assign(wall.state, {layers, K: given.layer, layer: Math.max(given.layer - 1, 0)});
   makePaint();
-  find("samples").append(...sampleButtons(given.samples, sample => ask({picture: sample.picture, question: sample.question || chosen.question})));
+  find("samples").append(...sampleButtons(given.samples, ask));
   find("others").append(...sampleButtons(given.samples, sample => swapTo(sample, 0, wall.state.K)));
-  const questions = ["What color is the star?", "Describe the image.", "How many objects are there?", "What number is in the image?", "Is there a red star in the image?",
-    "What shape is the blue object?", "Is the red star left of the blue circle?"];
-  find("questions").append(...questions.map(value => make("option", {value})));
+  const questions = new Set(["What color is the star?", "Describe the image.", ...given.samples.map(sample => sample.question)]);
+  find("questions").append(...[...questions].map(value => make("option", {value})));
   const presets = ["withdraw:layer=K", `freeze:layers=K-${last}`, "fastv:layer=K,keep=0.5", "looked_at:layer=K,keep=0.5", "random:layer=K,keep=0.5", "uniform:layer=K,keep=0.5",
-    "random_tokens:layer=K", "withdraw:layer=K+renumber:layer=K", "adaptive", "", ...(given.own ? [given.own] : [])];
-  const summary = spec => (given.methods[spec.split(":")[0]] ?? "your own").split(/[:.(]/)[0];
+    "fastervlm", "random_tokens:layer=K", "withdraw:layer=K+renumber:layer=K", "adaptive", "", ...(given.own ? [given.own] : [])];
+  const summary = spec => spec === given.own ? "as started" : given.methods[spec.split(":")[0]].split(/[:.(]/)[0];
   find("preset").append(...presets.map(value => make("option", {value, textContent: value ? `${value} – ${summary(value)}` : "nothing: the model left alone"})));
   find("preset").onchange = () => chooseMethod(find("preset").value);
   find("choosing").onsubmit = event => { event.preventDefault(); chooseMethod(find("method").value.trim()); };
@@ -271,23 +261,20 @@ async function begin() {
   find("draw-open").onclick = () => {
     const opens = find("drawing").hidden;
     find("drawing").hidden = !opens;
-    find("draw-open").setAttribute("aria-expanded", opens);
+    find("draw-open").ariaExpanded = opens;
     if (opens) scene.show();
   };
-  addEventListener("dragover", event => { event.preventDefault(); document.body.classList.add("dropping"); });
-  addEventListener("dragleave", () => document.body.classList.remove("dropping"));
+  addEventListener("dragover", event => event.preventDefault());
   addEventListener("drop", event => {
     event.preventDefault();
-    document.body.classList.remove("dropping");
     const [file] = event.dataTransfer.files;
     if (file) upload(file, file.name);
   });
   addEventListener("resize", layPaint);
-  chosen.template = given.own ?? chosen.template;
+  chosen.template = given.begins;
   find("method").value = find("preset").value = chosen.template;
   wall.state.movable = /\bK\b/.test(chosen.template);
   wall.fromAddress();
-  const [first] = given.samples;
-  await ask({picture: first.picture, question: first.question || chosen.question});
+  await ask(given.samples[0]);
 }
 const ready = begin().catch(error => failed(error.message));

@@ -5,14 +5,14 @@ const wall = Wall({
   frame: K => wall.state.movable ? data.frames[K] : data.own,
   eyes(token, frame) {
     const eyes = data.eyes[token];
-    return eyes && {...eyes, values: bytes(eyes.values), tokens: eyes.tokens, readings: token === answering ? frame.readings : null};
+    return eyes && {...shares(eyes), readings: token === answering ? frame.readings : null};
   },
   drawn(state) {
     for (const band of all(".band")) band.classList.toggle("chosen", +band.parentNode.dataset.column === state.K);
   },
 });
 for (const button of all("[data-run]")) button.onclick = () => {
-  for (const other of all("[data-run]")) other.setAttribute("aria-pressed", other === button);
+  for (const other of all("[data-run]")) other.ariaPressed = other === button;
   for (const bars of all("[data-bars]")) bars.hidden = bars.dataset.bars !== button.dataset.run;
 };
 // Numbers where the pointer is; a click on a column moves the wall there.
@@ -30,11 +30,11 @@ if (data.own) {
   own.textContent = `as asked: ${data.own.method}`;
   own.onclick = () => {
     wall.state.movable = !wall.state.movable;
-    own.setAttribute("aria-pressed", !wall.state.movable);
+    own.ariaPressed = !wall.state.movable;
     wall.refresh();
   };
 }
-own.setAttribute("aria-pressed", Boolean(data.own));
-Object.assign(wall.state, {layers: data.layers, words: data.words, movable: !data.own, K: data.layer ?? data.layers});
+own.ariaPressed = data.layer === null;
+Object.assign(wall.state, {layers: data.layers, words: data.words, movable: data.layer !== null, K: data.layer ?? data.layers});
 wall.fromAddress();
 wall.open({full: data.frames[data.layers].answer});

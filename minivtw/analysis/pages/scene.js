@@ -59,7 +59,7 @@ function Scene(changed) {
     const {color, shape} = things[chosen] ?? {color: "no", shape: "shape"};
     find("scene-says").textContent = `${things.length} shapes; chosen: ${color} ${shape}. In training, shapes never touched.`;
     for (const button of all("#shapes button")) button.disabled = things.length >= MANY;
-    for (const button of all("#colors button")) button.setAttribute("aria-pressed", color === button.dataset.color);
+    for (const button of all("#colors button")) button.ariaPressed = color === button.dataset.color;
   }
 
   function change(edits) {
@@ -80,7 +80,7 @@ function Scene(changed) {
     show();
   }
   const room = ([x, y]) => Math.min(...things.map(thing => Math.hypot(x - thing.x, y - thing.y)), 999);
-  const remove = () => { things.splice(chosen, 1); chosen = Math.max(things.length - 1, 0); show(); };
+  const remove = () => { things.splice(chosen, 1); chosen = 0; show(); };
 
   const at = event => {
     const box = canvas.getBoundingClientRect();
@@ -104,21 +104,21 @@ function Scene(changed) {
     const thing = things[chosen], steps = {ArrowUp: [0, -6], ArrowDown: [0, 6], ArrowLeft: [-6, 0], ArrowRight: [6, 0]};
     if (event.key in steps && thing) change({x: thing.x + steps[event.key][0], y: thing.y + steps[event.key][1]});
     else if (event.key === "n" && things.length) { chosen = (chosen + 1) % things.length; show(); }
-    else if ((event.key === "+" || event.key === "-") && thing) change({radius: thing.radius + (event.key === "+" ? 3 : -3)});
+    else if ((event.key === "+" || event.key === "-") && thing) grow(event.key === "+" ? 4 : -4);
     else if (event.key === "Delete") remove();
     else return;
     event.preventDefault();
   });
-  find("shapes").append(...SHAPES.map(shape => make("button", {type: "button", textContent: "+ " + shape, onclick: () => add(shape)})));
+  find("shapes").append(...SHAPES.map(shape => make("button", {textContent: "+ " + shape, onclick: () => add(shape)})));
   find("colors").append(...Object.entries(COLORS).map(([color, rgb]) => {
-    const button = make("button", {type: "button", className: "swatch", title: color, textContent: "\u00a0", onclick: () => change({color})});
+    const button = make("button", {className: "swatch", title: color, ariaLabel: color, textContent: "\u00a0", onclick: () => change({color})});
     button.style.background = `rgb(${rgb})`;
     button.dataset.color = color;
-    button.setAttribute("aria-label", color);
     return button;
   }));
-  find("larger").onclick = () => change({radius: (things[chosen]?.radius ?? 0) + 4});
-  find("smaller").onclick = () => change({radius: (things[chosen]?.radius ?? 0) - 4});
+  const grow = step => change({radius: things[chosen]?.radius + step});
+  find("larger").onclick = () => grow(4);
+  find("smaller").onclick = () => grow(-4);
   find("remove").onclick = remove;
   return {show};
 }

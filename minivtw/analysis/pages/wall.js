@@ -2,14 +2,14 @@
 // The wall: the picture at the left, one row of tokens a layer at the right, a red line at K that can be dragged.
 const find = id => document.getElementById(id), all = selector => [...document.querySelectorAll(selector)];
 const make = (tag, given = {}, ...inside) => {
-  const made = Object.assign(document.createElement(tag), given);
+  const made = Object.assign(document.createElement(tag), tag === "button" ? {type: "button"} : {}, given);
   made.append(...inside);
   return made;
 };
-const svgNS = "http://www.w3.org/2000/svg";
 const percent = share => (100 * share).toFixed(share < 0.0995 && share >= 0.0005 ? 1 : 0) + " %";
 const shown = token => token.replaceAll("\n", "⏎").trim() || "␣";
-const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0)).buffer;
+const shares = packed => ({...packed, values: new Uint16Array(bytes(packed.values))});
 const color = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 const within = (value, low, high) => Math.min(Math.max(value, low), high);
 
@@ -28,12 +28,12 @@ function changed(words, right) {
 // source: {frame(K), eyes(token, frame, K)}, each an answer or a promise of one; null: something newer was asked for.
 function Wall(source) {
   const wall = find("wall"), handle = find("handle"), canvas = find("cells"), gutter = 26;
-  const state = {layers: 1, K: 0, layer: 0, token: null, head: "mean", frame: null, eyes: null, full: "", words: [],
+  const state = {layers: 1, K: 0, layer: 0, token: null, head: "mean", way: "", frame: null, eyes: null, full: "", words: [],
     away: new Set(), movable: true, frozen: () => false};
   const order = {text: [], visual: []};
   let turn = 0, patches = [], playing = null, rowHeight = 20, at = null;
 
-  // A new question: {words, full}; words are the prompt's tokens, null where it is visual.
+  // asked: {words, full}; words are the prompt's tokens, null where it is visual.
   function open(asked) {
     Object.assign(state, asked, {frame: null, eyes: null});
     state.layer = Math.min(state.layer, state.layers - 1);
@@ -41,7 +41,7 @@ function Wall(source) {
     order.visual = [];
     state.words.forEach((word, i) => (word === null ? order.visual : order.text).push(i));
     if (state.token !== null && state.token >= state.words.length) state.token = null;
-    handle.setAttribute("aria-valuemax", state.layers);
+    handle.ariaValueMax = state.layers;
     find("layer").max = state.layers - 1;
     find("visual-says").textContent = `${order.visual.length} visual tokens, one a patch`;
     find("text-says").textContent = `${order.text.length} text tokens`;
@@ -51,36 +51,27 @@ function Wall(source) {
 
   function layPatches() {
     const tiles = all("#tiles .tile"), each = order.visual.length / tiles.length, side = Math.round(each ** 0.5), step = 100 / side;
-    patches = [];
     find("tiles").style.gridTemplateColumns = `repeat(${Math.ceil(Math.max(tiles.length - 1, 1) ** 0.5)}, 1fr)`;
     tiles.forEach(tile => {
       tile.querySelector("svg")?.remove();
-      const svg = document.createElementNS(svgNS, "svg");
-      svg.setAttribute("viewBox", "0 0 100 100");
-      svg.setAttribute("preserveAspectRatio", "none");
-      for (let i = 0; i < each; i++) {
-        const rect = document.createElementNS(svgNS, "rect");
-        for (const [name, value] of Object.entries({x: i % side * step, y: Math.floor(i / side) * step, width: step, height: step, class: "patch"}))
-          rect.setAttribute(name, value);
-        rect.dataset.patch = patches.length;
-        patches.push(rect);
-        svg.append(rect);
-      }
-      tile.append(svg);
+      const rects = Array.from({length: each}, (_, i) =>
+        `<rect class="patch" x="${i % side * step}" y="${Math.floor(i / side) * step}" width="${step}" height="${step}"/>`);
+      tile.insertAdjacentHTML("beforeend", `<svg viewBox="0 0 100 100" preserveAspectRatio="none">${rects.join("")}</svg>`);
     });
-    const grid = find("tiles");
-    grid.tabIndex = 0;
-    grid.setAttribute("role", "application");
-    grid.setAttribute("aria-label", `the picture in ${patches.length} patches: arrow keys move, Enter lets a patch look, Delete takes it away`);
-    grid.dataset.side = side;
+    patches = all(".patch");
+    patches.forEach((patch, i) => { patch.dataset.patch = i; });
+    Object.assign(find("tiles"), {tabIndex: 0, role: "application",
+      ariaLabel: `${patches.length} patches: arrow keys move, Enter lets one look, Delete takes it away`});
+    find("tiles").dataset.side = side;
   }
 
-  // What a layer leaves of what a token looks at: {to each token}, over all heads or one.
+  // Where the token looks in a layer, (tokens), by one head or on the mean; or who looks at it.
   function looks(layer) {
-    const {eyes} = state, tokens = eyes.tokens, sum = new Float64Array(tokens), heads = eyes.heads;
+    const {tokens, heads} = state.eyes, eyes = state.way ? state.eyes.seen : state.eyes, sum = new Float64Array(tokens);
+    if (state.way) return sum.map((_, i) => eyes.values[layer * tokens + i] * eyes.largest / 65535);
     for (let head = 0; head < heads; head++) {
       if (state.head !== "mean" && +state.head !== head) continue;
-      const start = (layer * heads + head) * tokens, share = eyes.largest / 255 / (state.head === "mean" ? heads : 1);
+      const start = (layer * heads + head) * tokens, share = eyes.largest / 65535 / (state.head === "mean" ? heads : 1);
       for (let i = 0; i < tokens; i++) sum[i] += eyes.values[start + i] * share;
     }
     const marks = state.frame.layers[layer];
@@ -101,7 +92,7 @@ function Wall(source) {
       find(name + "-bar").style.width = within(100 * now / without, 0, 100) + "%";
       find(name + "-says").textContent = `${(now / scale).toFixed(1)} of ${(without / scale).toFixed(1)} ${unit}`;
     }
-    find("kl").textContent = frame.kl < 1e-6 ? "0" : frame.kl < 0.001 ? frame.kl.toExponential(0).replace("e-", "·10⁻").replace(/\d$/, d => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]) : frame.kl.toPrecision(2);
+    find("kl").textContent = frame.kl < 1e-6 ? "0" : frame.kl.toPrecision(2);
     find("kl-bar").style.width = within(100 * (Math.log10(Math.max(frame.kl, 1e-5)) + 5) / 6, 0, 100) + "%";
     find("kl-says").textContent = frame.next.slice(0, 2).map(([word, share]) => `${shown(word)} ${percent(share)}`).join(", ");
   }
@@ -126,7 +117,7 @@ function Wall(source) {
         ? here ? percent(seen[token]) + " of the attention" : "has left before this layer" : `in ${depth} of ${layers} layers`);
     });
     find("where").textContent = eyes
-      ? total ? `In layer ${layer} this token gives ${percent(total)} of its attention to the picture: the bright patches.`
+      ? total ? `In layer ${layer} this token ${state.way ? "is looked at by the bright patches" : `gives ${percent(total)} of its attention to the picture: the bright patches`}.`
         : `Layer ${layer} has no picture to look at.`
       : !deepest ? "No layer sees the picture." : `${held} patches reach ` + (deepest === layers ? "the last layer." : `layers 0 … ${deepest - 1}; those below see none.`);
   }
@@ -169,8 +160,8 @@ function Wall(source) {
         pen.strokeRect(left - 2, y, wide - left + 1, rowHeight);
       }
     }
-    canvas.setAttribute("aria-label", `${layers} layers, one row each; ` + frame.layers.map((marks, i) =>
-      `layer ${i}: ${[...marks].filter(mark => mark !== "0").length} tokens`).join(", "));
+    canvas.ariaLabel = `${layers} layers, one row each; ` + frame.layers.map((marks, i) =>
+      `layer ${i}: ${[...marks].filter(mark => mark !== "0").length} tokens`).join(", ");
     find("frozen-says").hidden = !frame.layers.some(marks => marks.includes("1"));
   }
 
@@ -181,17 +172,16 @@ function Wall(source) {
     handle.style.top = K * rowHeight + 10 + "px";
     find("knob").textContent = "K = " + K;
     find("leaves").textContent = K === layers ? ": drag me up" : K ? ": the picture leaves" : ": it never comes in";
-    handle.setAttribute("aria-valuenow", K);
-    handle.setAttribute("aria-valuetext", `before layer ${K} of ${layers}` + (frame ? `; the model says ${frame.answer}` : ""));
+    handle.ariaValueNow = K;
+    handle.ariaValueText = `before layer ${K} of ${layers}` + (frame ? `; the model says ${frame.answer}` : "");
   }
 
   function drawWords() {
     const {frame, eyes, layer, words} = state, seen = eyes && looks(layer), said = source.saysMore ? frame.tokens.slice(0, -1) : [];
     const active = document.activeElement?.dataset?.token;
     find("words").replaceChildren(...[...order.text.map(i => [i, words[i], ""]), ...said.map((word, i) => [words.length + i, word, "said"])].map(([i, word, kind]) => {
-      const chip = make("button", {type: "button", textContent: shown(word), className: kind});
+      const chip = make("button", {textContent: shown(word), className: kind, ariaPressed: state.token === i});
       chip.dataset.token = i;
-      chip.setAttribute("aria-pressed", state.token === i);
       if (seen && seen[i]) {
         chip.style.background = `color-mix(in srgb, ${color("sink")} ${Math.round(55 * Math.sqrt(seen[i]))}%, ${color("paper")})`;
         chip.dataset.tip = percent(seen[i]) + " of the attention";
@@ -207,6 +197,8 @@ function Wall(source) {
     if (find("head").length !== eyes.heads + 1)
       find("head").replaceChildren(...["mean", ...Array(eyes.heads).keys()].map(name => make("option", {textContent: name})));
     find("head").value = state.head;
+    find("ways").hidden = !eyes.seen;
+    find("lens").textContent = eyes.readings ? "Layer by layer: " + eyes.readings.map(words => words ? shown(words[0][0]) : "–").join(" ") : "";
     const reading = eyes.readings?.[layer + 1];
     find("readings").parentNode.hidden = !eyes.readings;
     find("readings").replaceChildren(...(reading ?? [["nothing: it has left", 1]]).map(([word, share]) =>
@@ -232,7 +224,7 @@ function Wall(source) {
   // Ask for the state as it is now. Whatever answers an older state is dropped.
   async function refresh() {
     const mine = ++turn;
-    wall.setAttribute("aria-busy", true);
+    wall.ariaBusy = true;
     if (state.frame) { drawStack(); drawHandle(); }
     remember();
     try {
@@ -247,7 +239,7 @@ function Wall(source) {
       if (mine !== turn) return;
       source.failed?.(error.message);
     }
-    wall.setAttribute("aria-busy", false);
+    wall.ariaBusy = false;
     draw();
   }
 
@@ -259,8 +251,7 @@ function Wall(source) {
     return refresh();
   }
 
-  function look(token, layer = state.layer) {
-    state.layer = within(layer, 0, state.layers - 1);
+  function look(token) {
     state.token = token;
     return refresh();
   }
@@ -270,7 +261,7 @@ function Wall(source) {
     state.layer = within(layer, 0, state.layers - 1);
     if (state.token === null) return look(answering());
     remember();
-    draw();
+    return draw();
   }
 
   async function play() {
@@ -281,7 +272,7 @@ function Wall(source) {
     while (playing === mine && state.K > 0) {
       await Promise.all([move(state.K - 1), new Promise(done => setTimeout(done, 450))]);
     }
-    playing = playing === mine ? null : playing;
+    if (playing === mine) playing = null;
     find("play").textContent = "▶ Play";
   }
 
@@ -308,7 +299,7 @@ function Wall(source) {
     if (token !== undefined) look(+token === state.token ? null : +token);
   });
   find("layer").addEventListener("input", () => chooseLayer(+find("layer").value));
-  find("head").addEventListener("change", () => { state.head = find("head").value; draw(); });
+  for (const name of ["head", "way"]) find(name).addEventListener("change", () => { state[name] = find(name).value; draw(); });
   find("play").addEventListener("click", play);
   find("tiles").addEventListener("click", event => {
     const patch = event.target.dataset.patch;
@@ -355,5 +346,5 @@ function Wall(source) {
     }
   }
   addEventListener("hashchange", () => { fromAddress(); refresh(); });
-  return {state, order, open, move, look, chooseLayer, refresh, draw, play, fromAddress, stop: () => { playing = null; }};
+  return {state, order, open, move, look, chooseLayer, refresh, play, fromAddress, stop: () => { playing = null; }};
 }
