@@ -97,7 +97,7 @@ def test_offline_nothing_is_asked(tmp_path):
     """The offline switch of huggingface-hub, with the package itself: no file, no network, one line."""
     code = (
         "import sys; from minivtw.cli import command; from minivtw.generate import main; "
-        f"sys.argv = ['generate', 'Hi?', '--model', {NAME!r}]; door(main)"
+        f"sys.argv = ['generate', 'Hi?', '--model', {NAME!r}]; command(main)"
     )
     root = pathlib.Path(__file__).parents[1]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
