@@ -30,7 +30,9 @@ def random_prompt(vlm, shape, tiles, tokens):
     if tokens is None:
         tokens = visual + 60
     if not visual < tokens - 1 < config.max_positions:
-        raise InputError(f"--tokens must be from {visual + 2} to {config.max_positions}: {tiles} tiles make {visual} of them")
+        raise InputError(
+            f"--tokens must be from {visual + 2} to {config.max_positions}: {tiles} tiles make {visual} of them"
+        )
     size = vlm.parts.vision.encoder.config.image_size
     pixels = random.standard_normal((tiles, 3, size, size), np.float32)
     hidden = random.standard_normal((tokens, config.width), np.float32)
@@ -107,7 +109,14 @@ def row(work, name, taken, counted):
     ours, theirs = taken[work, "ours", name], taken.get((work, "theirs", "off"))
     low, seconds, high = timing.quartiles(ours)
     flops, read_bytes = counted[work, name]
-    result = {"work": work, "method": name, "seconds": seconds, "quartiles": [low, high], "flops": flops, "bytes": read_bytes}
+    result = {
+        "work": work,
+        "method": name,
+        "seconds": seconds,
+        "quartiles": [low, high],
+        "flops": flops,
+        "bytes": read_bytes,
+    }
     if theirs:
         result["transformers_seconds"] = statistics.median(theirs)
         result["transformers_quartiles"] = list(timing.quartiles(theirs)[::2])
@@ -125,7 +134,9 @@ def row(work, name, taken, counted):
 
 def table(rows):
     """The rows as text, ratios first."""
-    lines = ["x transformers  work                                    ms (quartiles)      transformers ms      of the machine"]
+    lines = [
+        "x transformers  work                                    ms (quartiles)      transformers ms      of the machine"
+    ]
     for one in rows:
         ratio = f"{one['times_transformers']:.2f}" if "times_transformers" in one else ""
         name = one["work"] if one["method"] == "off" else f"{one['work']}, {one['method']}"
@@ -144,17 +155,25 @@ def milliseconds(one, prefix=""):
 
 
 def parser():
-    options = Parser(prog="minivtw.bench", description="Time vision, prefill and decode, side by side with transformers.")
+    options = Parser(
+        prog="minivtw.bench", description="Time vision, prefill and decode, side by side with transformers."
+    )
     options.add_argument("image", nargs="?", metavar="IMAGE")
     options.add_argument("prompt", nargs="?", metavar="PROMPT")
     add_model_option(options)
-    options.add_argument("--shape", choices=SHAPES, help="random weights of a published size instead of a model and a picture")
+    options.add_argument(
+        "--shape", choices=SHAPES, help="random weights of a published size instead of a model and a picture"
+    )
     options.add_argument("--tiles", type=int, metavar="N", help="tiles of a shape's picture (default: 1)")
     options.add_argument("--tokens", type=int, metavar="N", help="of a shape's prompt, visual ones among them")
     options.add_argument("--withdraw", default="off,auto", metavar="off,auto,K,…")
     options.add_argument("--method", nargs="+", metavar="NAME:parameters", help="other methods to time beside them")
-    options.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds, of which the median counts (default: 20)")
-    options.add_argument("--new-tokens", type=int, default=16, metavar="N", help="tokens to decode in each (default: 16)")
+    options.add_argument(
+        "--repeats", type=int, default=20, metavar="N", help="rounds, of which the median counts (default: 20)"
+    )
+    options.add_argument(
+        "--new-tokens", type=int, default=16, metavar="N", help="tokens to decode in each (default: 16)"
+    )
     options.add_argument("--alone", action="store_true", help="without transformers, even if it is installed")
     options.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return options
@@ -194,7 +213,9 @@ def main(arguments):
     before, calls = timing.load_average(), measures(vlm, twin, pixels, asked, methods, chosen.new_tokens)
     taken = timing.rounds(calls, chosen.repeats)
     counted = operations(vlm, pixels, asked, methods)
-    works = [(work, name) for work in ("vision", "prefill", "decode") for name in methods if (work, "ours", name) in taken]
+    works = [
+        (work, name) for work in ("vision", "prefill", "decode") for name in methods if (work, "ours", name) in taken
+    ]
     result = {
         "machine": timing.machine(),
         "beside": twin.name if twin else None,

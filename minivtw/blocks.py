@@ -29,7 +29,9 @@ def blas_function(name):
 
 
 get_blas_threads, set_blas_threads = blas_function("get_num_threads"), blas_function("set_num_threads")
-THREADS = get_blas_threads() if set_blas_threads else 1  # every core, or what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says
+THREADS = (
+    get_blas_threads() if set_blas_threads else 1
+)  # every core, or what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says
 WORKERS = ThreadPoolExecutor(THREADS)  # its threads begin with the first work
 
 

@@ -123,7 +123,9 @@ def main(arguments):
     options.add_argument(
         "--schedule", action="store_true", help="find the schedule that saves the most within the threshold"
     )
-    options.add_argument("--store", action="store_true", help="store what was found with the model, for `--withdraw auto`")
+    options.add_argument(
+        "--store", action="store_true", help="store what was found with the model, for `--withdraw auto`"
+    )
     options.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = options.parse_args(arguments)
     if chosen.threshold is not None and not 0 <= chosen.threshold < float("inf"):

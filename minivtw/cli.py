@@ -89,8 +89,12 @@ def add_sampling_options(options: argparse.ArgumentParser) -> None:
     """How tokens are chosen, and how many."""
     options.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="0: prefill only (default: 128)")
     options.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
-    options.add_argument("--top-k", type=int, default=0, metavar="N", help="draw from the N most probable; 0: all (default)")
-    options.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the most probable that sum to P")
+    options.add_argument(
+        "--top-k", type=int, default=0, metavar="N", help="draw from the N most probable; 0: all (default)"
+    )
+    options.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="draw from the most probable that sum to P"
+    )
     options.add_argument("--seed", type=int, default=0, metavar="N", help="of the drawing (default: 0)")
 
 

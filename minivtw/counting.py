@@ -68,7 +68,12 @@ def cache_bytes(config: DecoderConfig, tokens_per_layer: Iterable[int]) -> int:
 
 
 def turn_counts(
-    config: DecoderConfig, cache: KVCache, tokens: int, start: int, prefilled: Sequence[Ran], decoded: list[Sequence[Ran]]
+    config: DecoderConfig,
+    cache: KVCache,
+    tokens: int,
+    start: int,
+    prefilled: Sequence[Ran],
+    decoded: list[Sequence[Ran]],
 ) -> dict[str, dict[str, Any]]:
     """What a turn of `tokens` took, behind the `start` that came before: the parts of `Answer.stats` that are counted.
 

@@ -56,7 +56,9 @@ class Tally:
             "mean": mean(accuracy.values()),
             "agreement": self.unchanged / len(self.stats),
             "prefill_flops": mean(stats["flops"]["prefill"] for stats in self.stats),
-            "prefill_flops_without_withdrawal": mean(stats["flops"]["prefill_without_withdrawal"] for stats in self.stats),
+            "prefill_flops_without_withdrawal": mean(
+                stats["flops"]["prefill_without_withdrawal"] for stats in self.stats
+            ),
             "cache_bytes": mean(stats["cache"]["bytes"] for stats in self.stats),
             "prefill_seconds": mean(stats["seconds"]["prefill"] for stats in self.stats),
             "decode_seconds": mean(stats["seconds"]["decode"] for stats in self.stats),

@@ -24,8 +24,12 @@ from .errors import InputError
 def parser():
     options = Parser(prog="minivtw.generate", description="Ask a vision-language model about pictures, in NumPy.")
     options.add_argument("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
-    options.add_argument("prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)")
-    options.add_argument("--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable")
+    options.add_argument(
+        "prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)"
+    )
+    options.add_argument(
+        "--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable"
+    )
     add_model_option(options)
     add_size_options(options)
     add_method_options(options)

@@ -12,9 +12,7 @@ from .inputs.prompts import load_tokenizer
 from .vlm import VLM
 
 
-def load(
-    model: str | pathlib.Path | None = None, low_memory: bool = False, max_tiles: int | None = None
-) -> VLM:
+def load(model: str | pathlib.Path | None = None, low_memory: bool = False, max_tiles: int | None = None) -> VLM:
     """A model folder, or a name on the Hugging Face hub -> `VLM`; without one, the embedded model.
 
     low_memory: hold one layer at a time, read from the files at every use; max_tiles: of an image, None for as many

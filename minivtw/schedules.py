@@ -187,6 +187,8 @@ def search(
         bench.take(measured)
         path.append(measured)
     if save is not None and bench.taken.saved < save:
-        raise InputError(f"no schedule within the threshold saves {save:.0%}; the search ends at {bench.taken.saved:.1%}")
+        raise InputError(
+            f"no schedule within the threshold saves {save:.0%}; the search ends at {bench.taken.saved:.1%}"
+        )
     better = [one for one in tails(bench, leaves, bench.taken.saved) if one.kl < bench.taken.kl]
     return [*path, *sorted(better, key=lambda one: -one.kl)], bench.tried

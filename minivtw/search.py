@@ -154,7 +154,10 @@ LONGEST_ANSWER = 64  # tokens
 CRITERIA = {
     "kl": Criterion(lambda decoder, prompt, stop_ids: kl_curve(decoder, prompt), first_at_most, ETA, "nats"),
     "answer": Criterion(
-        lambda decoder, prompt, stop_ids: kl_curve(decoder, prompt, LONGEST_ANSWER, stop_ids), first_at_most, ETA, "nats"
+        lambda decoder, prompt, stop_ids: kl_curve(decoder, prompt, LONGEST_ANSWER, stop_ids),
+        first_at_most,
+        ETA,
+        "nats",
     ),
     "attention": Criterion(
         lambda decoder, prompt, stop_ids: attention_curve(decoder, prompt), first_settled, QUIET_SHARE, "of it"

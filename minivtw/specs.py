@@ -100,7 +100,9 @@ def parse_one(text: str, methods: dict[str, Callable[..., Method]]) -> Method:
             options[key] = read(value)
         except ValueError:
             raise InputError(f"{key} of the method {name} cannot be {value!r}") from None
-    missing = [key for key, parameter in parameters.items() if parameter.default is parameter.empty and key not in options]
+    missing = [
+        key for key, parameter in parameters.items() if parameter.default is parameter.empty and key not in options
+    ]
     if missing:
         raise InputError(f"the method {name} needs {', '.join(missing)}, as in {name}:{missing[0]}=…")
     return methods[name](**options)

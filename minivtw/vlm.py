@@ -1,8 +1,8 @@
 """What a user holds: load a model, ask it about a picture.
 
-    vlm = minivtw.load()
-    answer = vlm.answer("scene.png", "What color is the star?")
-    print(answer.text, answer.stats["flops"])
+vlm = minivtw.load()
+answer = vlm.answer("scene.png", "What color is the star?")
+print(answer.text, answer.stats["flops"])
 """
 
 import pathlib

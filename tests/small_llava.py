@@ -46,7 +46,10 @@ def tensor_shapes(config=CONFIG):
     text, vision = config["text_config"], config["vision_config"]
     width, inner = text["hidden_size"], text["intermediate_size"]
     key_value = width // text["num_attention_heads"] * text["num_key_value_heads"]
-    shapes = {"language_model.model.embed_tokens.weight": (text["vocab_size"], width), "language_model.model.norm.weight": (width,)}
+    shapes = {
+        "language_model.model.embed_tokens.weight": (text["vocab_size"], width),
+        "language_model.model.norm.weight": (width,),
+    }
     for index in range(text["num_hidden_layers"]):
         layer = f"language_model.model.layers.{index}."
         shapes |= {f"{layer}self_attn.{name}_proj.weight": (width, width) for name in "qo"}
@@ -67,7 +70,10 @@ def tensor_shapes(config=CONFIG):
         layer = f"{tower}encoder.layers.{index}."
         norms += [f"{layer}layer_norm1", f"{layer}layer_norm2"]
         linears |= {f"{layer}self_attn.{name}": (wide, wide) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
-        linears |= {f"{layer}mlp.fc1": (vision["intermediate_size"], wide), f"{layer}mlp.fc2": (wide, vision["intermediate_size"])}
+        linears |= {
+            f"{layer}mlp.fc1": (vision["intermediate_size"], wide),
+            f"{layer}mlp.fc2": (wide, vision["intermediate_size"]),
+        }
     linears |= {"multi_modal_projector.linear_1": (width, wide), "multi_modal_projector.linear_2": (width, width)}
     for name in norms:
         shapes |= {f"{name}.weight": (wide,), f"{name}.bias": (wide,)}
@@ -95,7 +101,11 @@ def write_folder(folder, tensors=None, config=CONFIG):
     """A whole model folder that minivtw loads."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(random_tensors() if tensors is None else tensors, folder / "model.safetensors")
-    for name, content in (("config", config), ("preprocessor_config", PIXELS), ("generation_config", {"eos_token_id": 1})):
+    for name, content in (
+        ("config", config),
+        ("preprocessor_config", PIXELS),
+        ("generation_config", {"eos_token_id": 1}),
+    ):
         (folder / f"{name}.json").write_text(json.dumps(content))
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     return folder

@@ -55,7 +55,21 @@ def test_every_work_is_timed_under_every_method(small, asked):
 
 
 def test_a_shape_has_the_sizes_that_are_asked_for(small):
-    ran = run(main, "--shape", "small", "--tiles", "3", "--tokens", "20", "--repeats", "1", "--new-tokens", "1", "--alone", "--json")
+    ran = run(
+        main,
+        "--shape",
+        "small",
+        "--tiles",
+        "3",
+        "--tokens",
+        "20",
+        "--repeats",
+        "1",
+        "--new-tokens",
+        "1",
+        "--alone",
+        "--json",
+    )
     result = json.loads(ran.out)
     assert (result["tiles"], result["tokens"], result["visual"], result["model"]) == (3, 20, 12, "small")
     assert "small: 3 tiles, 20 tokens, 12 of them visual" in run(
@@ -73,7 +87,9 @@ def test_busy_moments_hit_all_alike():
 
 def test_vision_flops_by_hand():
     """16 patches of 4 x 4 pixels, width 8, two layers with 12 mlp channels."""
-    layer = 16 * 8 * 24 + 16 * 16 * 8 + 16 * 16 * 8 + 16 * 8 * 8 + 2 * 16 * 8 * 12  # qkv scores context output up and down
+    layer = (
+        16 * 8 * 24 + 16 * 16 * 8 + 16 * 16 * 8 + 16 * 8 * 8 + 2 * 16 * 8 * 12
+    )  # qkv scores context output up and down
     assert vision_flops(SMALL[0]) == 2 * (16 * 48 * 8 + 2 * layer)
 
 

@@ -36,7 +36,10 @@ def test_a_block_within_a_block_ends():
 def test_threads_of_the_caller_do_not_meet():
     """Two conversations in two threads of one process."""
     random, results = np.random.default_rng(0), {}
-    x, weight = random.standard_normal((600, 32)).astype(np.float32), random.standard_normal((32, 32)).astype(np.float32)
+    x, weight = (
+        random.standard_normal((600, 32)).astype(np.float32),
+        random.standard_normal((32, 32)).astype(np.float32),
+    )
     square = by_rows(lambda x, weight: x @ weight)
 
     def many(name):

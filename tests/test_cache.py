@@ -56,7 +56,9 @@ def test_a_trimmed_cache_continues_as_if_nothing_had_followed(case, data):
     assert cache.tokens_per_layer == fresh.tokens_per_layer
     assert cache.next_position == fresh.next_position == cut
     rest = Asked(prompt.hidden[cut:], prompt.is_visual[cut:])
-    assert_close(prefill(decoder, rest, withdraw(layer), cache).hidden, prefill(decoder, rest, withdraw(layer), fresh).hidden)
+    assert_close(
+        prefill(decoder, rest, withdraw(layer), cache).hidden, prefill(decoder, rest, withdraw(layer), fresh).hidden
+    )
 
 
 def test_trimming_beyond_the_end_changes_nothing():

@@ -53,7 +53,9 @@ def run(*arguments):
 
 
 def test_stored_layer_is_what_auto_withdraws_at(model, samples, capsys):
-    run(model, "--samples", samples, "--threshold", 1e6, "--store")  # every layer meets it: K is 0, unlike the default half
+    run(
+        model, "--samples", samples, "--threshold", 1e6, "--store"
+    )  # every layer meets it: K is 0, unlike the default half
     stored = json.loads((model / "withdrawal.json").read_text())
     assert stored["withdraw_layer"] == 0 and stored["criterion"] == "kl" and stored["threshold"] == 1e6
     assert "<- the visual tokens leave before this layer" in capsys.readouterr().out

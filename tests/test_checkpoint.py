@@ -64,7 +64,9 @@ def test_every_tensor_of_the_file_ends_in_the_model_exactly_once(tmp_path):
 def test_half_precision_widens_to_the_same_numbers(tmp_path):
     tensors = {name: tensor.astype(np.float16) for name, tensor in random_tensors().items()}
     halves = minivtw.load(write_folder(tmp_path / "halves", tensors))
-    widened = minivtw.load(write_folder(tmp_path / "floats", {name: t.astype(np.float32) for name, t in tensors.items()}))
+    widened = minivtw.load(
+        write_folder(tmp_path / "floats", {name: t.astype(np.float32) for name, t in tensors.items()})
+    )
     for half, wide in zip(halves.decoder.layers, widened.decoder.layers):
         assert half.qkv.weight.dtype == half.down.dtype == np.float32
         assert np.array_equal(half.qkv.weight, wide.qkv.weight) and np.array_equal(half.down, wide.down)
@@ -75,7 +77,11 @@ def write_bfloat16(path, tensors):
     header, data = {}, b""
     for name, tensor in tensors.items():
         upper = (tensor.view(np.uint32) >> 16).astype("<u2").tobytes()
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(upper)]}
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(tensor.shape),
+            "data_offsets": [len(data), len(data) + len(upper)],
+        }
         data += upper
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
@@ -98,7 +104,9 @@ def test_every_bfloat16_widens_to_the_number_it_stands_for():
     expected = np.where(exponent == 0, subnormal, normal) * np.where(sign, -1.0, 1.0)
     wide, finite = widen_bfloat16(halves), exponent < 255
     assert np.array_equal(wide[finite], expected[finite].astype(np.float32))
-    assert np.array_equal(np.isinf(wide), ~finite & (fraction == 0)) and np.array_equal(np.isnan(wide), ~finite & (fraction > 0))
+    assert np.array_equal(np.isinf(wide), ~finite & (fraction == 0)) and np.array_equal(
+        np.isnan(wide), ~finite & (fraction > 0)
+    )
 
 
 def test_shards_are_one_model(tmp_path):

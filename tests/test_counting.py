@@ -40,10 +40,14 @@ def counted(decoder):
     """The same decoder, its weights counting."""
 
     def view(value):
-        return Linear(*map(view, value)) if isinstance(value, Linear) else None if value is None else value.view(Counted)
+        return (
+            Linear(*map(view, value)) if isinstance(value, Linear) else None if value is None else value.view(Counted)
+        )
 
     layers = [DecoderLayer(*map(view, layer)) for layer in decoder.layers]
-    return dataclasses.replace(decoder, layers=layers, embedding=view(decoder.embedding), norm=view(decoder.norm), head=view(decoder.head))
+    return dataclasses.replace(
+        decoder, layers=layers, embedding=view(decoder.embedding), norm=view(decoder.norm), head=view(decoder.head)
+    )
 
 
 def own_logits(decoder, run):
@@ -99,7 +103,9 @@ def test_a_second_turn_counts_what_the_first_left_behind(case, new, data):
 @given(cases(), st.integers(0, 20))
 def test_a_plain_run_is_what_happens_without_a_method(case, before):
     decoder, prompt, _ = case
-    cache = prefill(decoder, EmbeddedPrompt(np.ones((before, decoder.config.width), np.float32), np.zeros(before, bool))).cache
+    cache = prefill(
+        decoder, EmbeddedPrompt(np.ones((before, decoder.config.width), np.float32), np.zeros(before, bool))
+    ).cache
     assert list(prefill(decoder, prompt, None, cache).ran) == plain_run(decoder.config, len(prompt.hidden), before)
 
 
@@ -117,7 +123,9 @@ def test_what_a_method_asks_of_the_tower_is_counted(decoder, make, class_token, 
 def test_a_layer_by_hand():
     """One head of width 2 in a layer of width 4 with 3 mlp channels; 2 tokens enter, 5 are cached."""
     config = DecoderConfig(9, 4, 1, 1, 1, 2, 3, 1e-5, 1e4, 64)
-    products = 2 * 4 * 6 + 2 * 2 * 5 + 2 * 5 * 2 + 2 * 2 * 4 + 2 * 4 * 6 + 2 * 3 * 4  # qkv scores context output gate_up down
+    products = (
+        2 * 4 * 6 + 2 * 2 * 5 + 2 * 5 * 2 + 2 * 2 * 4 + 2 * 4 * 6 + 2 * 3 * 4
+    )  # qkv scores context output gate_up down
     assert layer_flops(config, Ran(entered=2, worked=2, cached=5, asked=7)) == 2 * products + 7
 
 

@@ -21,10 +21,19 @@ PICTURE = ROOT / "docs" / "pictures" / "scene.png"
 
 def programs_of(chapter):
     """The Python blocks of a page with what the page says they print."""
-    return re.findall(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```)?", chapter.read_text(encoding="utf-8"), re.M | re.S)
+    return re.findall(
+        r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```)?", chapter.read_text(encoding="utf-8"), re.M | re.S
+    )
 
 
-RUN = ("01-from-picture-to-answer", "02-the-decoder-and-its-cache", "03-withdrawal", "04-which-layer", "05-attention-leaves", "10-your-own-method")
+RUN = (
+    "01-from-picture-to-answer",
+    "02-the-decoder-and-its-cache",
+    "03-withdrawal",
+    "04-which-layer",
+    "05-attention-leaves",
+    "10-your-own-method",
+)
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -54,15 +63,23 @@ def test_the_method_of_the_last_page_is_withdrawal_when_it_keeps_nothing(monkeyp
 
 def test_the_readme_shows_the_loop_that_runs():
     """And the method: each line of the README's first block stands in the code as it is shown."""
-    block = re.search(r"^```python\n(def withdraw.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S).group(1)
-    source = "".join((ROOT / "minivtw" / name).read_text(encoding="utf-8") for name in ("methods.py", "model/decoder.py"))
+    block = re.search(
+        r"^```python\n(def withdraw.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
+    ).group(1)
+    source = "".join(
+        (ROOT / "minivtw" / name).read_text(encoding="utf-8") for name in ("methods.py", "model/decoder.py")
+    )
     source = re.sub(r"\s+", " ", source)
     for line in block.splitlines():
         if line.strip() and not line.startswith(("def", "for")):
             assert re.sub(r"\s+", " ", line).strip() in source
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("weights/**/*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("weights/**/*.md"))],
+    ids=lambda p: p.name,
+)
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]

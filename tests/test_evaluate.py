@@ -29,7 +29,12 @@ from tests.test_behaviour import roomy
         ("caption", "a white square and a red star", "a red star, and a white square.", 1),  # order does not count
         ("caption", "an orange 7 and a red star.", "an orange 3 and a red star.", 1),  # any figure is a digit
         ("caption", "a red star.", "a red star and a blue ring.", 2 / 3),  # precision 1, recall 1/2
-        ("caption", "a red star, a red star and a green cross.", "a red star.", 2 / 3),  # a set: repeating gains nothing
+        (
+            "caption",
+            "a red star, a red star and a green cross.",
+            "a red star.",
+            2 / 3,
+        ),  # a set: repeating gains nothing
         ("caption", "", "a red star.", 0),
         ("caption", "and and , a", "a red star.", 0),
     ],
@@ -38,7 +43,9 @@ def test_scoring(family, answer, right, points):
     assert score(family, answer, right) == pytest.approx(points)
 
 
-@given(st.sets(st.tuples(st.sampled_from(["red", "orange", "black"]), st.sampled_from(["star", "ring", "7"])), min_size=1))
+@given(
+    st.sets(st.tuples(st.sampled_from(["red", "orange", "black"]), st.sampled_from(["star", "ring", "7"])), min_size=1)
+)
 def test_captions_of_the_world_are_read_back(pairs):
     words = [f"{'an' if color == 'orange' else 'a'} {color} {shape}" for color, shape in sorted(pairs)]
     caption = ", ".join(words[:-1]) + (" and " if words[1:] else "") + words[-1] + "."
@@ -51,7 +58,9 @@ def small(tmp_path_factory):
     model, folder = write_folder(tmp_path_factory.mktemp("model")), tmp_path_factory.mktemp("questions")
     vlm, lines = minivtw.load(model), []
     for index in range(6):
-        Image.fromarray(np.random.default_rng(index).integers(0, 255, (12, 12, 3), np.uint8)).save(folder / f"{index}.png")
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (12, 12, 3), np.uint8)).save(
+            folder / f"{index}.png"
+        )
         said = vlm.answer(folder / f"{index}.png", "Hm?", withdraw=None, max_new_tokens=64).text
         answer = said if index in (0, 3) else "something else"
         lines.append({"image": f"{index}.png", "family": "ab"[index // 3], "question": "Hm?", "answer": answer})
@@ -67,10 +76,14 @@ def test_accuracy_agreement_and_savings_by_layer(small, tmp_path):
     assert content["questions"] == 6
     off, auto, zero, last = content["runs"]
     assert [run["withdraw_layer"] for run in content["runs"]] == [None, 2, 0, 4]
-    assert off["accuracy"] == {"a": pytest.approx(1 / 3), "b": pytest.approx(1 / 3)} and off["mean"] == pytest.approx(1 / 3)
+    assert off["accuracy"] == {"a": pytest.approx(1 / 3), "b": pytest.approx(1 / 3)} and off["mean"] == pytest.approx(
+        1 / 3
+    )
     assert off["agreement"] == last["agreement"] == 1 and zero["agreement"] < 1
     assert last["accuracy"] == off["accuracy"]
-    assert zero["prefill_flops"] < auto["prefill_flops"] < off["prefill_flops"] == off["prefill_flops_without_withdrawal"]
+    assert (
+        zero["prefill_flops"] < auto["prefill_flops"] < off["prefill_flops"] == off["prefill_flops_without_withdrawal"]
+    )
     for words in ("K=2 (auto)", "unchanged", "33.3%", "saved"):
         assert words in ran.out
 
@@ -145,7 +158,11 @@ def test_broken_questions_are_named(small, tmp_path, line, words):
 
 @pytest.mark.parametrize(
     "options, words",
-    [(("--withdraw", "off,9"), "from 0 to 4"), (("--withdraw", ""), "auto, off or a layer"), (("--limit", "0"), "--limit")],
+    [
+        (("--withdraw", "off,9"), "from 0 to 4"),
+        (("--withdraw", ""), "auto, off or a layer"),
+        (("--limit", "0"), "--limit"),
+    ],
 )
 def test_options_that_make_no_sense(small, options, words):
     assert_one_line_error(run(main, small[1], "--model", small[0], *options), words)

@@ -71,7 +71,16 @@ def ask(server, path, content=b"{}", method="POST", **headers):
 
 
 @pytest.mark.parametrize(
-    "method", ["", "withdraw:layer=3", "freeze:layers=2-9", "fastv:layer=3,keep=0.25", "adaptive", "random:layer=4", "fastervlm:keep=0.25"]
+    "method",
+    [
+        "",
+        "withdraw:layer=3",
+        "freeze:layers=2-9",
+        "fastv:layer=3,keep=0.25",
+        "adaptive",
+        "random:layer=4",
+        "fastervlm:keep=0.25",
+    ],
 )
 def test_a_frame_is_the_model_s_answer(vlm, explorer, method):
     frame = explorer.frame(asking(explorer, method=method))

@@ -42,7 +42,19 @@ def test_the_json_object_is_what_the_manual_says(folder, picture):
     ran = run(main, picture, "Hm?", "--model", folder, "--withdraw", "1", "--max-new-tokens", "5", "--json")
     assert ran.code == 0 and ran.err == ""
     content = json.loads(ran.out)
-    assert set(content) == {"answer", "token_ids", "model", "layers", "method", "withdraw_layer", "tokens", "prefill", "cache", "flops", "seconds"}
+    assert set(content) == {
+        "answer",
+        "token_ids",
+        "model",
+        "layers",
+        "method",
+        "withdraw_layer",
+        "tokens",
+        "prefill",
+        "cache",
+        "flops",
+        "seconds",
+    }
     assert content["model"] == "small" and content["layers"] == LAYERS and content["withdraw_layer"] == 1
     text = len("<s>") - 2 + len("USER: ") + len("\nHm? ASSISTANT:")  # one token a byte, and <s>
     generated = len(content["token_ids"])
@@ -58,7 +70,9 @@ def test_the_json_object_is_what_the_manual_says(folder, picture):
 
 def test_off_is_no_withdrawal_and_auto_is_half_the_depth_until_a_layer_is_stored(folder, picture, tmp_path):
     def layer_used(model, *options):
-        return json.loads(run(main, picture, "Hm?", "--model", model, "--max-new-tokens", "0", "--json", *options).out)["withdraw_layer"]
+        return json.loads(run(main, picture, "Hm?", "--model", model, "--max-new-tokens", "0", "--json", *options).out)[
+            "withdraw_layer"
+        ]
 
     assert layer_used(folder, "--withdraw", "off") is None
     assert layer_used(folder) == layer_used(folder, "--withdraw", "auto") == LAYERS // 2
@@ -71,7 +85,10 @@ def test_zero_new_tokens_is_a_prefill_only(vlm, picture):
     result = vlm.answer(picture, "Hm?", max_new_tokens=0)
     assert result.text == "" and result.token_ids == []
     assert result.stats["flops"]["decode"] == 0
-    assert result.stats["cache"]["tokens_per_layer"][0] == result.stats["tokens"]["visual"] + result.stats["tokens"]["text"]
+    assert (
+        result.stats["cache"]["tokens_per_layer"][0]
+        == result.stats["tokens"]["visual"] + result.stats["tokens"]["text"]
+    )
 
 
 def test_what_streams_is_the_answer(folder, vlm, picture):
@@ -96,7 +113,9 @@ def test_the_answer_ends_at_the_end_token(tmp_path, picture):
 
 def test_observing_sees_everything_and_changes_nothing(vlm, picture):
     seen = {}
-    observed = vlm.answer(picture, "Hm?", withdraw=2, max_new_tokens=1, observe=lambda name, array: seen.update({name: array.copy()}))
+    observed = vlm.answer(
+        picture, "Hm?", withdraw=2, max_new_tokens=1, observe=lambda name, array: seen.update({name: array.copy()})
+    )
     assert observed.token_ids == vlm.answer(picture, "Hm?", withdraw=2, max_new_tokens=1).token_ids
     tokens = observed.stats["tokens"]["visual"] + observed.stats["tokens"]["text"]
     assert seen["vision.pixels"].shape == (1, 3, 12, 12)
@@ -112,17 +131,29 @@ def test_observing_sees_everything_and_changes_nothing(vlm, picture):
 
 
 def test_trace_tells_where_the_visual_tokens_leave(folder, picture):
-    lines = run(main, picture, "Hm?", "--model", folder, "--withdraw", "3", "--max-new-tokens", "2", "--trace").out.splitlines()
+    lines = run(
+        main, picture, "Hm?", "--model", folder, "--withdraw", "3", "--max-new-tokens", "2", "--trace"
+    ).out.splitlines()
     leaving = [index for index, line in enumerate(lines) if "tokens withdrawn" in line]
     assert len(leaving) == 1  # in the prefill; decoded tokens are text
-    assert lines[leaving[0] - 1].startswith("decoder.layers.2.hidden") and lines[leaving[0] + 1].startswith("decoder.layers.3.")
+    assert lines[leaving[0] - 1].startswith("decoder.layers.2.hidden") and lines[leaving[0] + 1].startswith(
+        "decoder.layers.3."
+    )
     without = run(main, picture, "Hm?", "--model", folder, "--withdraw", "off", "--max-new-tokens", "2", "--trace").out
     assert "withdrawn" not in without
 
 
 def test_stats_are_printed_after_the_answer(folder, picture):
     out = run(main, picture, "Hm?", "--model", folder, "--stats", "--max-new-tokens", "3").out
-    for words in ("withdrawn before layer 2", "9 visual", "kB instead of", "MFLOP instead of", "seconds", "prefill", "tokens/s"):
+    for words in (
+        "withdrawn before layer 2",
+        "9 visual",
+        "kB instead of",
+        "MFLOP instead of",
+        "seconds",
+        "prefill",
+        "tokens/s",
+    ):
         assert words in out
 
 
@@ -133,7 +164,10 @@ def test_stats_count_what_was_saved(vlm, picture):
     withdrawn = [Ran(tokens, tokens, tokens, 0)] + [Ran(text, text, text, 0)] * (LAYERS - 1)
     assert with_image["flops"]["prefill"] == prompt_flops(config, withdrawn)
     assert with_image["flops"]["prefill_without_withdrawal"] == prompt_flops(config, plain_run(config, tokens))
-    assert with_image["prefill"] == {"entered": [tokens] + [text] * (LAYERS - 1), "worked": [tokens] + [text] * (LAYERS - 1)}
+    assert with_image["prefill"] == {
+        "entered": [tokens] + [text] * (LAYERS - 1),
+        "worked": [tokens] + [text] * (LAYERS - 1),
+    }
     off = vlm.answer(picture, "Hm?", withdraw=None, max_new_tokens=0).stats
     assert off["flops"]["prefill"] == off["flops"]["prefill_without_withdrawal"]
     assert off["cache"]["bytes"] == off["cache"]["bytes_without_withdrawal"] == cache_bytes(config, [tokens] * LAYERS)
@@ -154,7 +188,20 @@ def test_ablations_are_reachable_from_the_library(vlm, picture):
 
 
 def test_the_same_seed_draws_the_same_answer(folder, picture):
-    options = (picture, "Hm?", "--model", folder, "--temperature", "2", "--top-k", "50", "--top-p", "0.9", "--max-new-tokens", "12")
+    options = (
+        picture,
+        "Hm?",
+        "--model",
+        folder,
+        "--temperature",
+        "2",
+        "--top-k",
+        "50",
+        "--top-p",
+        "0.9",
+        "--max-new-tokens",
+        "12",
+    )
     first, again, other = (run(main, *options, "--seed", seed).out for seed in (1, 1, 2))
     assert first == again != other
 
@@ -237,7 +284,9 @@ def test_files_that_are_not_there(folder, picture, tmp_path):
     assert_one_line_error(run(main), "required")
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json", "model.safetensors", "generation_config.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "preprocessor_config.json", "model.safetensors", "generation_config.json"]
+)
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"\xff\xfe\x00", b'{"a": 1}'])
 def test_missing_and_broken_files_of_a_model(tmp_path, picture, name, content):
     folder = write_folder(tmp_path / "broken")
@@ -286,7 +335,9 @@ def test_the_module_runs_as_a_program(folder, picture):
 def test_the_core_imports_only_what_it_may():
     """numpy, safetensors, pillow and tokenizers at run time; everything else is an optional extra."""
     code = "import sys, minivtw.generate, minivtw.evaluate; print(*{name.partition('.')[0] for name in sys.modules})"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
     assert not loaded & {"torch", "transformers", "matplotlib", "huggingface_hub", "scipy", "gguf"}
 
 

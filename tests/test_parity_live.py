@@ -87,7 +87,10 @@ def test_tensor_names_of_every_version(reference, tmp_path, errors, style, name)
 @pytest.mark.parametrize("text_says, model_says", [(True, False), (False, True), (False, False)])
 def test_a_tied_head_may_be_said_in_either_config(reference, tmp_path, errors, text_says, model_says):
     variant = reference.RECORDED[0]
-    text, llava = {**variant.text, "tie_word_embeddings": text_says}, {**variant.llava, "tie_word_embeddings": model_says}
+    text, llava = (
+        {**variant.text, "tie_word_embeddings": text_says},
+        {**variant.llava, "tie_word_embeddings": model_says},
+    )
     reference.build(variant._replace(text=text, llava=llava), tmp_path)
     has_head = "language_model.lm_head.weight" in load_file(tmp_path / "model.safetensors")
     assert has_head != (text_says or model_says)

@@ -5,7 +5,17 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "minivtw"
-ORDER = ("model", "inputs", "checkpoints", "methods", "vlm", "search", "analysis", "commands", "plug")  # each imports only earlier ones
+ORDER = (
+    "model",
+    "inputs",
+    "checkpoints",
+    "methods",
+    "vlm",
+    "search",
+    "analysis",
+    "commands",
+    "plug",
+)  # each imports only earlier ones
 
 
 def rooms():

@@ -49,7 +49,14 @@ def test_the_seed_decides_and_every_token_gets_its_share():
 
 @pytest.mark.parametrize(
     "options",
-    [dict(temperature=-1), dict(temperature=float("nan")), dict(top_k=-1), dict(top_p=0), dict(top_p=1.1), dict(seed=-1)],
+    [
+        dict(temperature=-1),
+        dict(temperature=float("nan")),
+        dict(top_k=-1),
+        dict(top_p=0),
+        dict(top_p=1.1),
+        dict(seed=-1),
+    ],
 )
 def test_settings_that_make_no_sense_are_input_errors(options):
     with pytest.raises(InputError):

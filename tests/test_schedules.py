@@ -29,7 +29,9 @@ CONFIG = DecoderConfig(
 def samples():
     """A small decoder and three prompts with their answers of up to four tokens."""
     decoder = random_decoder(CONFIG)
-    prompts = [random_prompt(decoder, [False, *[True] * visual, False, False], seed) for seed, visual in enumerate((9, 6, 12))]
+    prompts = [
+        random_prompt(decoder, [False, *[True] * visual, False, False], seed) for seed, visual in enumerate((9, 6, 12))
+    ]
     return decoder, prompts, [search.walk(decoder, prompt, 4) for prompt in prompts]
 
 
@@ -46,7 +48,9 @@ def plainly(decoder, prompts, walks, schedule):
 
 
 def some_schedules(layers):
-    thinned = st.sampled_from([None, "uniform:layer=1,keep=0.5", "looked_at:layer=2,keep=0.75", "uniform:layer=0,keep=0.5"])
+    thinned = st.sampled_from(
+        [None, "uniform:layer=1,keep=0.5", "looked_at:layer=2,keep=0.75", "uniform:layer=0,keep=0.5"]
+    )
     return st.builds(
         lambda leaves, frozen, thin: Schedule(leaves, frozenset(layer for layer in frozen if layer < leaves), thin),
         st.integers(0, layers), st.frozensets(st.integers(0, layers - 1)), thinned,
@@ -114,7 +118,9 @@ def test_a_step_that_has_nothing_to_change_is_none():
     assert schedules.after(Schedule(0), ("leaves",)) is None
     thinned = Schedule(3, thinned="uniform:layer=0,keep=0.5")
     assert schedules.after(thinned, ("thinned", "uniform:layer=0,keep=0.5")) is None
-    assert schedules.after(thinned, ("thinned", "uniform:layer=1,keep=0.5")) == Schedule(3, thinned="uniform:layer=1,keep=0.5")
+    assert schedules.after(thinned, ("thinned", "uniform:layer=1,keep=0.5")) == Schedule(
+        3, thinned="uniform:layer=1,keep=0.5"
+    )
     assert schedules.after(Schedule(3, frozenset([1, 2])), ("leaves",)) == Schedule(2, frozenset([1]))
 
 
@@ -124,8 +130,12 @@ def test_carrying_on_is_running_from_the_bottom(case, schedule):
     decoder, prompt, _ = case
     layers = decoder.config.layers
     fits = Schedule(min(schedule.leaves, layers), frozenset(layer for layer in schedule.frozen if layer < layers))
-    walked = schedules.carried(decoder, search.walk(decoder, prompt, 3), fits.method(), fits.first_change(Schedule(layers)))
-    np.testing.assert_allclose(walked.entering[-1].hidden, prefill(decoder, prompt, fits.method()).hidden, rtol=1e-4, atol=1e-4)
+    walked = schedules.carried(
+        decoder, search.walk(decoder, prompt, 3), fits.method(), fits.first_change(Schedule(layers))
+    )
+    np.testing.assert_allclose(
+        walked.entering[-1].hidden, prefill(decoder, prompt, fits.method()).hidden, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_calibrate_finds_stores_and_auto_uses_a_schedule(tmp_path, capsys):
@@ -150,5 +160,3 @@ def test_calibrate_finds_stores_and_auto_uses_a_schedule(tmp_path, capsys):
 def test_shares_that_make_no_sense(value):
     with pytest.raises(InputError, match="--save"):
         calibrate.main(["--save", value])
-
-

@@ -193,7 +193,9 @@ def test_adaptive_prefill_decides_anew_for_the_next_image_of_a_conversation(deco
 def test_logits_of_a_tail_belong_to_the_predictions(decoder, asked):
     walked = search.walk(decoder, asked, 3)
     fixed = prefill(decoder, asked, withdraw(4))
-    np.testing.assert_allclose(search.tail(decoder, walked, withdraw(4), 4)[0][0], logits(decoder, fixed.hidden[-1:])[0], atol=1e-5)
+    np.testing.assert_allclose(
+        search.tail(decoder, walked, withdraw(4), 4)[0][0], logits(decoder, fixed.hidden[-1:])[0], atol=1e-5
+    )
 
 
 def test_adaptive_answer_is_that_of_the_layer_it_decides():

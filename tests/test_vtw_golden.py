@@ -37,7 +37,11 @@ def test_published_code_is_matched(folder, case):
     expected = load_file(folder / "expected.safetensors")
     config = llama.decoder_config(Fields(meta["config"], str(folder)))
     decoder = Checkpoint(folder).fill(lambda take: llama.decoder(config, take))
-    method = None if case["withdraw_layer"] is None else {"keep": withdraw, "reindex": renumbered}[case["positions"]](case["withdraw_layer"])
+    method = (
+        None
+        if case["withdraw_layer"] is None
+        else {"keep": withdraw, "reindex": renumbered}[case["positions"]](case["withdraw_layer"])
+    )
     cache = KVCache(config)
 
     hidden = expected["inputs_embeds"]  # (tokens, width)

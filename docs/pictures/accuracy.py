@@ -35,7 +35,9 @@ def main():
     if sys.argv[1:]:
         data["embedded"] |= kept(json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8")))
         DATA.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    embedded, plain = ([run for run in data[name]["runs"] if run["withdraw_layer"] is not None] for name in ("embedded", "plain"))
+    embedded, plain = (
+        [run for run in data[name]["runs"] if run["withdraw_layer"] is not None] for name in ("embedded", "plain")
+    )
     drawing = line_chart(
         [run["withdraw_layer"] for run in embedded],
         [

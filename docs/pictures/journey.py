@@ -30,7 +30,11 @@ def words(x, y, text, kind="", anchor="start"):
 
 def draw(answer):
     """The SVG text of one question's way, from the `Answer` of a prefill and the token after it."""
-    entered, visual, text = answer.stats["prefill"]["entered"], answer.stats["tokens"]["visual"], answer.stats["tokens"]["text"]
+    entered, visual, text = (
+        answer.stats["prefill"]["entered"],
+        answer.stats["tokens"]["visual"],
+        answer.stats["tokens"]["text"],
+    )
     leaves, side = entered.index(text), round(visual**0.5)
     picture = base64.b64encode((HERE / "scene.png").read_bytes()).decode()
     step = 112 / side
@@ -53,9 +57,14 @@ def draw(answer):
         body.append(words(340, y + 10, layer, "small", "end"))
         body.append(f'<rect class="text" x="348" y="{y}" width="{text * unit:.1f}" height="{row - 3}" rx="2"/>')
         if tokens > text:
-            body.append(f'<rect class="visual" x="{350 + text * unit:.1f}" y="{y}" width="{(tokens - text) * unit:.1f}" height="{row - 3}" rx="2"/>')
+            body.append(
+                f'<rect class="visual" x="{350 + text * unit:.1f}" y="{y}" width="{(tokens - text) * unit:.1f}" height="{row - 3}" rx="2"/>'
+            )
     y = 40 + leaves * row - 1.5
-    body += [f'<path class="wall" d="M318 {y:.1f}h320"/>', words(402, y + 18, f"before layer {leaves} the image leaves", "leave")]
+    body += [
+        f'<path class="wall" d="M318 {y:.1f}h320"/>',
+        words(402, y + 18, f"before layer {leaves} the image leaves", "leave"),
+    ]
     bottom = 40 + len(entered) * row
     body += [
         f'<path class="arrow" d="M372 {bottom + 2}v16"/>', words(348, bottom + 36, f"next token: “{answer.text}”", "name"),
@@ -70,4 +79,6 @@ def draw(answer):
 
 
 if __name__ == "__main__":
-    (HERE / "journey.svg").write_text(draw(minivtw.load().answer(HERE / "scene.png", QUESTION, max_new_tokens=1, withdraw=5)), encoding="utf-8")
+    (HERE / "journey.svg").write_text(
+        draw(minivtw.load().answer(HERE / "scene.png", QUESTION, max_new_tokens=1, withdraw=5)), encoding="utf-8"
+    )

@@ -81,7 +81,9 @@ def draw(milliseconds):
         body.append(f'<text x="{x}" y="{y - 8}">{title}: {total:.0f} ms a layer</text>')
         for name, pair in milliseconds.items():
             length = pair[way] * scale
-            body.append(f'<rect x="{x:.1f}" y="{y}" width="{length:.1f}" height="30" fill="{COLORS[name]}"><title>{name}: {pair[way]:.1f} ms</title></rect>')
+            body.append(
+                f'<rect x="{x:.1f}" y="{y}" width="{length:.1f}" height="30" fill="{COLORS[name]}"><title>{name}: {pair[way]:.1f} ms</title></rect>'
+            )
             if length > 60:
                 body.append(f'<text class="in" x="{x + 6:.1f}" y="{y + 19}">{name} {pair[way]:.0f}</text>')
             x += length
@@ -96,27 +98,41 @@ def roofline(result):
     """FLOP/s over FLOPs a byte: the roof that memory and arithmetic make, and each work of a benchmark under it."""
     compute, stream = result["sgemm_flops"], result["stream_bytes"]
     points = [
-        (f"{one['work']}{'' if one['method'] == 'off' else ', ' + one['method']}", one["flops"] / one["bytes"], one["flops"] / one["seconds"])
+        (
+            f"{one['work']}{'' if one['method'] == 'off' else ', ' + one['method']}",
+            one["flops"] / one["bytes"],
+            one["flops"] / one["seconds"],
+        )
         for one in result["rows"]
     ]
     place = lambda intensity, speed: (60 + 110 * (math.log10(intensity) + 1), 260 - 60 * (math.log10(speed) - 8.5))
     corner = place(compute / stream, compute)
     (left, low), (right, _) = place(0.1, 0.1 * stream), place(4000, compute)
-    body = [f'<path d="M{left:.0f} {low:.0f} L{corner[0]:.0f} {corner[1]:.0f} L{right:.0f} {corner[1]:.0f}" fill="none" stroke="#66707c" stroke-width="2"/>']
+    body = [
+        f'<path d="M{left:.0f} {low:.0f} L{corner[0]:.0f} {corner[1]:.0f} L{right:.0f} {corner[1]:.0f}" fill="none" stroke="#66707c" stroke-width="2"/>'
+    ]
     for name, intensity, speed in points:
         x, y = place(intensity, speed)
         label = f"{name}: {speed / 1e9:.0f} GFLOP/s at {intensity:.1f} FLOPs a byte"
-        body.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="5" fill="{COLORS["attention"]}"><title>{label}</title></circle>')
+        body.append(
+            f'<circle cx="{x:.0f}" cy="{y:.0f}" r="5" fill="{COLORS["attention"]}"><title>{label}</title></circle>'
+        )
         side = "end" if x > 300 else "start"
-        body.append(f'<text x="{x + (-9 if side == "end" else 9):.0f}" y="{y + 14:.0f}" text-anchor="{side}" class="small">{name}</text>')
-    body.append(f'<text x="{right:.0f}" y="{corner[1] - 8:.0f}" text-anchor="end">a large product: {compute / 1e9:.0f} GFLOP/s</text>')
+        body.append(
+            f'<text x="{x + (-9 if side == "end" else 9):.0f}" y="{y + 14:.0f}" text-anchor="{side}" class="small">{name}</text>'
+        )
+    body.append(
+        f'<text x="{right:.0f}" y="{corner[1] - 8:.0f}" text-anchor="end">a large product: {compute / 1e9:.0f} GFLOP/s</text>'
+    )
     body.append(f'<text x="{left:.0f}" y="{low + 34:.0f}">reading memory: {stream / 1e9:.1f} GB/s</text>')
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 590 330" width="590"><style>{STYLE}</style>{"".join(body)}</svg>\n'
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        (HERE / "roofline.svg").write_text(roofline(json.loads(pathlib.Path(sys.argv[1]).read_text())), encoding="utf-8")
+        (HERE / "roofline.svg").write_text(
+            roofline(json.loads(pathlib.Path(sys.argv[1]).read_text())), encoding="utf-8"
+        )
         sys.exit()
     milliseconds = measure(parts())
     print({name: [round(one, 1) for one in pair] for name, pair in milliseconds.items()})

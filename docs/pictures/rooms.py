@@ -66,9 +66,13 @@ def draw(files, arrows):
             high = 34 + 17 * -(-len(listed) // fit)
             boxes[room], height = (x, y, each, high), max(height, high)
             total = sum(lines for _, lines in files[room])
-            body.append(f'<rect class="{"model" if room == "model" else "room"}" x="{x:.0f}" y="{y}" width="{each:.0f}" height="{high}" rx="8"/>')
+            body.append(
+                f'<rect class="{"model" if room == "model" else "room"}" x="{x:.0f}" y="{y}" width="{each:.0f}" height="{high}" rx="8"/>'
+            )
             body.append(f'<text class="name" x="{x + 10:.0f}" y="{y + 19}">{room}</text>')
-            body.append(f'<text class="small" x="{x + each - 10:.0f}" y="{y + 19}" text-anchor="end">{total} lines</text>')
+            body.append(
+                f'<text class="small" x="{x + each - 10:.0f}" y="{y + 19}" text-anchor="end">{total} lines</text>'
+            )
             for index, words in enumerate(listed):
                 left, top = x + 10 + index % fit * (each - 12) / fit, y + 37 + index // fit * 17
                 body.append(f'<text class="small" x="{left:.0f}" y="{top}">{words}</text>')
@@ -76,9 +80,15 @@ def draw(files, arrows):
     for source, target in arrows:
         (x1, y1, w1, h1), (x2, y2, w2, _) = boxes[source], boxes[target]
         if y2 > y1:
-            body.append(f'<path class="arrow" d="M{x1 + w1 * (.3 + .4 * (x2 > x1)):.0f} {y1 + h1}L{x2 + w2 * (.3 + .4 * (x1 > x2)):.0f} {y2 - 2}"/>')
+            body.append(
+                f'<path class="arrow" d="M{x1 + w1 * (0.3 + 0.4 * (x2 > x1)):.0f} {y1 + h1}L{x2 + w2 * (0.3 + 0.4 * (x1 > x2)):.0f} {y2 - 2}"/>'
+            )
     head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path class="head" d="M0 0l8 4-8 4z"/></marker>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y - 20}" role="img" aria-label="rooms and imports">\n<style>{STYLE}</style><defs>{head}</defs>\n' + "\n".join(body) + "\n</svg>\n"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y - 20}" role="img" aria-label="rooms and imports">\n<style>{STYLE}</style><defs>{head}</defs>\n'
+        + "\n".join(body)
+        + "\n</svg>\n"
+    )
 
 
 if __name__ == "__main__":

@@ -15,8 +15,12 @@ from ..model.layers import LayerNorm, Linear
 from ..model.vision import Vision, VisionConfig, VisionLayer
 from ..vlm import VLM
 
-SIGLIP: dict[str, Any] = dict(activation="gelu_pytorch_tanh", layer_norm_eps=1e-6, class_token=False, pre_norm=False, drop_first=False)
-CLIP: dict[str, Any] = dict(activation="quick_gelu", layer_norm_eps=1e-5, class_token=True, pre_norm=True, drop_first=True)
+SIGLIP: dict[str, Any] = dict(
+    activation="gelu_pytorch_tanh", layer_norm_eps=1e-6, class_token=False, pre_norm=False, drop_first=False
+)
+CLIP: dict[str, Any] = dict(
+    activation="quick_gelu", layer_norm_eps=1e-5, class_token=True, pre_norm=True, drop_first=True
+)
 SIGLIP_512 = VisionConfig(512, 16, 768, 12, 12, 3072, post_norm=True, feature_layer=-1, **SIGLIP)
 SMOLLM2: dict[str, Any] = dict(vocabulary=49280, head_dim=64, rms_norm_eps=1e-5, rope_theta=1e5, max_positions=8192)
 # The vision tower; the patches a side that become one visual token, None for a connector of two layers; the decoder.

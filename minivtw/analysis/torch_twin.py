@@ -48,7 +48,9 @@ def tower(vision):
 
 def linear_or_norm(name, parameters):
     """A `Linear` or `LayerNorm` by transformers' names. A linear map's weight is (out, in) there."""
-    named = {f"{name}.weight": torch.from_numpy(parameters.weight.T)}  # of a norm, which has one axis, T changes nothing
+    named = {
+        f"{name}.weight": torch.from_numpy(parameters.weight.T)
+    }  # of a norm, which has one axis, T changes nothing
     if parameters.bias is not None:
         named[f"{name}.bias"] = torch.from_numpy(parameters.bias)
     return named

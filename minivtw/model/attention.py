@@ -25,7 +25,7 @@ def rotary(positions, head_dim, theta):
     Returns what `rotate` multiplies the channels with, two float32 arrays (tokens, head_dim): each cosine twice, and
     each sine first with the minus sign of equation 34, then without.
     """
-    cosines, sines = rotary_table(1 << int(positions.max(initial=0)).bit_length(), head_dim, theta)  # seldom a longer one
+    cosines, sines = rotary_table(1 << int(positions.max(initial=0)).bit_length(), head_dim, theta)
     return cosines[positions], sines[positions]
 
 
@@ -35,7 +35,7 @@ def rotate(x, cosines, sines):
     x: (heads, tokens, head_dim); cosines and sines: (tokens, head_dim). Returns (heads, tokens, head_dim).
     """
     half = x.shape[-1] // 2
-    turned = np.concatenate([x[..., half:], x[..., :half]], axis=-1)  # (heads, tokens, head_dim), each channel's partner
+    turned = np.concatenate([x[..., half:], x[..., :half]], axis=-1)  # each channel's partner
     turned *= sines
     turned += x * cosines
     return turned
@@ -63,7 +63,7 @@ def attention(queries, keys, values, sees=None):
     context = np.empty((new, heads, head_dim), np.float32)
 
     def work(rows):
-        first, last = sees[rows][0], sees[rows][-1]  # keys before `first` are seen by all of these queries, none after `last`
+        first, last = sees[rows][0], sees[rows][-1]  # all see the keys before `first`, none those after `last`
         scores = grouped[:, :, rows] @ keys[:, None, :last].swapaxes(-1, -2)  # (kv_heads, heads a key head, rows, last)
         if first < last:
             hidden = np.arange(first, last) >= sees[rows][:, None]  # (rows, keys from `first` on)

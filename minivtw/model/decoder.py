@@ -77,7 +77,7 @@ def decoder_layer(decoder, index, tokens, observe=None):
     cosines, sines = rotary(tokens.rotary_positions, config.head_dim, config.rope_theta)  # (tokens, head_dim / 2)
     keys, values = cache.append(rotate(keys, cosines, sines), values, tokens.positions)  # (kv_heads, cached, head_dim)
     queries = rotate(queries, cosines[worked], sines[worked])
-    sees = np.arange(len(cache) - len(tokens), len(cache))[worked] + 1  # each token sees what came before it, and itself
+    sees = np.arange(len(cache) - len(tokens), len(cache))[worked] + 1  # up to itself
     context = attention(queries, keys, values, sees)  # (worked, heads * head_dim)
     hidden = tokens.hidden[worked] + linear(context, Linear(layer.output))  # (worked, width)
 

@@ -94,7 +94,7 @@ def gelu_tanh(x):
 
     x / 2 * (1 + tanh(z)) with z = sqrt(2 / pi) (x + 0.044715 x^3), and (1 + tanh(z)) / 2 is sigmoid(2 z).
     """
-    z = np.float32(2 * math.sqrt(2 / math.pi) * 0.044715) * (x * x)  # a power would cost many times as much as a product
+    z = np.float32(2 * math.sqrt(2 / math.pi) * 0.044715) * (x * x)  # a power costs many times as much
     z += np.float32(2 * math.sqrt(2 / math.pi))
     z *= x
     return gated(x, z)

@@ -74,7 +74,9 @@ def patchify(pixels, patch_size):
     """
     channels, height, width = pixels.shape
     rows, columns = height // patch_size, width // patch_size
-    grid = pixels[:, : rows * patch_size, : columns * patch_size].reshape(channels, rows, patch_size, columns, patch_size)
+    grid = pixels[:, : rows * patch_size, : columns * patch_size].reshape(
+        channels, rows, patch_size, columns, patch_size
+    )
     return grid.transpose(1, 3, 0, 2, 4).reshape(rows * columns, channels * patch_size**2)
 
 
@@ -130,4 +132,4 @@ class Tower(NamedTuple):
     """What is kept of an encoder's work on a prompt's tiles, for methods that ask where it looked."""
 
     vision: Vision
-    entering: list[np.ndarray]  # what entered the last layer that is used, a tile each: (class token and patches, width)
+    entering: list[np.ndarray]  # what entered the last layer that is used, (tokens, width) a tile

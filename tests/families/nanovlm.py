@@ -49,7 +49,9 @@ def config(**changes):
 
 LATER = dict(vlm_extra_tokens=EXTRA, max_img_size=96, lm_chat_template=CHATML, mp_image_token_length=4)
 # Between the two: an image token, but no tiles. It was asked in plain words for its first week, then in ChatML.
-SINGLE = dict(vlm_extra_tokens={"image_token": "<|image|>"}, mp_image_token_length=4, lm_eos_token_id=0, lm_max_length=512)
+SINGLE = dict(
+    vlm_extra_tokens={"image_token": "<|image|>"}, mp_image_token_length=4, lm_eos_token_id=0, lm_max_length=512
+)
 FIRST = Variant("nanovlm-first", {}, "decoder.head.weight", 27)
 PLAIN = Variant("nanovlm-plain", SINGLE, "decoder.head.weight", 28)
 RECORDED = (

@@ -48,7 +48,17 @@ def said_before(vlm, answer):
 
 
 @each_family
-@pytest.mark.parametrize("spec", [None, "withdraw:layer=0", "withdraw:layer=1", "withdraw:layer=2", "freeze:layers=0+withdraw:layer=2", "freeze:layers=1-2"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        None,
+        "withdraw:layer=0",
+        "withdraw:layer=1",
+        "withdraw:layer=2",
+        "freeze:layers=0+withdraw:layer=2",
+        "freeze:layers=1-2",
+    ],
+)
 def test_every_turn_says_what_the_whole_conversation_recomputed_says(folder, spec):
     vlm = minivtw.load(folder)
     chat = Chat(vlm, None, spec)

@@ -199,7 +199,11 @@ def test_what_published_configs_say_besides_is_passed_over(tmp_path):
     rewritten(GOLDEN / "idefics3-tiles", tmp_path, lambda name, index, tensor: tensor)
     config = json.loads((tmp_path / "config.json").read_text())
     config["text_config"] |= {"is_llama_config": True, "rope_scaling": None, "rope_interleaved": False}
-    config["text_config"] |= {"qk_layer_norms": False, "use_resampler": False, "perceiver_config": {"resampler_depth": 6}}
+    config["text_config"] |= {
+        "qk_layer_norms": False,
+        "use_resampler": False,
+        "perceiver_config": {"resampler_depth": 6},
+    }
     config["vision_config"] |= {"model_type": "idefics3", "use_base_siglip": False, "size": {"longest_edge": 128}}
     config |= {"use_reentrant_checkpointing": False, "torch_dtype": "bfloat16", "vocab_size": 340}
     (tmp_path / "config.json").write_text(json.dumps(config))

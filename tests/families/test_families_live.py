@@ -158,6 +158,8 @@ NANOVLM_222M = dict(
     lm_hidden_dim=576, lm_inter_dim=1536, lm_n_heads=9, lm_n_kv_heads=3, lm_n_blocks=30, lm_max_position_embeddings=8192,
     lm_vocab_size=49152,
 )  # fmt: skip
+
+
 def full_size(model, vlm, image, visual, withdraw_layer):
     """Prompt, every layer's hidden states, logits and 16 greedy tokens, with and without withdrawal."""
     import torch

@@ -67,7 +67,10 @@ def test_freezing_equals_the_plain_computation_with_the_visual_rows_put_back(cas
 def test_freezing_where_the_image_has_left_changes_nothing(case):
     decoder, prompt, layers, leaves = case
     deep = {layer for layer in layers if layer >= leaves}
-    both, alone = prefill(decoder, prompt, then(withdraw(leaves), freeze(deep))), prefill(decoder, prompt, withdraw(leaves))
+    both, alone = (
+        prefill(decoder, prompt, then(withdraw(leaves), freeze(deep))),
+        prefill(decoder, prompt, withdraw(leaves)),
+    )
     assert_close(both.hidden, alone.hidden)
     assert both.ran == alone.ran
 
@@ -104,7 +107,9 @@ def test_text_cannot_tell_if_what_frozen_tokens_would_have_done_changes(case, se
         is_text = ~entered.is_visual
         as_is = forward(decoder, freeze(layers)(index, entered), start=index, stop=index + 1)
         keys, values = as_is.cache[index].keys.copy(), as_is.cache[index].values.copy()
-        other = replace(entered, hidden=np.where(is_text[:, None], entered.hidden, noise), cache=KVCache(decoder.config))
+        other = replace(
+            entered, hidden=np.where(is_text[:, None], entered.hidden, noise), cache=KVCache(decoder.config)
+        )
         again = forward(decoder, freeze(layers)(index, other), start=index, stop=index + 1)
         assert np.array_equal(again.hidden[~is_text], noise[~is_text])  # frozen: unchanged, whatever it is
         assert np.array_equal(again.cache[index].keys[:, is_text], keys[:, is_text])
@@ -217,7 +222,10 @@ made = st.one_of(
     st.builds(pyramiddrop, layers, st.sampled_from([0.5, 0.625])),
     st.builds(sparsevlm, layers, st.sampled_from([0.5, 0.575])),
     st.builds(dart, st.integers(0, 40), st.sampled_from([0.5, 0.125]), st.integers(1, 9)),
-    *(st.builds(make, st.integers(0, 40), st.sampled_from([0.0, 0.25, 0.5, 1.0])) for make in (fastv, looked_at, random, uniform)),
+    *(
+        st.builds(make, st.integers(0, 40), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+        for make in (fastv, looked_at, random, uniform)
+    ),
 )
 
 
@@ -245,7 +253,9 @@ def test_every_method_is_listed_by_its_name():
 
 def test_a_readers_own_method_comes_out_of_a_file(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("def gone(index, tokens):\n    return tokens[~tokens.is_visual] if index == 1 else tokens\n\ndef lost(index, tokens):\n    pass\n")
+    path.write_text(
+        "def gone(index, tokens):\n    return tokens[~tokens.is_visual] if index == 1 else tokens\n\ndef lost(index, tokens):\n    pass\n"
+    )
     from minivtw.model.decoder import DecoderConfig
     from tests.random_models import random_decoder, random_prompt
 

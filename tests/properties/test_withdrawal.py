@@ -39,7 +39,10 @@ def masked_reference(decoder, prompt, layer):
         sees = np.tri(tokens, dtype=bool)
         if index >= layer:
             sees[np.ix_(~prompt.is_visual, prompt.is_visual)] = False
-        qkv = split_heads(linear(rms_norm(hidden, weights.input_norm, config.rms_norm_eps), weights.qkv), config.heads + 2 * config.kv_heads)
+        qkv = split_heads(
+            linear(rms_norm(hidden, weights.input_norm, config.rms_norm_eps), weights.qkv),
+            config.heads + 2 * config.kv_heads,
+        )
         context = []
         for head in range(config.heads):
             shared = head * config.kv_heads // config.heads
@@ -153,7 +156,9 @@ def changed_at(decoder, prompt, layer, door, change):
 def test_withdrawing_again_later_changes_nothing(case, data):
     decoder, prompt, layer = case
     later = data.draw(st.integers(layer, decoder.config.layers))
-    once, twice = (prefill(decoder, prompt, method) for method in (withdraw(layer), then(withdraw(layer), withdraw(later))))
+    once, twice = (
+        prefill(decoder, prompt, method) for method in (withdraw(layer), then(withdraw(layer), withdraw(later)))
+    )
     assert np.array_equal(once.hidden, twice.hidden)
     assert once.ran == twice.ran
 
@@ -170,7 +175,10 @@ def test_without_visual_tokens_nothing_changes(case):
 @given(cases(places=places_with_visual))
 def test_a_smaller_k_costs_fewer_flops(case):
     decoder, prompt, _ = case
-    costs = [prompt_flops(decoder.config, prefill(decoder, prompt, withdraw(k)).ran) for k in range(decoder.config.layers + 1)]
+    costs = [
+        prompt_flops(decoder.config, prefill(decoder, prompt, withdraw(k)).ran)
+        for k in range(decoder.config.layers + 1)
+    ]
     assert all(cheaper < dearer for cheaper, dearer in zip(costs, costs[1:]))
     assert costs[-1] == prompt_flops(decoder.config, prefill(decoder, prompt).ran)
 
@@ -187,7 +195,10 @@ def test_renumbered_tokens_turn_by_their_place_among_those_that_are_left(case):
 
     cache = KVCache(decoder.config)
     ended = forward(decoder, arriving(*prompt, cache), then(renumbered(layer), note))
-    assert np.array_equal(ended.positions, np.arange(len(prompt.hidden)) if layer == decoder.config.layers else np.flatnonzero(~prompt.is_visual))
+    assert np.array_equal(
+        ended.positions,
+        np.arange(len(prompt.hidden)) if layer == decoder.config.layers else np.flatnonzero(~prompt.is_visual),
+    )
     for index in range(decoder.config.layers):
         assert np.array_equal(turned[index], np.arange(len(prompt.hidden) if index < layer else text))
     turned.clear()
