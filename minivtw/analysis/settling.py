@@ -69,7 +69,8 @@ def observed_attention(decoder: Decoder, prompt: EmbeddedPrompt, method: Method 
         if method:
             tokens = method(index, tokens)
         asking = tokens.positions if tokens.works is None else tokens.positions[tokens.works]
-        there, seen = np.ix_(asking, tokens.positions), []
+        there = np.ix_(asking, tokens.positions)
+        seen: list[np.ndarray] = []
 
         def observe(name, array, seen=seen):
             if name.endswith("attention"):
