@@ -245,12 +245,18 @@ def main():
         weights, steps = about.vlm.folder / "model.safetensors", STEPS
     for step in chosen.only or steps:
         steps[step](about)
+    if not chosen.only:  # else some tables are of another day
+        fill(about.data, "weights", measured_on(about, weights))
+
+
+def measured_on(about, weights):
+    """How many questions, which weights, which pictures."""
     asked = ", ".join(f"{count} for {step}" for step, count in about.counts.items())
     sha256 = hashlib.sha256(pathlib.Path(weights).read_bytes()).hexdigest()
-    fill(about.data, "weights", (
-        f"Questions of each family: {asked}. SHA-256 of `{weights.name}`: `{sha256}`; of the "
-        f"{len(questions):,} pictures and questions that these are the first of: `{digest(questions)}`."
-    ))  # fmt: skip
+    return (
+        f"Questions of each family: {asked}. SHA-256 of `{weights.name}`: `{sha256}`; of the {len(about.questions):,} "
+        f"pictures and questions that these are the first of: `{digest(about.questions)}`."
+    )
 
 
 if __name__ == "__main__":

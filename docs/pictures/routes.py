@@ -96,7 +96,8 @@ def said_alone(about):
     vlm, picture, question = about.vlm, HERE / STAR[0], STAR[1]
     prompt = embedded(vlm, picture, question)
     left = shares_alone(about, prompt, walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids).answer)
-    parts = [f"`{word}` {share:.0%}" for word, share in zip(words_behind(vlm, picture, question), left)]
+    said = [word.strip().replace("\\|", "|") or "\\n" for word in words_behind(vlm, picture, question)]
+    parts = [f"`{word}` {share:.0%}" for word, share in zip(said, left)]
     return f"About `scene.png`, each token of the prompt as the only one: {', '.join(parts)}."
 
 

@@ -95,7 +95,8 @@ def show(name, layers, became):
     for kind, rows in became.items():
         share, best = rows.mean(0), int(rows.mean(0).argmax())
         apart = [share[i] for i, first in enumerate(firsts) if abs(first - firsts[best]) >= WINDOW]
-        error = np.sqrt(share[best] * (1 - share[best]) / len(rows))
+        likely = (rows[:, best].sum() + 2) / (len(rows) + 4)  # Agresti and Coull 1998: not 0 where all pairs agree
+        error = np.sqrt(likely * (1 - likely) / (len(rows) + 4))
         between = f"{firsts[best]} to {firsts[best] + WINDOW - 1}"
         lines.append([kind, between, f"{share[best]:.0%} ± {error:.0%}", f"{max(apart):.0%}", len(rows)])
     heading = [
