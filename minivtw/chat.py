@@ -13,6 +13,7 @@ from .cli import (
     add_model_option,
     add_sampling_options,
     add_size_options,
+    add_system_option,
     command,
     print_error,
     sampling,
@@ -31,6 +32,7 @@ def parser():
     add_model_option(options)
     add_size_options(options)
     add_method_options(options)
+    add_system_option(options)
     add_sampling_options(options)
     options.add_argument("--stats", action="store_true", help="a table after every answer: what withdrawal saved")
     return options
@@ -66,7 +68,7 @@ def converse(chat, images, options, with_stats):
 def main(arguments):
     chosen = parser().parse_args(arguments)
     images = [open_image(image) for image in chosen.images]
-    chat = Chat(load(chosen.model, chosen.low_memory, chosen.max_tiles), chosen.withdraw, chosen.method)
+    chat = Chat(load(chosen.model, chosen.low_memory, chosen.max_tiles), chosen.withdraw, chosen.method, chosen.system)
     if sys.stdin.isatty():
         print(HELP)
     converse(chat, images, sampling(chosen), chosen.stats)

@@ -5,9 +5,11 @@ import os
 import pathlib
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+from .checkpoints.layouts import SYSTEMS
 from .errors import InputError
 from .shelf import METHODS
 
@@ -21,6 +23,7 @@ class Parser(argparse.ArgumentParser):
 
 def command(main: Callable[[list[str]], None]) -> None:
     """Run a command: errors become one line on standard error and exit code 2."""
+    warnings.showwarning = lambda message, *_: print(f"minivtw: {' '.join(str(message).split())}", file=sys.stderr)
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
@@ -38,7 +41,11 @@ def command(main: Callable[[list[str]], None]) -> None:
 
 
 def print_error(error: InputError) -> None:
-    print(f"minivtw: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"minivtw: error: {one_line(error)}", file=sys.stderr)
+
+
+def one_line(message: object) -> str:
+    return " ".join(str(message).split())
 
 
 def add_model_option(options: argparse.ArgumentParser) -> None:
@@ -68,6 +75,13 @@ def add_method_options(options: argparse.ArgumentParser) -> None:
         "--method", metavar="NAME:parameters",
         help=f"another method, such as freeze:layers=7-9+withdraw:layer=10; names: {', '.join(METHODS)}, "
         "and FILE.py:FUNCTION for your own",
+    )  # fmt: skip
+
+
+def add_system_option(options: argparse.ArgumentParser) -> None:
+    options.add_argument(
+        "--system", metavar="TEXT", type=lambda text: SYSTEMS.get(text, text),
+        help=f"a message before the first turn, in words or by name: {', '.join(SYSTEMS)} (default: the model's own)",
     )  # fmt: skip
 
 

@@ -12,30 +12,31 @@ and as many additions, 2 n i o FLOPs. With n tokens entering, t of them worked o
     gate, up      (t, width) @ (width, 2 mlp_width)
     down          (t, mlp_width) @ (mlp_width, width)
 
-and the head turns the last token alone into logits. A method that asks where tokens look costs their queries and scores
-once more. Norms, rotations and softmax are left out: they grow with n width, not with n width^2. Scores are counted in
+and the head turns the last token alone into logits. What a method asks for at a layer's door, such as where tokens look,
+is counted where it is computed (`model.tokens.Tokens`). Norms, rotations and softmax are left out: they grow with n width, not with n width^2. Scores are counted in
 full, masked or not. A test compares this with the matrix products that really happen.
 """
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from .model.cache import KVCache
 from .model.decoder import DecoderConfig
 from .model.tokens import Ran
+from .model.vision import VisionConfig
 
 
 def layer_flops(config: DecoderConfig, ran: Ran) -> int:
-    """What one layer computed, but for what a method looked at."""
+    """What one layer computed, with what a method asked for at its door."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     worked = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications a token
-    return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value
+    return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value + ran.asked
 
 
 def layers_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
-    """What layers computed one after the other, with what a method looked at between them."""
-    query = config.heads * config.head_dim
-    looks = sum(2 * after.looked * query * (config.width + before.cached) for before, after in zip(ran, ran[1:]))
-    return sum(layer_flops(config, one) for one in ran) + looks
+    """What layers computed one after the other."""
+    return sum(layer_flops(config, one) for one in ran)
 
 
 def head_flops(config: DecoderConfig) -> int:
@@ -48,6 +49,14 @@ def prompt_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
     return layers_flops(config, ran) + head_flops(config)
 
 
+def vision_flops(config: VisionConfig) -> int:
+    """The vision tower on one tile, up to the features; a vision layer is a decoder layer without a gate."""
+    tokens = config.patches + config.class_token
+    layer = 4 * config.width**2 + 2 * config.width * config.mlp_width + 2 * tokens * config.width
+    embedding = config.patches * 3 * config.patch_size**2 * config.width
+    return 2 * (embedding + config.used_layers * tokens * layer)
+
+
 def plain_run(config: DecoderConfig, tokens: int, before: int = 0) -> list[Ran]:
     """What the layers do without a method, for `tokens` behind the `before` that every cache holds."""
     return [Ran(tokens, tokens, before + tokens, 0)] * config.layers
@@ -56,6 +65,28 @@ def plain_run(config: DecoderConfig, tokens: int, before: int = 0) -> list[Ran]:
 def cache_bytes(config: DecoderConfig, tokens_per_layer: Iterable[int]) -> int:
     """Keys and values in float32."""
     return sum(2 * 4 * config.kv_heads * config.head_dim * tokens for tokens in tokens_per_layer)
+
+
+def turn_counts(
+    config: DecoderConfig, cache: KVCache, tokens: int, start: int, prefilled: Sequence[Ran], decoded: list[Sequence[Ran]]
+) -> dict[str, dict[str, Any]]:
+    """What a turn of `tokens` took, behind the `start` that came before: the parts of `Answer.stats` that are counted.
+
+    prefilled: what each layer did with the prompt; decoded: the same for each token that was fed back.
+    """
+    return {
+        "prefill": {"entered": [ran.entered for ran in prefilled], "worked": [ran.worked for ran in prefilled]},
+        "cache": {
+            "tokens_per_layer": cache.tokens_per_layer,
+            "bytes": cache.nbytes,
+            "bytes_without_withdrawal": cache_bytes(config, [cache.next_position] * config.layers),
+        },
+        "flops": {
+            "prefill": prompt_flops(config, prefilled),
+            "prefill_without_withdrawal": prompt_flops(config, plain_run(config, tokens, start)),
+            "decode": sum(prompt_flops(config, ran) for ran in decoded),
+        },
+    }
 
 
 class Clock:

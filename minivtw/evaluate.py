@@ -1,6 +1,8 @@
 """Score a model on pictures and questions, under one method or another: python -m minivtw.evaluate FOLDER"""
 
 import json
+import re
+import statistics
 from collections import defaultdict
 
 from . import Chat, load
@@ -17,13 +19,14 @@ from .cli import (
 from .counting import Clock
 from .errors import InputError
 from .inputs.questions import Question, read_questions
-from .methods import withdrawal_layer
 from .model.sampling import Sampler
-from .specs import spec_of
+from .specs import spec_of, withdrawal_layer
+
+SCORED = ("image", "family", "question", "answer")  # what a question needs to be scored
 
 
 class Tally:
-    """What one method has scored so far."""
+    """What one method has scored so far; a question's later turns count as questions of their own."""
 
     def __init__(self, name, method):
         self.name = name
@@ -64,43 +67,76 @@ def evaluate(vlm, questions, methods, progress=lambda done: None, max_new_tokens
     """Ask every question under each of `methods`, a dict by name; the picture is looked at once.
 
     Returns one summary for each. Agreement is the share of answers whose tokens equal those of the model that is left
-    alone; what is the same method under two names runs once.
+    alone; what is the same method under two names runs once. Questions that follow in the same chat find there what the
+    model answered before, under the same method.
     """
     tallies = [Tally(name, method) for name, method in methods.items()]
     for number, question in enumerate(questions, 1):
-        prompt = vlm.prepare(question.image, question.question)
-        hidden = vlm.embed(prompt)  # (tokens, width)
-        answers = {}  # method -> Answer, by its text
+        prompt, tower = vlm.prepare(question.image, question.question), vlm.tower()
+        hidden = vlm.embed(prompt, tower=tower)  # (tokens, width)
+        answers = {}  # method -> an Answer for every turn, by the method's text
         for method in (None, *methods.values()):
             if spec_of(method) not in answers:
                 chat = Chat(vlm, None, method)
-                answers[spec_of(method)] = chat.respond(prompt, hidden, Sampler(), max_new_tokens, Clock())
+                first = chat.respond(prompt, hidden, Sampler(), max_new_tokens, Clock(), tower=tower)
+                later = [chat.ask(turn.question, max_new_tokens=max_new_tokens) for turn in question.then]
+                answers[spec_of(method)] = [first, *later]
         for tally in tallies:
-            tally.add(question, answers[spec_of(tally.method)], answers[None])
+            for turn, *said in zip((question, *question.then), answers[spec_of(tally.method)], answers[None]):
+                tally.add(turn, *said)
         progress(number)
     return [tally.summary() for tally in tallies]
 
 
+def seeds(text):
+    """A method's text for each of its seeds: `random:layer=2,seed=0-4` is five methods, which become one row."""
+    found = re.search(r"(?<=\bseed=)(\d+)-(\d+)", text)
+    if not found:
+        return [text]
+    return [text[: found.start()] + str(seed) + text[found.end() :] for seed in range(int(found[1]), int(found[2]) + 1)]
+
+
+def gathered(name, runs):
+    """The summaries of one method's seeds as one: means, and as `spread` the standard deviations of the scores."""
+    if len(runs) == 1:
+        return runs[0]
+
+    def over(measure, key):
+        values = [run[key] for run in runs]
+        if isinstance(values[0], dict):
+            return {family: measure([value[family] for value in values]) for family in values[0]}
+        return measure(values)
+
+    numbers = {key: over(statistics.mean, key) for key, value in runs[0].items() if isinstance(value, dict | float)}
+    spread = {key: over(statistics.stdev, key) for key in ("accuracy", "mean", "agreement")}
+    return {**runs[0], **numbers, "name": name, "method": name, "seeds": len(runs), "spread": spread}
+
+
 def table(runs):
-    """The summaries as text, one column a run."""
-    saved = [1 - run["prefill_flops"] / run["prefill_flops_without_withdrawal"] for run in runs]
-    rows = [("method", [title(run) for run in runs])]
-    rows += [(family, [f"{run['accuracy'][family]:.1%}" for run in runs]) for family in runs[0]["accuracy"]]
-    rows.append(("mean", [f"{run['mean']:.1%}" for run in runs]))
-    rows.append(("answers unchanged", [f"{run['agreement']:.1%}" for run in runs]))
-    rows.append(("prefill MFLOP", [f"{run['prefill_flops'] / 1e6:.0f}" for run in runs]))
-    rows.append(("saved", [f"{share:.1%}" for share in saved]))
-    rows.append(("cache kB", [f"{run['cache_bytes'] / 1e3:.0f}" for run in runs]))
-    rows.append(("prefill ms", [f"{1000 * run['prefill_seconds']:.1f}" for run in runs]))
-    rows.append(("decode ms", [f"{1000 * run['decode_seconds']:.1f}" for run in runs]))
-    widths = [max(len(cells[column]) for _, cells in rows) + 2 for column in range(len(runs))]
+    """The summaries as text, one row a run."""
+    families = list(runs[0]["accuracy"])
+    rows = [["method", *families, "mean", "unchanged", "MFLOP", "saved", "cache kB", "prefill ms", "decode ms"]]
+    for run in runs:
+        saved = 1 - run["prefill_flops"] / run["prefill_flops_without_withdrawal"]
+        spread = run.get("spread")
+        scores = [share(run["accuracy"][family], spread and spread["accuracy"][family]) for family in families]
+        scores += [share(run[key], spread and spread[key]) for key in ("mean", "agreement")]
+        numbers = [f"{run['prefill_flops'] / 1e6:.0f}", share(saved), f"{run['cache_bytes'] / 1e3:.0f}"]
+        times = [f"{1000 * run[phase]:.1f}" for phase in ("prefill_seconds", "decode_seconds")]
+        rows.append([title(run), *scores, *numbers, *times])
+    widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
-        f"{name:17}" + "".join(f"{cell:>{max(width, 10)}}" for cell, width in zip(cells, widths)) for name, cells in rows
+        f"{name:{widths[0]}}" + "".join(f"{cell:>{width + 2}}" for cell, width in zip(cells, widths[1:]))
+        for name, *cells in rows
     )
 
 
+def share(value, spread=None):
+    return f"{value:.1%}" if spread is None else f"{value:.1%} ±{100 * spread:.1f}"
+
+
 def title(run):
-    """A column's heading."""
+    """A row's heading."""
     if run["withdraw_layer"] is None:
         return run["name"] if run["name"] != "auto" else f"{run['method']} (auto)"
     return f"K={run['withdraw_layer']}" + " (auto)" * (run["name"] == "auto")
@@ -119,14 +155,18 @@ def first_of_each_family(questions: list[Question], limit: int | None) -> list[Q
 
 def main(arguments):
     options = Parser(prog="minivtw.evaluate", description="Score a model on pictures and questions.")
-    options.add_argument("folder", metavar="FOLDER", help="holds questions.jsonl (image, family, question, answer) and the pictures")
+    options.add_argument(
+        "folder", metavar="FOLDER",
+        help="holds the pictures and questions.jsonl (image, family, question, answer; or image, turns)",
+    )  # fmt: skip
     add_model_option(options)
     options.add_argument(
         "--withdraw", default="off,auto", metavar="off,auto,K,…", help="layers to try, in one go (default: off,auto)"
     )
     options.add_argument(
-        "--method", "--methods", nargs="+", metavar="NAME:parameters", help="other methods to try beside them"
-    )
+        "--method", "--methods", nargs="+", default=[], metavar="NAME:parameters",
+        help="other methods to try beside them; seed=0-4 tries five seeds and gives their mean and spread",
+    )  # fmt: skip
     options.add_argument("--limit", type=int, metavar="N", help="ask only the first N questions of each family")
     options.add_argument("--json", metavar="FILE", help="also write the figures there")
     chosen = options.parse_args(arguments)
@@ -135,10 +175,13 @@ def main(arguments):
     if chosen.json:
         check_writable(chosen.json)
 
-    questions = first_of_each_family(read_questions(chosen.folder, Question._fields), chosen.limit)
+    questions = first_of_each_family(read_questions(chosen.folder, SCORED), chosen.limit)
     vlm = load(chosen.model)
-    methods = methods_to_try(vlm, chosen.withdraw, chosen.method)
-    runs = evaluate(vlm, questions, methods, progress_line(len(questions)))
+    rows = {text: seeds(text) for text in chosen.method}
+    methods = methods_to_try(vlm, chosen.withdraw, [one for row in rows.values() for one in row])
+    by_name = {run["name"]: run for run in evaluate(vlm, questions, methods, progress_line(len(questions)))}
+    rows = {name: [name] for name in by_name if not any(name in row for row in rows.values())} | rows
+    runs = [gathered(name, [by_name[one] for one in row]) for name, row in rows.items()]
     print(f"{vlm.folder.name}: {len(questions)} questions")
     print(table(runs))
     if chosen.json:

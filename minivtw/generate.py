@@ -13,6 +13,7 @@ from .cli import (
     add_model_option,
     add_sampling_options,
     add_size_options,
+    add_system_option,
     command,
     sampling,
     stats_table,
@@ -28,6 +29,7 @@ def parser():
     add_model_option(options)
     add_size_options(options)
     add_method_options(options)
+    add_system_option(options)
     add_sampling_options(options)
     options.add_argument("--stats", action="store_true", help="a table after the answer: what withdrawal saved")
     options.add_argument("--json", action="store_true", help="one JSON object instead of text")
@@ -80,6 +82,7 @@ def main(arguments):
         chosen.prompt,
         withdraw=chosen.withdraw,
         method=chosen.method,
+        system=chosen.system,
         observe=tracer() if chosen.trace else None,
         stream=Printer() if streams else None,
         **sampling(chosen),

@@ -6,17 +6,10 @@ import time
 from .checkpoints import family
 from .checkpoints.checkpoint import Checkpoint, read_json
 from .checkpoints.fields import Fields
-from .checkpoints.hub import model_folder, shipped_folder, tokenizer_folder
+from .checkpoints.hub import embedded_folder, model_folder, tokenizer_folder
 from .errors import InputError
 from .inputs.prompts import load_tokenizer
 from .vlm import VLM
-
-EMBEDDED = "minivtw-tiny"
-
-
-def embedded_folder() -> pathlib.Path:
-    """The embedded model."""
-    return shipped_folder(EMBEDDED)
 
 
 def load(
@@ -28,14 +21,25 @@ def load(
     as the model takes. Raises InputError for a model that is not there or does not fit.
     """
     started = time.perf_counter()
+    folder = embedded_folder() if model is None else model_folder(model)
+    vlm = assembled(folder, config_of(folder), Checkpoint(folder, low_memory), max_tiles)
+    vlm.load_seconds = time.perf_counter() - started
+    return vlm
+
+
+def config_of(folder: pathlib.Path) -> Fields:
+    """The fields of a model folder's config.json."""
+    return Fields(read_json(folder, "config.json"), f"{folder}/config.json")
+
+
+def assembled(folder: pathlib.Path, fields: Fields, checkpoint: Checkpoint, max_tiles: int | None = None) -> VLM:
+    """A folder's config and weights -> `VLM`."""
     if max_tiles is not None and max_tiles < 1:
         raise InputError(f"max-tiles must be 1 or more, not {max_tiles}")
-    folder = embedded_folder() if model is None else model_folder(model)
-    fields = Fields(read_json(folder, "config.json"), f"{folder}/config.json")
-    parts = family(fields).load(fields, folder, Checkpoint(folder, low_memory))
+    parts = family(fields).load(fields, folder, checkpoint)
     tokenizer = load_tokenizer(tokenizer_folder(folder, parts.tokenizer), parts.extra_tokens)
-    stop_ids = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.turn_end)} - {None}
-    return VLM(folder, parts, tokenizer, stop_ids, time.perf_counter() - started, max_tiles)
+    stop_ids = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.layout.turn_end or "")} - {None}
+    return VLM(folder, parts, tokenizer, stop_ids, max_tiles=max_tiles)
 
 
 def end_tokens(folder, fields):

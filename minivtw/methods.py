@@ -7,17 +7,14 @@ A method is a function of two arguments, asked at the door of every layer, in pr
 It gives back the tokens that go on: all of them, some (`tokens[mask]`), or all with some of them only read and not
 worked on (`tokens.freeze(mask)`). `tokens.attention(rows)` tells where tokens looked in the layer that they have just
 passed; `tokens.notes` is a dict for what a method wants to remember until the prompt has reached the end. Decoded
-tokens are text, so there is nothing to do for them; the prompt's last token must always stay and be worked on.
-
-The published relatives, which keep some of the visual tokens, stand in `shelf.py`.
+tokens are text, so there is nothing to do for them; the prompt's last token must always stay and be worked on. The
+published relatives, which keep some of the visual tokens, stand in `shelf.py` and `before.py`.
 """
 
-import re
 from dataclasses import replace
 
 import numpy as np
 
-from .errors import InputError
 from .model.tokens import Tokens
 from .specs import Layer, Layers, Method, named, spec_of
 
@@ -82,6 +79,12 @@ def renumber(layer: Layer) -> Method:
     return method
 
 
+@named
+def own_positions() -> Method:
+    """The way back from `renumber`, after a method that renumbers: every token at its place in the conversation."""
+    return lambda index, tokens: replace(tokens, rotary_positions=tokens.positions)
+
+
 def then(*methods: Method) -> Method:
     """Methods asked one after the other at every layer, each with the tokens that the one before it gave back."""
 
@@ -93,19 +96,3 @@ def then(*methods: Method) -> Method:
     method.spec = "+".join(str(spec_of(one)) for one in methods)  # type: ignore[attr-defined]
     method.layers = tuple(layer for one in methods for layer in getattr(one, "layers", ()))  # type: ignore[attr-defined]
     return method
-
-
-def check(method: Method | None, layers: int) -> Method | None:
-    """Raise InputError where a method names a layer that a decoder of `layers` does not have. Returns the method."""
-    if method is not None and not callable(method):
-        raise InputError(f"a method is a function of a layer's index and its tokens, not {method!r}")
-    for layer in getattr(method, "layers", ()):
-        if layer > layers:
-            raise InputError(f"a layer must be from 0 to {layers}, the number of layers, not {layer}")
-    return method
-
-
-def withdrawal_layer(method: Method | None) -> int | None:
-    """K, where a method is `withdraw` and nothing else."""
-    match = re.fullmatch(r"withdraw:layer=(\d+)", spec_of(method) or "")
-    return int(match.group(1)) if match else None

@@ -3,48 +3,29 @@
 import numpy as np
 
 from . import load
-from .analysis.migration import last_states, with_answer
-from .analysis.page import Run, Story, page
-from .analysis.settling import GROUPS, even_shares, image_maps, settling
+from .analysis import watching
+from .analysis.page import Story, as_seen, page
+from .analysis.settling import GROUPS, even_shares, settling
+from .before import with_tower
 from .checkpoints.stored import stored_search
 from .cli import Parser, add_method_options, add_model_option, check_writable, command, write_whole
 from .errors import InputError
 from .inputs.images import open_image
-from .model.decoder import logits
-from .model.layers import softmax
+from .methods import withdraw
 from .model.tokens import EmbeddedPrompt
 from .search import ETA, kl_curve
+from .specs import withdrawal_layer
 
-LONGEST_ANSWER = 32  # tokens; each is a map a layer
-READINGS = 3  # tokens shown of what a layer would say
 REPEATS = 5  # of each timed answer; the fastest counts
-
-
-def observed(vlm, prompt, answer, method):
-    """A `Run`: prompt and answer once through the decoder, under a method."""
-    forced, decoder = with_answer(vlm.decoder, prompt, answer), vlm.decoder
-    readings = []
-    for states in last_states(decoder, forced, method, len(answer)):  # (layers + 1, width)
-        probabilities = softmax(logits(decoder, states))  # (layers + 1, vocabulary)
-        likeliest = np.argsort(-probabilities, axis=1)[:, :READINGS]
-        readings.append(
-            [
-                [[token_text(vlm, int(i)), round(float(row[i]), 4)] for i in best]
-                for row, best in zip(probabilities, likeliest)
-            ]
-        )
-    return Run(image_maps(decoder, forced, method, len(answer)), settling(decoder, prompt, method), readings)
-
-
-def token_text(vlm, token):
-    """A token as people would write it."""
-    return vlm.tokenizer.decode([token], skip_special_tokens=False)
 
 
 def timed(vlm, image, question, methods):
     """The greedy answer under each method, with the seconds of its fastest run; taken in turns."""
     rounds = [
-        [vlm.answer(image, question, withdraw=None, method=method, max_new_tokens=LONGEST_ANSWER) for method in methods]
+        [
+            vlm.answer(image, question, withdraw=None, method=method, max_new_tokens=watching.LONGEST_ANSWER)
+            for method in methods
+        ]
         for _ in range(REPEATS)
     ]
     for answers in zip(*rounds):
@@ -60,33 +41,48 @@ def stored_eta(folder):
     return stored["threshold"] if is_divergence and stored["threshold"] > 0 else ETA
 
 
+def framed(vlm, asked, method):
+    """A position of the wall, and what the answering token would say after each layer."""
+    prompt, answering = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual), len(asked.hidden) - 1
+    states = watching.eyes(vlm.decoder, prompt, asked.answer.token_ids[:1], method, [answering]).states[0]
+    return watching.frame(vlm, asked, method) | {"readings": watching.readings(vlm, states)}
+
+
 def tell(vlm, image, question, method):
-    """Ask, observe and measure: everything that `page` shows. Raises InputError."""
-    picture = open_image(image)
+    """Ask at every K, observe and measure: everything that `page` shows. Raises InputError."""
+    picture, layers = open_image(image), vlm.config.layers
     if not vlm.parts.vision:
-        raise InputError(f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown")
-    withdrawn, full = timed(vlm, picture, question, (method, None))
-    prepared = vlm.prepare(picture, question)
-    prompt = EmbeddedPrompt(vlm.embed(prepared), prepared.is_visual)
-    entered, text = withdrawn.stats["prefill"]["entered"], withdrawn.stats["tokens"]["text"]
+        raise InputError(
+            f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown"
+        )
+    asked = watching.ask(vlm, picture, question)
+    prompt, is_visual = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual), asked.prompt.is_visual
+    leaves = watching.wall_layer(method) if method else layers
+    is_own = method is not None and withdrawal_layer(method) is None
+    timings = timed(vlm, picture, question, (method, None))
+    if method:  # some methods ask what the vision tower knows; `timed` asks the model, which gives it to them
+        method = with_tower(method, asked.tower)
+    own = framed(vlm, asked, method) if is_own else None
+    looks = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)
+    text = np.flatnonzero(~is_visual).tolist()
+    looks[text] = watching.eyes(vlm.decoder, prompt, asked.answer.token_ids[:1], None, text).looks.mean(2)
     return Story(
-        model=withdrawn.stats["model"],
-        picture=picture,
+        model=timings[0].stats["model"],
         question=question,
-        answers={"withdrawn": withdrawn.text, "full": full.text},
-        method=withdrawn.stats["method"],
-        layer=entered.index(text) if text in entered else None,
-        tokens=[token_text(vlm, token) for token in withdrawn.token_ids],
-        runs={
-            "withdrawn": observed(vlm, prompt, withdrawn.token_ids, method),
-            "full": observed(vlm, prompt, withdrawn.token_ids, None),
-        },
-        even=float(even_shares(prompt.is_visual)[GROUPS.index("visual")]),
-        tiles=prepared.tiles,
-        curve=kl_curve(vlm.decoder, prompt),
-        worst=kl_curve(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids),
+        tiles=as_seen(asked.prompt.tiles, picture),
+        words=[
+            None if visual else watching.token_text(vlm, token)
+            for token, visual in zip(asked.prompt.token_ids.tolist(), is_visual)
+        ],
+        frames=[framed(vlm, asked, withdraw(layer)) for layer in range(layers + 1)],
+        layer=leaves,
+        own=own,
+        looks=looks,
+        shares={"withdrawn": settling(vlm.decoder, prompt, method), "full": settling(vlm.decoder, prompt)},
+        even=float(even_shares(is_visual)[GROUPS.index("visual")]),
+        worst=kl_curve(vlm.decoder, prompt, watching.LONGEST_ANSWER, vlm.stop_ids),
         eta=stored_eta(vlm.folder),
-        stats={"withdrawn": withdrawn.stats, "full": full.stats},
+        seconds={name: answer.stats["seconds"] for name, answer in zip(("withdrawn", "full"), timings)},
     )
 
 

@@ -3,7 +3,8 @@
 A schedule thins the visual tokens out before one layer, freezes what is left of them in some layers, and withdraws them
 before layer K. There are 2^K sets of layers to freeze alone, so the search is greedy: from withdrawal at the first K that
 costs next to nothing, it takes the step that costs the fewest nats for the operations that it saves, until enough is
-saved or no step is cheap enough. A step is to freeze one more layer, to withdraw one layer earlier, or, once, to thin out.
+saved or no step is cheap enough. A step is to freeze one more layer, to withdraw one layer earlier, or to thin out at
+another place or by more.
 
 What a step costs is measured on samples: the divergence of the answer's tokens from those of the model that is left
 alone, of each answer the largest, in the mean. Up to the first layer that a step changes, all samples are kept as they
@@ -124,7 +125,7 @@ def after(schedule: Schedule, step: tuple) -> Schedule | None:
             frozen = frozenset(layer for layer in schedule.frozen if layer < schedule.leaves - 1)
             return schedule._replace(leaves=schedule.leaves - 1, frozen=frozen) if schedule.leaves else None
         case _:
-            return None if schedule.thinned else schedule._replace(thinned=step[1])
+            return None if schedule.thinned == step[1] else schedule._replace(thinned=step[1])
 
 
 def cheapest_step(bench: Bench, queue: list[tuple[float, int, tuple]]) -> Measured | None:

@@ -76,10 +76,9 @@ def from_layer(decoder: Decoder, walked: Walk, layer: int) -> tuple[Tokens, Toke
     """What entered a layer in a walk, ready to go on from there on an empty cache: the prompt and the answer's tokens."""
     cache, prompt = KVCache(decoder.config), walked.entering[layer]
     cache.next_position = len(walked.entering[0])
-    passed = prompt.passed and prompt.passed.unseen()
     said = walked.following[layer]  # a fixed answer: what was said is fed in as it is (teacher forcing)
     following = arriving(said, np.zeros(len(said), bool), cache) if len(said) else None
-    return replace(prompt, cache=cache, passed=passed, notes={}), following
+    return replace(prompt, cache=cache, notes={}, asked=[]), following
 
 
 def tail(decoder: Decoder, walked: Walk, method: Method | None, layer: int) -> tuple[np.ndarray, tuple[Ran, ...]]:

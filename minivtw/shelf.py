@@ -1,83 +1,163 @@
-"""The shelf: published ways of keeping some of the visual tokens, and every method by its name.
+"""The shelf: published ways of keeping some of the visual tokens inside the decoder, and every method by its name.
 
-Each drops visual tokens before a layer and keeps a share of them, the rows of the highest score; positions are kept.
+Each drops visual tokens before one or more layers, those of the lowest score; all text stays. Positions are kept unless
+a method says otherwise: `+renumber:layer=K` renumbers any of them, `+own_positions` undoes that. Where a method's
+published code departs from its paper, the docstring says so. Those that choose before the decoder stand in `before.py`.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
-from .methods import adaptive, freeze, random_tokens, renumber, then, withdraw
+from .before import divprune, fastervlm, visionzip
+from .errors import InputError
+from .looking import coming_attention, keep_best, normed, product, text_after_image
+from .methods import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
+from .model.layers import softmax
 from .model.tokens import Tokens
-from .specs import Layer, Method, named, parse
+from .specs import Layer, Layers, Method, named, parse
 
 
-def keep_best(tokens: Tokens, scores: np.ndarray, keep: float) -> Tokens:
-    """Of the visual tokens, the share `keep` with the highest scores, in their order; all other tokens stay.
-
-    scores: (tokens,), those of text do not matter. At a tie the earlier token stays.
-    """
-    visual = np.flatnonzero(tokens.is_visual)
-    ranked = visual[np.argsort(-scores[visual], kind="stable")]
-    stays = np.ones(len(tokens), bool)
-    stays[ranked[round(keep * len(visual)) :]] = False
-    return tokens[stays]
+def once(layer: int, choose: Callable[[Tokens], Tokens]) -> Method:
+    """A method that chooses among visual tokens before one layer and does nothing else."""
+    return lambda index, tokens: choose(tokens) if index == layer and tokens.is_visual.any() else tokens
 
 
 @named
 def fastv(layer: Layer, keep: float = 0.5) -> Method:
     """FastV (Chen et al. 2024, arXiv 2403.06764, section 4.1): those that the prompt's last token looked at most in the
-    layer before, mean over heads."""
+    layer before; score_j = mean over heads of A[last, j] in layer K - 1, and n = round(N (1 - R)) stay, 1 - R = `keep`.
 
-    def method(index: int, tokens: Tokens) -> Tokens:
-        if index != layer or not tokens.is_visual.any():
-            return tokens
-        return keep_best(tokens, tokens.attention([-1]).mean((0, 1)), keep)
+    The paper speaks of the attention from all other tokens; the published code takes the last token's, and so does
+    this.
+    """
 
-    return method
+    def choose(tokens: Tokens) -> Tokens:
+        return keep_best(tokens, tokens.attention([-1]).mean((0, 1)), round(keep * tokens.is_visual.sum()))
+
+    return once(layer, choose)
 
 
 @named
 def looked_at(layer: Layer, keep: float = 0.5) -> Method:
     """As FastV, but those that all of the text after the image looked at most; ours, after SparseVLM's raters."""
 
+    def choose(tokens: Tokens) -> Tokens:
+        looks = tokens.attention(text_after_image(tokens)).mean((0, 1))
+        return keep_best(tokens, looks, round(keep * tokens.is_visual.sum()))
+
+    return once(layer, choose)
+
+
+@named
+def pyramiddrop(layers: Layers, keep: float = 0.5) -> Method:
+    """PyramidDrop (Xing et al. 2024, arXiv 2410.17247, section 3.2): before each of a few layers (8, 16 and 24 of 32)
+    those leave that the last token would look at least there; after stage s, floor(N keep^s) of N are left.
+
+    score_j = mean over heads of softmax(q_last k_j / sqrt(d)), q and k those of the layer to come. From the first stage
+    on positions are those of the shorter sequence; the paper does not mention it, the published code does it.
+    """
+    stages = sorted(layers)
+
     def method(index: int, tokens: Tokens) -> Tokens:
-        if index != layer or not tokens.is_visual.any():
-            return tokens
-        rows = np.flatnonzero(~tokens.is_visual & (np.cumsum(tokens.is_visual) > 0))
-        return keep_best(tokens, tokens.attention(rows).mean((0, 1)), keep)
+        if index in stages and tokens.is_visual.any():
+            visual = tokens.notes.setdefault(method, int(tokens.is_visual.sum()))
+            scores = coming_attention(tokens, [-1]).mean((0, 1))
+            tokens = keep_best(tokens, scores, int(visual * keep ** (stages.index(index) + 1)))
+        return shorter(index, tokens)
+
+    shorter = renumber(stages[0]) if stages else renumber(0)
+    return method
+
+
+@named
+def sparsevlm(layers: Layers, keep: float = 0.5, raters: Layer = 0) -> Method:
+    """SparseVLM (Zhang et al. 2024, arXiv 2410.04417, sections 3.2 and 3.3), its pruning: before each of a few layers
+    those leave that the raters looked at least in the layer before, mean over heads and raters; after stage s,
+    round(N keep^s) of N are left.
+
+    Raters are the text tokens after the image whose mean over visual rows of softmax(H_v H_t^T) exceeds the mean over
+    text, H being what enters layer 0. The paper sets how many stay by the rank of the attention, the published code by
+    fixed numbers (300, 200 and 110 of 576; `keep=0.575` comes near), after layers 2, 6 and 15: `layers=3/7/16` here. In
+    its first version the code merges some of those dropped and renumbers; this keeps positions and merges nothing, like
+    its second.
+    """
+    stages = sorted(layers)
+    if raters > min(stages, default=raters):
+        raise InputError(f"raters must be chosen before the first of the layers, not before layer {raters}")
+
+    def method(index: int, tokens: Tokens) -> Tokens:
+        if index == raters and tokens.is_visual.any():
+            text = text_after_image(tokens)
+            affinity = softmax(product(tokens, tokens.hidden[tokens.is_visual], tokens.hidden[text].T)).mean(0)
+            chosen = (affinity > affinity.mean()) | (affinity == affinity.max())
+            tokens.notes[method] = int(tokens.is_visual.sum()), tokens.positions[text[chosen]]
+        if index in stages and tokens.is_visual.any():
+            visual, who = tokens.notes[method]
+            looks = tokens.attention(np.flatnonzero(np.isin(tokens.positions, who))).mean((0, 1))
+            tokens = keep_best(tokens, looks, round(visual * keep ** (stages.index(index) + 1)))
+        return tokens
 
     return method
+
+
+@named
+def dart(layer: Layer, keep: float = 0.5, pivots: int = 4) -> Method:
+    """DART (Wen et al. 2025, arXiv 2502.11494, section 3): no scores, but duplicates leave. Pivots are the visual and
+    the text tokens with the largest L1 norm of their keys in the layer before, `pivots` of each; the visual ones stay,
+    and each pivot in turn adds those of the others that are least like it, by the cosine of their states.
+
+    The states are taken after the decoder's last norm, as in the published code. That visits the pivots in the order
+    of a Python set and lets each add as many, which keeps a few more or fewer than n. Here visual pivots come first,
+    the largest norm first, and the first pivots add one more where n is not a multiple.
+    """
+    if pivots < 1:
+        raise InputError(f"pivots must be 1 or more, not {pivots}")
+
+    def choose(tokens: Tokens) -> Tokens:
+        visual, count = np.flatnonzero(tokens.is_visual), round(keep * tokens.is_visual.sum())
+        norms, unit = np.abs(tokens.keys).sum((0, 2)), normed(tokens)
+        unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+        chosen, said = (
+            rows[np.argsort(-norms[rows], kind="stable")][:most]
+            for rows, most in ((visual, min(pivots, count)), (text_after_image(tokens), pivots))
+        )
+        likeness = product(tokens, unit[np.concatenate([chosen, said])], unit[visual].T)  # (pivots, visual tokens)
+        stays = np.isin(visual, chosen)
+        for row, part in zip(likeness, np.array_split(np.arange(count - len(chosen)), len(likeness))):
+            stays[np.argsort(np.where(stays, np.inf, row), kind="stable")[: len(part)]] = True
+        return keep_best(tokens, np.isin(np.arange(len(tokens)), visual[stays]).astype(int), count)
+
+    return once(layer, choose)
 
 
 @named
 def random(layer: Layer, keep: float = 0.5, seed: int = 0) -> Method:
     """Any: the baseline that every score has to beat."""
 
-    def method(index: int, tokens: Tokens) -> Tokens:
-        if index != layer or not tokens.is_visual.any():
-            return tokens
-        return keep_best(tokens, np.random.default_rng(seed).random(len(tokens)), keep)
+    def choose(tokens: Tokens) -> Tokens:
+        scores = np.random.default_rng(seed).random(len(tokens))
+        return keep_best(tokens, scores, round(keep * tokens.is_visual.sum()))
 
-    return method
+    return once(layer, choose)
 
 
 @named
 def uniform(layer: Layer, keep: float = 0.5) -> Method:
     """Evenly spaced: the other baseline. With a half, every second visual token in the order of the prompt."""
 
-    def method(index: int, tokens: Tokens) -> Tokens:
-        if index != layer or not tokens.is_visual.any():
-            return tokens
+    def choose(tokens: Tokens) -> Tokens:
         order = np.cumsum(tokens.is_visual) - 1  # which visual token each is
         crosses = np.floor((order + 1) * keep) > np.floor(order * keep)  # where the running share passes a whole number
         return tokens[~tokens.is_visual | crosses]
 
-    return method
+    return once(layer, choose)
 
 
-METHODS = {
-    make.__name__: make
-    for make in (withdraw, freeze, adaptive, fastv, looked_at, random, uniform, random_tokens, renumber)
-}
+IN_THE_DECODER = (withdraw, freeze, fastv, looked_at, pyramiddrop, sparsevlm, dart, random, uniform, adaptive)
+BEFORE_THE_DECODER = (visionzip, fastervlm, divprune)
+ABLATIONS = (random_tokens, renumber, own_positions)
+METHODS = {make.__name__: make for make in (*IN_THE_DECODER, *BEFORE_THE_DECODER, *ABLATIONS)}
 
 
 def method_of(text: str) -> Method:

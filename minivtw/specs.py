@@ -7,6 +7,7 @@ annotations of the function that makes the method; `+` lists methods that are as
 import functools
 import inspect
 import pathlib
+import re
 import runpy
 from collections.abc import Callable, Collection
 from typing import Annotated, Any
@@ -133,3 +134,19 @@ def spec_of(method: Method | None) -> str | None:
 def first_layer(method: Method | None) -> int:
     """The first layer that a method names: before it, nothing changes. 0 for a method that names none."""
     return min(getattr(method, "layers", ()), default=0)
+
+
+def check(method: Method | None, layers: int) -> Method | None:
+    """Raise InputError where a method names a layer that a decoder of `layers` does not have. Returns the method."""
+    if method is not None and not callable(method):
+        raise InputError(f"a method is a function of a layer's index and its tokens, not {method!r}")
+    for layer in getattr(method, "layers", ()):
+        if layer > layers:
+            raise InputError(f"a layer must be from 0 to {layers}, the number of layers, not {layer}")
+    return method
+
+
+def withdrawal_layer(method: Method | None) -> int | None:
+    """K, where a method is `withdraw` and nothing else."""
+    match = re.fullmatch(r"withdraw:layer=(\d+)", spec_of(method) or "")
+    return int(match.group(1)) if match else None

@@ -15,19 +15,19 @@ from tokenizers import Tokenizer
 from .checkpoints.hub import model_name
 from .checkpoints.parts import Parts
 from .checkpoints.stored import STORED, stored_method
-from .counting import Clock, cache_bytes, plain_run, prompt_flops
+from .counting import Clock, turn_counts
 from .errors import InputError
 from .inputs.images import open_image
-from .inputs.prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, mark_images
-from .methods import check, withdrawal_layer
+from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, encode, expand_marks, refuse_marks
 from .methods import withdraw as withdraw_before
 from .model.cache import KVCache
 from .model.decoder import forward, logits
 from .model.sampling import Sampler
 from .model.tokens import Tokens, arriving
+from .model.vision import Tower
 from .model.vision import encode as encode_image
 from .shelf import method_of
-from .specs import Method, spec_of
+from .specs import Method, check, spec_of, withdrawal_layer
 
 
 class Answer(NamedTuple):
@@ -58,7 +58,7 @@ class VLM:
         self.stop_ids = stop_ids
         self.load_seconds = load_seconds
         self.max_tiles = max_tiles
-        self.turn_end_id = tokenizer.token_to_id(parts.turn_end)  # closes an answer that was cut short, if the tokenizer knows it
+        self.turn_end_id = tokenizer.token_to_id(parts.layout.turn_end or "")  # closes an answer that was cut short
         self.image_token = tokenizer.token_to_id(parts.vision.image_token) if parts.vision else None
         if parts.vision and parts.vision.image_token_id not in (None, self.image_token):
             raise InputError(f"the tokenizer and the config of {folder} disagree on the token of <image>")
@@ -70,6 +70,7 @@ class VLM:
         *,
         withdraw: str | int | None = "auto",
         method: Method | str | None = None,
+        system: str | None = None,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -81,10 +82,10 @@ class VLM:
         """Answer one question about an image: a path, a Pillow image, a list of these, or None.
 
         withdraw: "auto" (what is stored with the model), None or "off" (never), or K, the layer before which the
-        visual tokens leave; method: any other, a function or its text (`methods.py`), instead of `withdraw`; the rest
-        is as for `Chat.ask`. Raises InputError.
+        visual tokens leave; method: any other, a function or its text (`methods.py`), instead of `withdraw`; system: as
+        for `Chat`; the rest is as for `Chat.ask`. Raises InputError.
         """
-        return Chat(self, withdraw, method).ask(
+        return Chat(self, withdraw, method, system).ask(
             prompt, image, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
             seed=seed, observe=observe, stream=stream,
         )  # fmt: skip
@@ -109,24 +110,38 @@ class VLM:
         except InputError as error:
             raise InputError(f"{self.folder}/{STORED}: {error}") from error
 
-    def prepare(self, images: Any, text: str, is_first: bool = True) -> Prompt:
-        """Images and a question -> `Prompt`: the chat around them, and each image's tiles and visual tokens."""
+    def prepare(self, images: Any, text: str, is_first: bool = True, system: str | None = None) -> Prompt:
+        """Images and a question -> `Prompt`: the chat around them, and each image's tiles and visual tokens.
+
+        system: a message before the first turn; None for what the model's own layout puts there.
+        """
         images = [] if images is None else images if isinstance(images, list | tuple) else [images]
         vision, tiles, expansions, expected = self.parts.vision, None, [], 0
         if images and not vision:
             raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
-        if images and vision:
-            tiles, expansions = vision.tile([open_image(image) for image in images], self.max_tiles)
+        refuse_marks(f"{system or ''}\n{text}", self.tokenizer)
+        turn = self.parts.layout.turn(text, len(images), is_first, system)
+        opened = [open_image(image) for image in images]
+        if opened and vision:
+            tiles, expansions = vision.tile(opened, self.max_tiles)
             expected = sum(expansion.count(vision.image_token) for expansion in expansions)
-        turn = self.parts.chat(mark_images(text, len(images), vision.mark if vision else ""), is_first)
         token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)
         is_visual = token_ids == self.image_token
         if vision and is_visual.sum() != expected:
             raise InputError(f"the prompt says {vision.image_token}, which stands for an image and cannot be said")
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
-        return Prompt(token_ids, is_visual, tiles)
+        return Prompt(token_ids, is_visual, tiles, tuple((image.height, image.width) for image in opened))
 
-    def embed(self, prompt: Prompt, observe: Callable[[str, np.ndarray], None] | None = None) -> np.ndarray:
+    def tower(self) -> Tower | None:
+        """What `embed` can fill with what the vision tower knows of a prompt; `advance` gives it to the method."""
+        return Tower(self.parts.vision.encoder, []) if self.parts.vision else None
+
+    def embed(
+        self,
+        prompt: Prompt,
+        observe: Callable[[str, np.ndarray], None] | None = None,
+        tower: Tower | None = None,
+    ) -> np.ndarray:
         """The decoder's input, (tokens, width): embedded text, and what it sees at the visual tokens' places."""
         # A visual token's own embedding is never used, and some models have none: any row stands in for it.
         hidden = self.decoder.embedding[np.where(prompt.is_visual, 0, prompt.token_ids)]  # (tokens, width)
@@ -134,7 +149,8 @@ class VLM:
         if vision and prompt.tiles is not None:
             if observe:
                 observe("vision.pixels", prompt.tiles)
-            visual = np.concatenate([vision.connect(encode_image(vision.encoder, tile, observe)) for tile in prompt.tiles])
+            seen = [vision.connect(encode_image(vision.encoder, tile, observe, tower)) for tile in prompt.tiles]
+            visual = vision.pack(seen, prompt.sizes, self.max_tiles) if vision.pack else np.concatenate(seen)
             hidden[prompt.is_visual] = visual  # (visual tokens, width)
             if observe:
                 observe("connector.output", visual)
@@ -149,13 +165,15 @@ class VLM:
         cache: KVCache,
         method: Method | None = None,
         observe: Callable[[str, np.ndarray], None] | None = None,
+        tower: Tower | None = None,
     ) -> tuple[np.ndarray, Tokens]:
         """Carry new tokens through the decoder: the prompt (prefill), or one token fed back (decode).
 
-        hidden: (tokens, width); is_visual: (tokens,) booleans; cache: gains the tokens. Returns the last token's
-        logits, (vocabulary,), and the `Tokens` at the end. Raises InputError where a method let the last one go.
+        hidden: (tokens, width); is_visual: (tokens,) booleans; cache: gains the tokens; tower: what `embed` filled, for
+        methods that ask where the vision tower looked. Returns the last token's logits, (vocabulary,), and the `Tokens`
+        at the end. Raises InputError where a method let the last one go.
         """
-        tokens = forward(self.decoder, arriving(hidden, is_visual, cache), method, observe=observe)
+        tokens = forward(self.decoder, arriving(hidden, is_visual, cache, tower), method, observe=observe)
         if not len(tokens) or tokens.positions[-1] != cache.next_position - 1:
             raise InputError("the method withdrew the prompt's last token, whose state becomes the answer")
         last = logits(self.decoder, tokens.hidden[-1:])[0]  # (vocabulary,)
@@ -165,10 +183,19 @@ class VLM:
 
 
 class Chat:
-    """A conversation about one or more images. The cache stays between turns: deep layers keep what a method left them."""
+    """A conversation about one or more images. The cache stays between turns: deep layers keep what a method left them.
 
-    def __init__(self, vlm: VLM, withdraw: str | int | None = "auto", method: Method | str | None = None):
-        self.vlm = vlm
+    system: a message before the first turn; None for what the model's own layout puts there.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        withdraw: str | int | None = "auto",
+        method: Method | str | None = None,
+        system: str | None = None,
+    ):
+        self.vlm, self.system = vlm, system
         self.method = vlm.method(withdraw, method)
         self.cache = KVCache(vlm.config)
         self._said: list[int] = []  # the newest token, which no layer has seen yet
@@ -195,16 +222,20 @@ class Chat:
         sampler, clock = Sampler(temperature, top_k, top_p, seed), Clock(self.vlm.load_seconds)
         if max_new_tokens < 0:
             raise InputError(f"max-new-tokens must be 0 or more, not {max_new_tokens}")
-        turn = self._continued(self.vlm.prepare(image, prompt, is_first=self.cache.next_position == 0))  # 1. tokens
-        hidden = self.vlm.embed(turn, observe)  # 2. what the vision tower sees, at the places of the visual tokens
+        is_first = self.cache.next_position == 0
+        prepared = self.vlm.prepare(image, prompt, is_first, self.system if is_first else None)  # 1. tokens
+        turn = self._continued(prepared)
+        tower = self.vlm.tower()
+        hidden = self.vlm.embed(turn, observe, tower)  # 2. what the tower sees, at the places of the visual tokens
         clock.stop("vision")
-        return self.respond(turn, hidden, sampler, max_new_tokens, clock, observe, stream)  # 3. prefill, 4. decode
+        # 3. prefill, 4. decode
+        return self.respond(turn, hidden, sampler, max_new_tokens, clock, observe, stream, tower)
 
-    def respond(self, turn, hidden, sampler, max_new_tokens, clock, observe=None, stream=None):
-        """Answer a `Prompt` that is embedded already, hidden (tokens, width)."""
+    def respond(self, turn, hidden, sampler, max_new_tokens, clock, observe=None, stream=None, tower=None):
+        """Answer a `Prompt` that is embedded already, hidden (tokens, width), with the `Tower` that saw its tiles."""
         start = self.cache.next_position
         try:
-            next_logits, tokens = self.vlm.advance(hidden, turn.is_visual, self.cache, self.method, observe)
+            next_logits, tokens = self.vlm.advance(hidden, turn.is_visual, self.cache, self.method, observe, tower)
             clock.stop("prefill")
             token_ids, text, decoded = self._decode(next_logits, sampler, max_new_tokens, observe, stream)
             clock.stop("decode")
@@ -218,12 +249,14 @@ class Chat:
         """The prompt behind the last turn's newest token, if they find room in the model's positions."""
         before = list(self._said)
         was_cut_short = self.cache.next_position and not self.vlm.stop_ids.intersection(before)
-        if was_cut_short and self.vlm.turn_end_id is not None:
+        if self.vlm.parts.layout.turn_end is None:  # nothing stands between an answer and the next turn
+            before = [token for token in before if token not in self.vlm.stop_ids]
+        elif was_cut_short and self.vlm.turn_end_id is not None:
             before.append(self.vlm.turn_end_id)
         token_ids = np.concatenate([np.array(before, np.int64), prompt.token_ids])  # (tokens,)
         self.cache.check_room(len(token_ids))
         is_visual = np.concatenate([np.zeros(len(before), bool), prompt.is_visual])
-        return Prompt(token_ids, is_visual, prompt.tiles)
+        return prompt._replace(token_ids=token_ids, is_visual=is_visual)
 
     def _decode(self, next_logits, sampler, max_new_tokens, observe, stream):
         """Token by token until the answer ends, is long enough, or no position is left.
@@ -231,7 +264,7 @@ class Chat:
         Returns the token ids, their text, and what ran: one tuple of `Ran` for each token that was fed back.
         """
         vlm, token_ids, decoded = self.vlm, list[int](), []
-        words, is_text = TextStream(vlm.tokenizer), np.zeros(1, bool)
+        words, is_text = TextStream(vlm.tokenizer, vlm.stop_ids), np.zeros(1, bool)
         while len(token_ids) < max_new_tokens:
             token_ids.append(sampler(next_logits))
             if stream:
@@ -242,29 +275,18 @@ class Chat:
             hidden = vlm.decoder.embedding[token_ids[-1:]]  # (1, width)
             next_logits, tokens = vlm.advance(hidden, is_text, self.cache, self.method, observe)
             decoded.append(tokens.ran)
-        return token_ids, vlm.tokenizer.decode(token_ids).strip(), decoded
+        return token_ids, answer_text(vlm.tokenizer, token_ids, vlm.stop_ids), decoded
 
     def _stats(self, turn, token_ids, start, prefilled, decoded, seconds):
         """What the turn took: the object that `--json` prints beside the answer."""
-        config, cache = self.vlm.config, self.cache
-        tokens, visual = len(turn.token_ids), int(turn.is_visual.sum())
+        cache, visual = self.cache, int(turn.is_visual.sum())
         has_seen = visual or cache.next_position > min(cache.tokens_per_layer)  # an image, in this turn or before
         return {
             "model": model_name(self.vlm.folder),
-            "layers": config.layers,
+            "layers": self.vlm.config.layers,
             "method": spec_of(self.method),
             "withdraw_layer": withdrawal_layer(self.method) if has_seen else None,
-            "tokens": {"visual": visual, "text": tokens - visual, "generated": len(token_ids)},
-            "prefill": {"entered": [ran.entered for ran in prefilled], "worked": [ran.worked for ran in prefilled]},
-            "cache": {
-                "tokens_per_layer": cache.tokens_per_layer,
-                "bytes": cache.nbytes,
-                "bytes_without_withdrawal": cache_bytes(config, [cache.next_position] * config.layers),
-            },
-            "flops": {
-                "prefill": prompt_flops(config, prefilled),
-                "prefill_without_withdrawal": prompt_flops(config, plain_run(config, tokens, start)),
-                "decode": sum(prompt_flops(config, ran) for ran in decoded),
-            },
+            "tokens": {"visual": visual, "text": len(turn.token_ids) - visual, "generated": len(token_ids)},
+            **turn_counts(self.vlm.config, cache, len(turn.token_ids), start, prefilled, decoded),
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from minivtw.methods import renumber, then, withdraw
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import Decoder, DecoderConfig, DecoderLayer, forward, logits
-from minivtw.model.layers import Linear
+from minivtw.model.layers import LayerNorm, Linear
 from minivtw.model.tokens import EmbeddedPrompt, arriving
+from minivtw.model.vision import Tower, Vision, VisionConfig, VisionLayer, encode
 
 
 def random_decoder(config, seed=0):
@@ -58,6 +59,32 @@ def decoders(draw, layers=st.integers(1, 5)):
         tied_head=draw(st.booleans()),
     )
     return random_decoder(config, draw(st.integers(0, 2**32 - 1)))
+
+
+def random_tower(side, class_token=True, drop_first=True, width=8, seed=0):
+    """A `Tower` after a look at one picture of side x side patches: two layers of two heads."""
+    random = np.random.default_rng(seed)
+    config = VisionConfig(
+        image_size=2 * side, patch_size=2, width=width, layers=2, heads=2, mlp_width=12, activation="gelu",
+        layer_norm_eps=1e-5, class_token=class_token, pre_norm=False, post_norm=False, feature_layer=-1,
+        drop_first=drop_first,
+    )  # fmt: skip
+
+    def linear(rows, columns):
+        weight = (random.standard_normal((rows, columns)) * 1.5 / np.sqrt(rows)).astype(np.float32)
+        return Linear(weight, random.standard_normal(columns).astype(np.float32))
+
+    def layer():
+        norm = LayerNorm(np.ones(width, np.float32), np.zeros(width, np.float32))
+        parts = linear(width, 3 * width), linear(width, width), norm, linear(width, 12), linear(12, width)
+        return VisionLayer(norm, *parts)
+
+    positions = random.standard_normal((config.patches + class_token, width)).astype(np.float32)
+    start = positions[0] if class_token else None
+    vision = Vision(config, linear(12, width), start, positions, None, [layer(), layer()], None)
+    tower = Tower(vision, [])
+    encode(vision, random.standard_normal((3, 2 * side, 2 * side)).astype(np.float32), tower=tower)
+    return tower
 
 
 def renumbered(layer):

@@ -1,12 +1,35 @@
 """The door `python -m minivtw.bench`. What it measures is not tested: time is not a property of the code."""
 
+import json
+from unittest import mock
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from minivtw.bench import main
+from minivtw.analysis import shapes, timing
+from minivtw.bench import main, read, see
+from minivtw.counting import vision_flops
+from minivtw.methods import withdraw
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import write_folder
+
+SMALL = (
+    shapes.VisionConfig(16, 4, 8, 2, 2, 12, post_norm=True, feature_layer=-1, **shapes.SIGLIP), 2,
+    shapes.DecoderConfig(50, 16, 4, 4, 2, 4, 24, 1e-5, 1e4, 64),
+)  # fmt: skip
+SMALL_CLIP = (
+    shapes.VisionConfig(16, 4, 8, 2, 2, 12, post_norm=False, feature_layer=-1, **shapes.CLIP), None,
+    shapes.DecoderConfig(50, 16, 4, 4, 4, 4, 24, 1e-6, 1e6, 64, qkv_bias=True, tied_head=True),
+)  # fmt: skip
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two small shapes, and ceilings of a moment."""
+    monkeypatch.setattr(shapes, "SHAPES", {"small": SMALL, "small-clip": SMALL_CLIP})
+    monkeypatch.setattr("minivtw.bench.SHAPES", shapes.SHAPES)
+    monkeypatch.setattr(timing, "Ceilings", lambda: lambda: {"sgemm": 1e9, "stream": 1e9})
 
 
 @pytest.fixture(scope="module")
@@ -17,15 +40,71 @@ def asked(tmp_path_factory):
     return folder / "noise.png", "Hm?", "--model", write_folder(folder / "model")
 
 
-def test_every_layer_is_timed_against_none(asked):
-    ran = run(main, *asked, "--withdraw", "auto,0,4", "--repeats", "2", "--new-tokens", "1")
+def test_every_work_is_timed_under_every_method(small, asked):
+    ran = run(main, *asked, "--withdraw", "off,auto,0", "--repeats", "2", "--new-tokens", "1", "--alone", "--json")
     assert ran.code == 0 and ran.err == ""
-    rows = [line.split() for line in ran.out.splitlines()[1:]]
-    assert [row[0] for row in rows] == ["off", "auto", "0", "4"]
-    assert rows[0][2] == rows[0][4] == "1.00"
-    for _, prefill, ratio, decode, _ in rows:
-        assert float(prefill) > 0 and float(decode) > 0
-        assert float(ratio) == pytest.approx(float(prefill) / float(rows[0][1]), abs=0.02)
+    result = json.loads(ran.out)
+    assert [(row["work"], row["method"]) for row in result["rows"]] == [
+        ("vision", "off"), *((work, name) for work in ("prefill", "decode") for name in ("off", "auto", "0")),
+    ]  # fmt: skip
+    for row in result["rows"]:
+        low, high = row["quartiles"]
+        assert 0 < low <= row["seconds"] <= high and row["of_ceiling"] > 0 and "times_transformers" not in row
+    saved = {row["method"]: row["flops_saved"] for row in result["rows"] if "flops_saved" in row}
+    assert 0 < saved["auto"] < saved["0"] < 1
+
+
+def test_a_shape_has_the_sizes_that_are_asked_for(small):
+    ran = run(main, "--shape", "small", "--tiles", "3", "--tokens", "20", "--repeats", "1", "--new-tokens", "1", "--alone", "--json")
+    result = json.loads(ran.out)
+    assert (result["tiles"], result["tokens"], result["visual"], result["model"]) == (3, 20, 12, "small")
+    assert "small: 3 tiles, 20 tokens, 12 of them visual" in run(
+        main, "--shape", "small", "--tiles", "3", "--tokens", "20", "--repeats", "1", "--new-tokens", "1", "--alone"
+    ).out  # fmt: skip
+
+
+def test_busy_moments_hit_all_alike():
+    """Everything once a round, in turns; the first round only warms up."""
+    calls = []
+    measures = [lambda: calls.append("a") or {"a": len(calls)}, lambda: calls.append("b") or {"b": len(calls)}]
+    assert timing.rounds(measures, 2) == {"a": [3, 5], "b": [4, 6]} and calls == list("ababab")
+    assert timing.quartiles([5.0, 1, 2, 3, 4]) == (2, 3, 4) and timing.quartiles([7.0]) == (7, 7, 7)
+
+
+def test_vision_flops_by_hand():
+    """16 patches of 4 x 4 pixels, width 8, two layers with 12 mlp channels."""
+    layer = 16 * 8 * 24 + 16 * 16 * 8 + 16 * 16 * 8 + 16 * 8 * 8 + 2 * 16 * 8 * 12  # qkv scores context output up and down
+    assert vision_flops(SMALL[0]) == 2 * (16 * 48 * 8 + 2 * layer)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("shape", ["small", "small-clip"])
+def test_transformers_computes_the_same_beside_it(small, shape):
+    """Else the two would be timed at different work."""
+    from minivtw.analysis.torch_twin import Twin
+    from minivtw.bench import random_prompt
+
+    vlm = shapes.random_model(shape)
+    pixels, prompt = random_prompt(vlm, shape, 2, 40)
+    twin = Twin(vlm, 1)
+    features, theirs = see(vlm, pixels)[1], twin.see(pixels)[1]
+    if vlm.parts.vision.encoder.config.post_norm:
+        assert np.abs(features - theirs).max() < 2e-5 * np.abs(theirs).max()
+    *_, logits, tokens = read(vlm, prompt, None, 2)
+    expected = twin.read(prompt.hidden, 2)[2]
+    assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max() and len(tokens) == 40
+    with mock.patch("minivtw.bench.THREADS", 1):
+        ran = run(main, "--shape", shape, "--repeats", "2", "--new-tokens", "1", "--tokens", "40", "--json")
+    ratios = [row["times_transformers"] for row in json.loads(ran.out)["rows"]]
+    assert len(ratios) == 5 and min(ratios) > 0
+
+
+def test_a_method_is_timed_on_fewer_tokens(small):
+    from minivtw.bench import random_prompt
+
+    vlm = shapes.random_model("small")
+    prompt = random_prompt(vlm, "small", 2, 20)[1]
+    assert [ran.entered for ran in read(vlm, prompt, withdraw(2), 1)[3].ran] == [20, 20, 12, 12]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +114,14 @@ def test_every_layer_is_timed_against_none(asked):
         (("--method", "adaptive:loud=1"), "takes share, quiet"),
         (("--repeats", "0"), "1 or more"),
         (("--new-tokens", "0"), "1 or more"),
+        (("--tiles", "2"), "sizes of a --shape"),
+        (("--shape", "smolvlm-256m"), "takes no picture"),
     ],
 )
 def test_options_that_make_no_sense(asked, options, words):
     assert_one_line_error(run(main, *asked, *options), words)
+
+
+def test_a_shape_needs_room_for_its_visual_tokens(small):
+    assert_one_line_error(run(main, "--shape", "small", "--tiles", "3", "--tokens", "13"), "3 tiles make 12 of them")
+    assert_one_line_error(run(main), "a picture and a question, or a --shape")

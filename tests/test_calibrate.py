@@ -11,8 +11,8 @@ import minivtw
 from minivtw import InputError, calibrate, search
 from minivtw.inputs.questions import digest, read_questions
 from minivtw.loading import embedded_folder
-from minivtw.methods import withdrawal_layer
 from minivtw.model.tokens import EmbeddedPrompt
+from minivtw.specs import withdrawal_layer
 
 from . import doors
 from .doors import assert_one_line_error

@@ -161,7 +161,7 @@ def test_position_buffers_of_older_files_are_not_surplus(tmp_path):
         ("text_config", "hidden_size", "16", "must be a whole number"),
         ("text_config", "head_dim", 5, "even number"),
         ("text_config", "rope_scaling", {"rope_type": "llama3"}, "must be one of 'default'"),
-        ("text_config", "hidden_act", "relu", "must be one of 'silu'"),
+        ("text_config", "hidden_act", "relu", "is 'relu', and only 'silu' is computed"),
         ("text_config", "num_hidden_layers", 5, "missing language_model.model.layers.4"),
         ("text_config", "tie_word_embeddings", False, "missing language_model.lm_head.weight"),
         ("vision_config", "image_size", 16, "pixels, but the vision tower sees 16 x 16|position_embedding"),

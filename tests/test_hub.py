@@ -74,14 +74,14 @@ def test_a_missing_folder_is_no_name():
             hub.model_folder(missing)
 
 
-def test_only_safetensors_and_json_are_asked_for(tmp_path):
+def test_only_safetensors_json_and_a_template_are_asked_for(tmp_path):
     fake = mock.Mock()
     fake.snapshot_download.return_value = str(tmp_path)
     with mock.patch.dict(sys.modules, huggingface_hub=fake):
         assert hub.model_folder(NAME) == tmp_path
         assert hub.tokenizer_folder(tmp_path, NAME) == tmp_path
     asked = [call.kwargs["allow_patterns"] for call in fake.snapshot_download.call_args_list]
-    assert asked == [["*.safetensors", "*.json"], ["*.json"]]
+    assert asked == [["*.safetensors", "*.json", "chat_template.jinja"], ["*.json"]]
 
 
 def test_what_the_hub_says_becomes_one_line(tmp_path):

@@ -1,6 +1,9 @@
 """Each piece against its definition, computed in float64 or by the C library."""
 
+import contextlib
 import math
+import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,12 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from minivtw import blocks
+from minivtw.model import attention as attention_module
 from minivtw.model import layers
 from minivtw.model.attention import attention, attention_probabilities, rotary, rotate
-from minivtw.model.layers import LayerNorm
+from minivtw.model.layers import LayerNorm, Linear
+from tests.random_models import assert_close
 
 reals = st.floats(-30, 30, width=32)
 matrices = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9), elements=reals)
+
+
+@contextlib.contextmanager
+def small_blocks():
+    """Blocks of a few rows, so that a few rows fill many."""
+    with (
+        mock.patch.object(blocks, "MOST_ROWS", 4),
+        mock.patch.object(blocks, "LEAST_ROWS", 2),
+        mock.patch.object(attention_module, "MOST_QUERIES", 4),
+    ):
+        yield
 
 
 def test_erf_is_exact_to_float32():
@@ -93,19 +110,77 @@ def test_rotary_pairs_channel_i_with_i_plus_half():
     assert np.abs(rotated - expected).max() < 1e-6
 
 
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 6), st.integers(0, 6), st.data(), st.integers(0, 99))
-def test_grouped_attention_equals_repeating_the_keys(kv_heads, group, new, old, data, seed):
+@st.composite
+def sights(draw):
+    """(kv_heads, heads a key head, keys, what each query sees): all keys, those up to itself, or any that ascend."""
+    keys = draw(st.integers(1, 24))
+    some = st.lists(st.integers(1, keys), min_size=1, max_size=24).map(sorted)
+    last = st.integers(1, keys).map(lambda new: list(range(keys - new + 1, keys + 1)))
+    return draw(st.integers(1, 3)), draw(st.integers(1, 3)), keys, draw(st.one_of(some, last))
+
+
+@given(sights(), st.booleans(), st.integers(0, 99))
+def test_attention_equals_repeating_the_keys(case, sees_all, seed):
     """The plain way: each query head on its own, over a copy of its group's keys and values, in float64."""
-    random = np.random.default_rng(seed)
+    kv_heads, group, tokens, sees = case
+    random, sees, new = np.random.default_rng(seed), np.array(sees), len(sees)
     queries = random.standard_normal((kv_heads * group, new, 4)).astype(np.float32) * 2
-    keys, values = random.standard_normal((2, kv_heads, old + new, 4)).astype(np.float32)
-    last = st.integers(1, old + new)  # how many keys a query sees: any number, ascending; all, without `sees`
-    sees = data.draw(st.none() | st.lists(last, min_size=new, max_size=new).map(lambda some: np.array(sorted(some[:-1]) + [old + new])))
-    context, probabilities = attention(queries, keys, values, sees), attention_probabilities(queries, keys, sees)
+    keys, values = random.standard_normal((2, kv_heads, tokens, 4)).astype(np.float32)
+    given_sees, visible = (None, tokens) if sees_all else (sees, sees[:, None])
+    probabilities = attention_probabilities(queries, keys, given_sees)
+    with small_blocks():
+        context = attention(queries, keys, values, given_sees)
+    assert context.shape == (new, kv_heads * group * 4)
     for head, query in enumerate(queries.astype(np.float64)):
-        scores = np.exp(query @ keys[head // group].T / 2.0)
-        if sees is not None:
-            scores = np.where(np.arange(old + new) < sees[:, None], scores, 0)
+        scores = np.where(np.arange(tokens) < visible, np.exp(query @ keys[head // group].T / 2.0), 0)
         plain = scores / scores.sum(axis=1, keepdims=True)
         assert np.abs(probabilities[head] - plain).max() < 2e-6
         assert np.abs(context[:, head * 4 : head * 4 + 4] - plain @ values[head // group]).max() < 1e-5
+
+
+def test_attention_of_no_tokens_is_empty():
+    none = np.empty((2, 0, 4), np.float32)
+    assert attention(none, none, none).shape == (0, 8)
+
+
+def test_attention_holds_no_score_matrix_and_stands_large_scores():
+    """Scores of 1e4 would overflow an exponential; a (heads, new, tokens) array of 4096 tokens would be 134 MB."""
+    random = np.random.default_rng(0)
+    queries, keys, values = random.standard_normal((3, 2, 4096, 8)).astype(np.float32)
+    tracemalloc.start()
+    context = attention(100 * queries, 100 * keys, values, np.arange(1, 4097))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.isfinite(context).all()
+    assert peak < 40e6
+
+
+@given(st.integers(1, 40), st.sampled_from(["mlp", "swiglu", "linear", "rms_norm", "layer_norm"]), st.integers(0, 99))
+def test_blocks_of_rows_compute_what_all_rows_together_do(rows, name, seed):
+    random = np.random.default_rng(seed)
+    array = lambda *shape: random.standard_normal(shape).astype(np.float32)
+    arguments = {
+        "mlp": (Linear(array(6, 10), array(10)), Linear(array(10, 5), array(5)), layers.gelu_tanh),
+        "swiglu": (array(6, 20), array(10, 5)),
+        "linear": (Linear(array(6, 5), None),),
+        "rms_norm": (array(6), 1e-5),
+        "layer_norm": (LayerNorm(array(6), array(6)), 1e-5),
+    }[name]
+    function, x = getattr(layers, name), array(rows, 6)
+    together = function.__wrapped__(x, *arguments)
+    with small_blocks():
+        assert_close(function(x, *arguments), together, 2e-6)
+
+
+@pytest.mark.parametrize("name", ["mlp", "swiglu"])
+def test_the_feed_forwards_are_their_formulas(name):
+    random = np.random.default_rng(0)
+    x, up, gate, down = (random.standard_normal(shape) for shape in ((7, 6), (6, 10), (6, 10), (10, 5)))
+    x32, up32, gate32, down32 = (array.astype(np.float32) for array in (x, up, gate, down))
+    silu = lambda z: z / (1 + np.exp(-z))
+    if name == "mlp":
+        ours, plain = layers.mlp(x32, Linear(up32), Linear(down32), layers.silu), silu(x @ up) @ down
+    else:
+        ours = layers.swiglu(x32, np.concatenate([gate32, up32], axis=1), down32)
+        plain = (silu(x @ gate) * (x @ up)) @ down
+    assert np.abs(ours - plain).max() < 1e-5

@@ -1,6 +1,7 @@
 """The report: what it tells is what the model did, it is one safe file, and in a browser it moves."""
 
 import base64
+import hashlib
 import json
 import re
 
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw
 
 import minivtw
 from minivtw import report, search
-from minivtw.analysis import charts, page
+from minivtw.analysis import charts, page, watching
 from minivtw.model.tokens import EmbeddedPrompt
 
 from .browser import Browser
@@ -58,28 +59,29 @@ def data_of(html):
 
 def test_page_is_one_file_without_network(story):
     html = page.page(story)
-    assert "<!--" not in html  # every gap is filled
-    assert not re.search(r"""(src|href)=(?!["']?data:)""", html)
+    assert not re.search(r"<!--[\w ]+-->", html)  # every gap is filled
+    assert not re.search(r"""(src|href)=(?!["']?data:)""", re.sub(r"<script.*?</script>", "", html, flags=re.S))
     assert not re.search(r"https?://(?!www\.w3\.org/)|@import|url\(", html)
     assert "default-src 'none'" in html
     assert len(html) < 2_000_000
 
 
-def test_page_tells_what_the_model_did(vlm, story):
-    html, data = page.page(story), data_of(page.page(story))
-    full, withdrawn = (
-        vlm.answer(scene(), QUESTION, withdraw=layer, max_new_tokens=report.LONGEST_ANSWER) for layer in (None, K)
-    )
-    assert story.answers == {"full": full.text, "withdrawn": withdrawn.text}
-    assert data["layer"] == K and len(data["tokens"]) == len(withdrawn.token_ids)
-    for stats in (full.stats, withdrawn.stats):
-        assert f"{stats['flops']['prefill'] / 1e6:,.1f}" in html and f"{stats['cache']['bytes'] / 1e3:,.1f}" in html
-    prompt = vlm.prepare(scene(), QUESTION)
-    asked = EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)
-    np.testing.assert_allclose(story.curve, search.kl_curve(vlm.decoder, asked), atol=1e-6)
-    assert (story.worst >= story.curve - 1e-4).all()  # float32 sums over more tokens run in another order
-    # The runs go over the answer that was given: its first token is what the deepest layer reads.
-    assert data["runs"]["withdrawn"]["readings"][0][-1][0][0] == data["tokens"][0]
+def test_the_wall_tells_what_the_model_did_at_every_layer(vlm, story):
+    data = data_of(page.page(story))
+    assert len(data["frames"]) == vlm.config.layers + 1 and data["layer"] == K
+    asked = EmbeddedPrompt(*(lambda prompt: (vlm.embed(prompt), prompt.is_visual))(vlm.prepare(scene(), QUESTION)))
+    curve = [*search.kl_curve(vlm.decoder, asked), 0]
+    for layer, frame in enumerate(data["frames"]):
+        answer = vlm.answer(scene(), QUESTION, withdraw=layer, max_new_tokens=watching.LONGEST_ANSWER)
+        assert frame["answer"] == answer.text and frame["ids"] == answer.token_ids
+        flops, cache = answer.stats["flops"], answer.stats["cache"]
+        assert frame["flops"] == [flops["prefill"], flops["prefill_without_withdrawal"]]
+        assert frame["cache"] == [cache["bytes"], cache["bytes_without_withdrawal"]]
+        assert frame["kl"] == pytest.approx(curve[layer], abs=1e-5)
+        held = [sum(mark != "0" for mark in marks) for marks in frame["layers"]]
+        assert held == answer.stats["prefill"]["entered"]
+        assert frame["readings"][-1] == frame["next"]  # the lens after the last layer is the model's own head
+    assert (story.worst >= np.array(curve[:-1]) - 1e-4).all()  # float32 sums over more tokens run in another order
 
 
 @pytest.mark.parametrize(
@@ -98,35 +100,47 @@ def test_the_threshold_shown_is_the_one_that_the_layer_was_stored_by(tmp_path, s
     assert report.stored_eta(tmp_path) == eta
 
 
-def test_maps_survive_their_packing(story):
-    data = data_of(page.page(story))
-    for name, told in story.runs.items():
-        values = np.frombuffer(base64.b64decode(data["runs"][name]["maps"]), np.uint8).reshape(told.maps.shape)
-        largest = np.array(data["runs"][name]["largest"])[:, None, None]
-        np.testing.assert_allclose(values / 255 * largest, told.maps, atol=largest.max() / 500)
-        np.testing.assert_allclose(data["runs"][name]["totals"], told.maps.sum(-1), atol=1e-4)
+def test_where_tokens_look_survives_its_packing(story):
+    eyes = data_of(page.page(story))["eyes"]
+    assert set(map(int, eyes)) == {token for token, word in enumerate(story.words) if word is not None}
+    for token, packed in eyes.items():
+        looks = story.looks[int(token)]  # (layers, tokens)
+        values = np.frombuffer(base64.b64decode(packed["values"]), "<u2").reshape(looks.shape)
+        np.testing.assert_allclose(values / 65535 * packed["largest"], looks, atol=1e-5)
+        np.testing.assert_allclose(looks.sum(-1), 1, atol=1e-5)
 
 
-def test_image_is_gone_in_deep_layers_of_the_withdrawn_run_only(story):
-    withdrawn, full = story.runs["withdrawn"], story.runs["full"]
-    assert not withdrawn.maps[:, K:].any() and full.maps[:, K:].any()
-    np.testing.assert_allclose(withdrawn.maps[:, :K], full.maps[:, :K], atol=1e-6)
+def test_a_page_without_withdrawal_begins_with_the_wall_at_the_end(vlm):
+    data = data_of(page.page(report.tell(vlm, scene(), QUESTION, None)))
+    assert data["layer"] == vlm.config.layers and data["own"] is None
 
 
-def test_page_without_withdrawal_says_so(vlm):
-    html = page.page(report.tell(vlm, scene(), QUESTION, None))
-    assert "nothing is withdrawn." in html and "image leaves, K" not in html
-    assert data_of(html)["layer"] is None
+def test_another_method_has_a_place_of_its_own(vlm):
+    data = data_of(page.page(report.tell(vlm, scene(), QUESTION, vlm.method(method="freeze:layers=2-9"))))
+    assert data["layer"] is None and data["own"]["method"] == "freeze:layers=2-9"
+    assert all(("1" in marks) == (2 <= layer <= 9) for layer, marks in enumerate(data["own"]["layers"]))
+
+
+def test_what_is_stored_with_the_model_begins_where_its_picture_leaves(vlm):
+    method = vlm.method(method="freeze:layers=1-2+withdraw:layer=4")
+    data = data_of(page.page(report.tell(vlm, scene(), QUESTION, method)))
+    assert data["layer"] == 4 and data["own"]["method"] == "freeze:layers=1-2+withdraw:layer=4"
 
 
 def test_words_cannot_break_out_of_the_page(story):
     evil = "</script><script>alert(1)</script><!--data-->\"'&"
-    html = page.page(
-        story._replace(question=evil, answers={"withdrawn": evil, "full": "x" + evil}, tokens=[evil], model=evil)
-    )
+    frames = [frame | {"answer": evil, "tokens": [evil]} for frame in story.frames]
+    html = page.page(story._replace(question=evil, words=[evil, *story.words[1:]], frames=frames, model=evil))
     assert "<script>alert" not in html
-    assert data_of(html)["tokens"] == [evil]
-    assert html.count("<script") == page.TEMPLATE.read_text().count("<script")
+    assert data_of(html)["words"][0] == data_of(html)["frames"][0]["answer"] == evil
+    assert html.count("<script") == (page.PAGES / "report.html").read_text().count("<script")
+
+
+def test_only_the_page_s_own_script_may_run(story):
+    html = page.page(story)
+    script = re.findall(r"<script>(.*?)</script>", html, re.S)
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert len(script) == 1 and f"script-src 'sha256-{digest}'" in html
 
 
 def test_picture_as_seen_has_its_colours_back(vlm):
@@ -134,16 +148,6 @@ def test_picture_as_seen_has_its_colours_back(vlm):
     (seen,) = page.as_seen(tiles, scene())
     small = np.asarray(scene().resize(seen.size, Image.Resampling.BICUBIC), float)
     assert np.abs(np.asarray(seen, float) - small).mean() < 2  # of 255
-
-
-def test_tiles_share_the_visual_tokens():
-    tiles = np.zeros((3, 3, 8, 8), np.float32)
-    story = page.Story(*[None] * len(page.Story._fields))._replace(
-        tiles=tiles, picture=scene(), runs={"full": page.Run(np.zeros((1, 2, 48)), None, None)}
-    )  # fmt: skip
-    html = page.tiles_html(story)
-    assert html.count("<img") == 3 and html.count('class="patch"') == 48
-    assert 'width="25.000"' in html  # 4 x 4 patches in each
 
 
 def test_charts_stay_inside_their_drawing():
@@ -195,84 +199,95 @@ def opened(story, tmp_path_factory):
         yield browser, path
 
 
-def fills(browser):
-    return browser.run("return [...document.querySelectorAll('.patch')].map(patch => patch.style.fill)")
+def said(browser, name):
+    return browser.run("return document.getElementById(arguments[0]).textContent.trim()", name)
 
 
-def slide(browser, layer):
-    browser.run(
-        "const s = document.getElementById('layer'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))", layer
+def knob(browser):
+    return browser.run(
+        "const b = document.querySelector('#handle span').getBoundingClientRect();"
+        "return [b.x + b.width / 2, b.y + b.height / 2]"
     )
 
 
+def row(browser):
+    """Pixels of a layer's row."""
+    return browser.run("return (document.getElementById('cells').clientHeight - 20) / arguments[0]", 12)
+
+
 @pytest.mark.browser
-def test_slider_moves_the_overlay(opened, story):
+def test_dragging_the_wall_rewrites_the_answer(opened, story):
     browser, path = opened
     browser.show(path)
-    seen = []
-    for layer in range(len(story.curve)):
-        slide(browser, layer)
-        seen.append(fills(browser))
-        gone = browser.run("return document.getElementById('explorer').classList.contains('left')")
-        assert gone == (layer >= K)
-        share = story.runs["withdrawn"].maps[0, layer].sum()
-        said = browser.run("return document.getElementById('says').textContent")
-        assert (
-            ("The image has left" in said)
-            if gone
-            else (float(said.split(" %")[0]) == pytest.approx(100 * share, abs=0.6))
-        )
-    assert all(shallow != deep for shallow, deep in zip(seen[:K], seen[1 : K + 1]))
-    assert len({tuple(each) for each in seen[K:]}) == 1  # clear glass
+    for layer in (12, 9, 3, 0, 7):
+        at = int(browser.run("return document.getElementById('handle').getAttribute('aria-valuenow')"))
+        x, y = knob(browser)
+        browser.drag((x, y), (x, y + (layer - at) * row(browser)))
+        frame = story.frames[layer]
+        assert said(browser, "knob") == f"K = {layer}"
+        assert said(browser, "answer") == frame["answer"]
+        less = f"{100 * (1 - frame['flops'][0] / frame['flops'][1]):.0f} % less"
+        assert said(browser, "flops") == less
+        wrong = browser.run("return document.querySelectorAll('#answer .wrong').length")
+        assert bool(wrong) == (frame["answer"] != story.frames[-1]["answer"])
+        assert f"#K={layer}" in browser.run("return location.hash")
     assert browser.console() == []
 
 
 @pytest.mark.browser
-def test_warmest_patch_is_the_one_looked_at_most(opened, story):
+def test_the_wall_moves_by_keyboard(opened, story):
     browser, path = opened
     browser.show(path)
-    slide(browser, 2)
-    greens = browser.run("return [...document.querySelectorAll('.patch')].map(p => +p.style.fill.match(/[\\d.]+/g)[1])")
-    assert story.runs["withdrawn"].maps[0, 2].argmax() in np.flatnonzero(np.array(greens) == max(greens))
+    browser.run("document.getElementById('handle').focus()")
+    for key, layer in (("End", 12), ("ArrowUp", 11), ("PageUp", 7), ("ArrowDown", 8), ("Home", 0), ("ArrowUp", 0)):
+        browser.command("Input.dispatchKeyEvent", type="keyDown", key=key)
+        assert said(browser, "knob") == f"K = {layer}"
+    told = browser.run("return document.getElementById('handle').getAttribute('aria-valuetext')")
+    assert told.endswith(story.frames[0]["answer"])
 
 
 @pytest.mark.browser
-def test_image_can_be_made_to_stay(opened):
+def test_an_address_opens_its_place(opened, story):
     browser, path = opened
-    browser.show(path)
-    slide(browser, K + 1)
-    before = fills(browser)
-    browser.run("document.querySelector('[data-run=full]').click()")
-    assert fills(browser) != before
-    assert browser.run("return [...document.querySelectorAll('[data-bars]')].map(bars => bars.hidden)") == [True, False]
-    assert browser.console() == []
+    browser.show(path.resolve().as_uri() + "#K=4&layer=2")
+    assert said(browser, "knob") == "K = 4" and said(browser, "answer") == story.frames[4]["answer"]
+    assert "In layer 2" in said(browser, "where")
 
 
 @pytest.mark.browser
-def test_numbers_appear_on_hover_and_a_click_chooses_the_layer(opened):
+def test_brightest_patch_is_the_one_looked_at_most(opened, story):
+    browser, path = opened
+    browser.show(path)
+    visual = np.flatnonzero([word is None for word in story.words])
+    for token in (len(story.words) - 1, len(story.words) - 4):
+        browser.run("document.querySelector(`#words [data-token='${arguments[0]}']`).click()", token)
+        for layer in (1, K - 1):
+            browser.run(
+                "const s = document.getElementById('layer'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))",
+                layer,
+            )
+            dark = browser.run("return [...document.querySelectorAll('.patch')].map(p => +p.style.fillOpacity)")
+            looks = story.looks[token, layer, visual]
+            assert looks.argmax() in np.flatnonzero(np.array(dark) == min(dark))
+            share = float(re.search(r"gives ([\d.]+) %", said(browser, "where")).group(1))
+            assert share == pytest.approx(100 * looks.sum(), abs=0.6)
+        browser.run("const s = document.getElementById('layer'); s.value = 11; s.dispatchEvent(new Event('input'))")
+        assert "has no picture" in said(browser, "where")
+
+
+@pytest.mark.browser
+def test_a_click_on_a_column_moves_the_wall(opened):
     browser, path = opened
     browser.show(path, height=3000)  # nothing to scroll to
     area = browser.run(
-        "const b = document.querySelector('[data-bars=withdrawn] [data-column=\"3\"]').getBoundingClientRect();"
+        "const b = document.querySelector('[data-column=\"3\"]').getBoundingClientRect();"
         "return [b.x + b.width / 2, b.y + b.height / 2]"
     )
     for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-        browser.command("Input.dispatchMouseEvent", type=kind, x=area[0], y=area[1], button="left", clickCount=1)
+        browser.mouse(kind, area)
     tip = browser.run("const t = document.getElementById('tip'); return t.hidden ? '' : t.textContent")
-    assert tip.startswith("layer 3\nvisual: ") and tip.count("%") == 4
-    assert browser.run("return document.getElementById('layer').value") == "3"
-
-
-@pytest.mark.browser
-def test_every_token_has_its_own_maps(opened, story):
-    browser, path = opened
-    browser.show(path)
-    slide(browser, 1)
-    buttons = browser.run("return [...document.querySelectorAll('#tokens button')].length")
-    assert buttons == len(story.tokens)
-    first = fills(browser)
-    browser.run("[...document.querySelectorAll('#tokens button')].at(-1).click()")
-    assert (fills(browser) != first) == (buttons > 1)
+    assert tip.startswith("layer 3\nnext token: ")
+    assert said(browser, "knob") == "K = 3"
 
 
 @pytest.mark.browser

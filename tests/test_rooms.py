@@ -5,7 +5,7 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "minivtw"
-ORDER = ("model", "inputs", "checkpoints", "methods", "vlm", "search", "analysis", "commands")  # each imports only earlier ones
+ORDER = ("model", "inputs", "checkpoints", "methods", "vlm", "search", "analysis", "commands", "plug")  # each imports only earlier ones
 
 
 def rooms():
@@ -43,7 +43,8 @@ def test_no_two_files_import_each_other():
 def test_what_is_read_in_one_sitting_stays_short():
     model = [*(PACKAGE / "model").glob("*.py"), PACKAGE / "methods.py"]
     assert lines(*model) <= 900
-    assert lines(*model, PACKAGE / "vlm.py", *(PACKAGE / "inputs").glob("*.py")) <= 1500
+    inputs = [PACKAGE / "inputs" / name for name in ("images.py", "prompts.py")]
+    assert lines(*model, PACKAGE / "vlm.py", *inputs) <= 1360
 
 
 def test_no_file_is_longer_than_300_lines():

@@ -112,7 +112,9 @@ def test_a_step_that_has_nothing_to_change_is_none():
     assert schedules.after(Schedule(3, frozenset([1])), ("frozen", 1)) is None
     assert schedules.after(Schedule(3), ("frozen", 3)) is None
     assert schedules.after(Schedule(0), ("leaves",)) is None
-    assert schedules.after(Schedule(3, thinned="uniform:layer=0,keep=0.5"), ("thinned", "uniform:layer=1,keep=0.5")) is None
+    thinned = Schedule(3, thinned="uniform:layer=0,keep=0.5")
+    assert schedules.after(thinned, ("thinned", "uniform:layer=0,keep=0.5")) is None
+    assert schedules.after(thinned, ("thinned", "uniform:layer=1,keep=0.5")) == Schedule(3, thinned="uniform:layer=1,keep=0.5")
     assert schedules.after(Schedule(3, frozenset([1, 2])), ("leaves",)) == Schedule(2, frozenset([1]))
 
 

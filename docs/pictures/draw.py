@@ -75,6 +75,6 @@ def draw(stats):
 
 if __name__ == "__main__":
     model = sys.argv[1] if len(sys.argv) > 1 else None
-    result = minivtw.load(model).answer(HERE / "scene.png", "What color is the star?", max_new_tokens=0)
+    result = minivtw.load(model).answer(HERE / "scene.png", "What color is the star?", max_new_tokens=0, withdraw="auto" if model else 5)
     name = f"schedule-{model}.svg" if model else "withdrawal.svg"
     (HERE / name).write_text(draw(result.stats), encoding="utf-8")

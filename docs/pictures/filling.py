@@ -9,7 +9,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from minivtw.analysis import charts
-from minivtw.inputs.questions import Question, read_questions
+from minivtw.inputs.questions import read_questions
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.vlm import VLM
 
@@ -41,7 +41,7 @@ def table(heading, rows):
 
 def questions_of(folder, families=None):
     """The questions that `weights/recipe/scenes.py --evaluation` wrote; of some families, or of all."""
-    questions = read_questions(folder, Question._fields)
+    questions = read_questions(folder, ("image", "family", "question", "answer"))
     return [question for question in questions if families is None or question.family in families]
 
 

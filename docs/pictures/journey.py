@@ -70,4 +70,4 @@ def draw(answer):
 
 
 if __name__ == "__main__":
-    (HERE / "journey.svg").write_text(draw(minivtw.load().answer(HERE / "scene.png", QUESTION, max_new_tokens=1)), encoding="utf-8")
+    (HERE / "journey.svg").write_text(draw(minivtw.load().answer(HERE / "scene.png", QUESTION, max_new_tokens=1, withdraw=5)), encoding="utf-8")

@@ -6,12 +6,12 @@ from collections import Counter
 
 HERE = pathlib.Path(__file__).parent
 PACKAGE = HERE.parent.parent / "minivtw"
-ROWS = [["commands"], ["analysis", "search"], ["vlm"], ["methods", "inputs", "checkpoints"], ["model"]]
+ROWS = [["plug", "commands"], ["analysis", "search"], ["vlm"], ["methods", "inputs", "checkpoints"], ["model"]]
 FLAT = {
     "vlm": {"vlm", "loading"},
-    "methods": {"methods", "shelf", "specs", "counting"},
+    "methods": {"methods", "shelf", "before", "looking", "specs", "counting"},
     "search": {"search", "schedules"},
-    "": {"errors", "__init__"},  # imported by all; not drawn
+    "": {"errors", "blocks", "__init__"},  # imported by all; not drawn
 }
 STYLE = """
   text { font: 12.5px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11px; fill: #66707c } .name { font-weight: 600 }

@@ -1,57 +1,55 @@
-"""The report as one HTML page: no network, no files beside it."""
+"""The pages: what the browser is given. `minivtw.explore` serves the files of `pages/` and answers their questions;
+`minivtw.report` writes one file with everything inside, no network, no files beside it. Both draw with `wall.js`.
+"""
 
 import base64
+import hashlib
 import io
 import json
 import pathlib
+import re
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from .charts import COLORS, STYLE, cache_bars, line_chart, stacked_bars
+from .charts import COLORS, STYLE, line_chart, stacked_bars
 from .settling import GROUPS
 
-TEMPLATE = pathlib.Path(__file__).parent / "report.html"
-PICTURE_SIDE = 640  # pixels; a larger picture is shown smaller
-
-
-class Run(NamedTuple):
-    """What was observed in one run over prompt and answer."""
-
-    maps: np.ndarray  # (predictions, layers, visual tokens): attention of each answering token to the image
-    shares: np.ndarray  # (layers, groups): attention of the text
-    readings: list  # for each prediction and layer (0: before the first), the likeliest tokens as [text, probability]
+PACKAGE = pathlib.Path(__file__).parent.parent
+PAGES = pathlib.Path(__file__).parent / "pages"
+THUMBNAIL = 64, 192  # rows and columns at most; of larger arrays every so-many-th number is shown
 
 
 class Story(NamedTuple):
     """All that a report tells; `page` only lays it out."""
 
     model: str
-    picture: Image.Image
     question: str
-    answers: dict  # {"withdrawn": text, "full": text}
-    method: str | None  # its text
-    layer: int | None  # the first that no visual token enters
-    tokens: list[str]  # of the withdrawn answer; what the runs are about
-    runs: dict  # {"withdrawn": Run, "full": Run}
+    tiles: list[Image.Image]  # the picture as the model sees it
+    words: list[str | None]  # the prompt's tokens; None: a visual one
+    frames: list[dict]  # `watching.frame` at every K from 0 to the number of layers
+    layer: int | None  # the K to begin with; None: with `own`
+    own: dict | None  # the frame of another method
+    looks: (
+        np.ndarray
+    )  # (tokens, layers, tokens) where each looks, nothing left out; mean over heads; visual rows are zero
+    shares: dict  # {"withdrawn": (layers, groups), "full": the same}: attention of the text
     even: float  # the image's share if attention were even
-    tiles: np.ndarray  # (tiles, 3, height, width), as the model sees the picture
-    curve: np.ndarray  # (layers,) KL of the next token, nats
-    worst: np.ndarray  # (layers,) KL of the answer's worst token
+    worst: np.ndarray  # (layers,) KL of the answer's worst token, nats
     eta: float
-    stats: dict  # {"withdrawn": Result.stats, "full": Result.stats}
+    seconds: dict  # {"withdrawn": {phase: seconds}, "full": the same}
 
 
-def data_url(image):
+def data_url(image: Image.Image) -> str:
     """A Pillow image as the text of a PNG."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def as_seen(tiles, picture):
+def as_seen(tiles: np.ndarray, picture: Image.Image) -> list[Image.Image]:
     """The tiles as pictures. The colours' scale is undone by giving each channel the mean and spread it had."""
     colours = np.asarray(picture, np.float32).reshape(-1, 3)
     mean, spread = tiles.mean((0, 2, 3), keepdims=True), tiles.std((0, 2, 3), keepdims=True)
@@ -59,123 +57,134 @@ def as_seen(tiles, picture):
     return [Image.fromarray(tile.transpose(1, 2, 0)) for tile in np.clip(pixels + 0.5, 0, 255).astype(np.uint8)]
 
 
-def tile_figure(image, side, number):
-    """A tile under its grid of side x side patches, which the script colours."""
-    step = 100 / side
-    patches = "".join(
-        f'<rect x="{column * step:.3f}" y="{row * step:.3f}" width="{step:.3f}" height="{step:.3f}" class="patch"/>'
-        for row in range(side)
-        for column in range(side)
-    )
-    url = data_url(image)
-    return (
-        f'<div class="tile"><img src="{url}" alt="what the model sees, part {number}">'
-        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{patches}</svg></div>'
-    )
+def packed(values: np.ndarray) -> dict[str, Any]:
+    """Numbers from 0 up as 16 bits each, little-endian, 65535 standing for the largest."""
+    largest = max(float(values.max(initial=0)), 1e-9)
+    return {
+        "values": base64.b64encode(np.round(65535 * values / largest).astype("<u2").tobytes()).decode(),
+        "largest": float(f"{largest:.7g}"),
+    }
 
 
-def tiles_html(story):
-    """Every tile with its patches. Visual tokens lie row by row, tile after tile, the same number in each."""
-    visual = story.runs["full"].maps.shape[-1]
-    side = round((visual / len(story.tiles)) ** 0.5)
-    return "".join(
-        tile_figure(image, side, number) for number, image in enumerate(as_seen(story.tiles, story.picture), 1)
-    )
+def thumbnail(array: np.ndarray) -> dict[str, Any]:
+    """An array as a small picture: signed bytes, 127 standing for the largest magnitude, -128 for what is not finite.
+
+    Of three axes the first four slices stand side by side.
+    """
+    flat = np.atleast_2d(array.astype(np.float64))
+    flat = np.concatenate(list(flat[:4]), axis=-1) if flat.ndim == 3 else flat
+    rows, columns = (-(-size // most) for size, most in zip(flat.shape, THUMBNAIL))
+    small = flat[::rows, ::columns]
+    finite = np.isfinite(small)
+    scale = np.abs(small[finite]).max(initial=1e-12)
+    signed = np.where(finite, np.round(127 * np.where(finite, small, 0) / scale), -128).astype(np.int8)
+    values = base64.b64encode(signed.tobytes()).decode()
+    return {"shape": list(array.shape), "columns": small.shape[1], "values": values, "largest": float(f"{scale:.3g}")}
 
 
-def packed(maps):
-    """Attention as bytes, 255 standing for the largest of a token's run over all layers. Returns (base64, largest)."""
-    largest = maps.max((1, 2), keepdims=True)  # (predictions, 1, 1)
-    scaled = np.round(255 * maps / np.maximum(largest, 1e-9)).astype(np.uint8)
-    return base64.b64encode(scaled.tobytes()).decode(), [float(f"{value:.5g}") for value in largest.ravel()]
-
-
-def script_data(story):
-    """What the slider needs, as JSON that is safe inside a script element."""
-    runs = {}
-    for name, run in story.runs.items():
-        values, largest = packed(run.maps)
-        totals = np.round(run.maps.sum(-1), 4).tolist()  # (predictions, layers): the share that goes to the image
-        runs[name] = {"maps": values, "largest": largest, "totals": totals, "readings": run.readings}
-    predictions, layers, visual = story.runs["full"].maps.shape
-    content = {"layers": layers, "visual": visual, "layer": story.layer, "tokens": story.tokens, "runs": runs}
+def as_json(content: Any) -> str:
+    """JSON that is safe inside a script element."""
     return json.dumps(content).replace("<", "\\u003c")
 
 
-def savings_html(stats):
-    """Rows of two bars each: with and without withdrawal."""
-    now, full = stats["withdrawn"], stats["full"]
-    rows = [
-        ("prefill", "MFLOP", 1e-6, now["flops"]["prefill"], full["flops"]["prefill"]),
-        ("prefill", "ms", 1e3, now["seconds"]["prefill"], full["seconds"]["prefill"]),
-        ("decode", "ms", 1e3, now["seconds"]["decode"], full["seconds"]["decode"]),
-        ("cache", "kB", 1e-3, now["cache"]["bytes"], full["cache"]["bytes"]),
-    ]
-    html = []
-    for name, unit, scale, withdrawn, without in rows:
-        change = 1 - withdrawn / without if without else 0
-        words = f"{abs(change):.0%} {'less' if change >= 0 else 'more'}"
-        width = 100 * withdrawn / max(without, withdrawn, 1e-12), 100 * without / max(without, withdrawn, 1e-12)
-        html.append(
-            f"<tr><th>{name}<small> {unit}</small></th><td><i class='now' style='width:{width[0]:.1f}%'></i>"
-            f"<i class='full' style='width:{width[1]:.1f}%'></i></td>"
-            f"<td>{scale * withdrawn:,.1f}<br>{scale * without:,.1f}</td><td class='change'>{words}</td></tr>"
-        )
-    return "".join(html)
+def filled(name: str, parts: dict[str, str]) -> str:
+    """A page of `pages/` with its gaps filled; the parts' order matters where one has gaps of its own."""
+    html = (PAGES / name).read_text(encoding="utf-8")
+    for gap, content in parts.items():
+        html = html.replace(f"<!--{gap}-->", content)
+    return html
 
 
-def page(story):
+def explore_html() -> str:
+    """The page of `minivtw.explore`."""
+    names = {"wall": "wall.html", "left": "asking.html", "tiles": None}
+    return filled(
+        "explore.html", {gap: (PAGES / name).read_text(encoding="utf-8") if name else "" for gap, name in names.items()}
+    )
+
+
+def page_css() -> str:
+    """The style sheet of both pages."""
+    return COLORS + STYLE + (PAGES / "page.css").read_text(encoding="utf-8")
+
+
+def source_html(name: str) -> str | None:
+    """A file of this package with numbered lines, each with its own address; None if there is no such file."""
+    if not re.fullmatch(r"(\w+/)*\w+\.py", name) or not (PACKAGE / name).is_file():
+        return None
+    lines = (PACKAGE / name).read_text(encoding="utf-8").splitlines()
+    listing = "".join(
+        f'<li id="L{number}"><code>{escape(line) or " "}</code></li>' for number, line in enumerate(lines, 1)
+    )
+    return filled("source.html", {"name": escape(f"minivtw/{name}"), "lines": listing})
+
+
+def report_data(story: Story) -> dict[str, Any]:
+    """What the script of the report needs."""
+    layers = len(story.frames) - 1
+    eyes = {
+        token: packed(looks) | {"heads": 1, "tokens": looks.shape[-1]}
+        for token, (looks, word) in enumerate(zip(story.looks, [*story.words, *[""] * len(story.looks)]))
+        if word is not None
+    }
+    return {
+        "layers": layers,
+        "words": story.words,
+        "frames": story.frames,
+        "layer": story.layer,
+        "own": story.own,
+        "eyes": eyes,
+    }
+
+
+def tiles_html(tiles: list[Image.Image]) -> str:
+    """The pictures; the script lays the patches over them."""
+    return "".join(f'<div class="tile"><img src="{data_url(tile)}" alt=""></div>' for tile in tiles)
+
+
+def seconds_words(seconds: dict) -> str:
+    now, full = seconds["withdrawn"], seconds["full"]
+    return ", ".join(
+        f"{phase} {now[phase] * 1e3:.1f} ms instead of {full[phase] * 1e3:.1f}" for phase in ("prefill", "decode")
+    )
+
+
+def page(story: Story) -> str:
     """The whole report, text of an HTML file."""
-    stats, layers = story.stats["withdrawn"], list(range(len(story.curve)))
-    held = stats["cache"]["tokens_per_layer"]
-    text_tokens = held[0] - min(stats["tokens"]["visual"], held[0])
-    picture = story.picture.copy()
-    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    lowest = np.log10(max(min(story.curve.min(), story.worst.min(), story.eta), 1e-6))
+    curve = np.array([frame["kl"] for frame in story.frames[:-1]])
+    layers = list(range(len(curve)))
+    lowest = np.log10(max(min(curve.min(), story.worst.min(), story.eta), 1e-6))
     decades = int(np.floor(lowest)), int(max(np.ceil(np.log10(max(story.worst.max(), 1e-6))), 0))
     order = [GROUPS.index(group) for group in ("visual", "sink", "nearest", "other")]
     bars = {
         name: stacked_bars(
-            layers, [GROUPS[i] for i in order], run.shares[:, order], ("layer", "attention of the text"),
-            even=story.even, layer=story.layer, label="where the text's attention goes, layer by layer",
+            layers, [GROUPS[i] for i in order], shares[:, order], ("layer", "attention of the text"),
+            even=story.even, layer=story.layer if name == "withdrawn" else None,
+            label="where the text's attention goes, layer by layer",
         )
-        for name, run in story.runs.items()
+        for name, shares in story.shares.items()
     }  # fmt: skip
-    same = story.answers["withdrawn"] == story.answers["full"]
-    parts = {
-        "style": COLORS + STYLE,
-        "model": escape(story.model),
-        "picture": data_url(picture),
-        "question": escape(story.question),
-        "answer": escape(story.answers["withdrawn"]),
-        "answer without withdrawal": "the same" if same else escape(story.answers["full"]),
-        "same": "same" if same else "other",
-        "where": (
-            f"the visual ones are withdrawn before layer {story.layer} of {len(layers)}"
-            if stats["withdraw_layer"] is not None
-            else escape(f"under {story.method}" if story.method else "nothing is withdrawn")
-        ),
-        "visual tokens": str(stats["tokens"]["visual"]),
-        "text tokens": str(stats["tokens"]["text"]),
-        "savings": savings_html(story.stats),
-        "tiles": tiles_html(story),
-        "size": f"{story.tiles.shape[3]} × {story.tiles.shape[2]}",
-        "columns": str(int(np.ceil(max(len(story.tiles) - 1, 1) ** 0.5))),
-        "last layer": str(len(layers) - 1),
-        "first layer": str(0 if story.layer is None else max(story.layer - 1, 0)),
-        "even": f"{story.even:.0%}",
-        "bars withdrawn": bars["withdrawn"],
-        "bars full": bars["full"],
-        "curve": line_chart(
-            layers, [("next token", "visual", story.curve), ("worst token", "sink dashed", story.worst)],
-            ("layer", "KL, nats"), decades, story.eta, story.layer, label="KL divergence for each withdrawal layer",
-        ),
-        "cache": cache_bars(
-            [max(tokens - text_tokens, 0) for tokens in held], text_tokens, story.layer, label="tokens in each layer's cache"
-        ),
-        "data": script_data(story),
-    }  # fmt: skip
-    html = TEMPLATE.read_text(encoding="utf-8")
-    for name, content in parts.items():
-        html = html.replace(f"<!--{name}-->", content)
-    return html
+    script = (PAGES / "wall.js").read_text(encoding="utf-8") + (PAGES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return filled(
+        "report.html",
+        {
+            "style": page_css(),
+            "wall": (PAGES / "wall.html").read_text(encoding="utf-8"),
+            "left": '<p class="question"><!--question--></p><div class="chips"><button type="button" id="own"></button></div>',
+            "digest": digest,
+            "script": script,
+            "tiles": tiles_html(story.tiles),
+            "curve": line_chart(
+                layers, [("next token", "visual", curve), ("worst token", "sink dashed", story.worst)],
+                ("layer", "KL, nats"), decades, story.eta, story.layer, label="KL divergence for each withdrawal layer",
+            ),
+            "bars withdrawn": bars["withdrawn"],
+            "bars full": bars["full"],
+            "even": f"{story.even:.0%}",
+            "seconds": seconds_words(story.seconds),
+            "model": escape(story.model),
+            "question": escape(story.question),
+            "data": as_json(report_data(story)),
+        },
+    )  # fmt: skip

@@ -1,9 +1,16 @@
 """Published model families, one file each: their config keys, tensor names and prompt. Nothing else knows them."""
 
-from . import idefics3, language, llava, nanovlm
+from . import idefics3, language, llava, nanovlm, onevision
 
 # model_type of config.json -> the module whose `load(fields, folder, checkpoint)` fills in the form
-FAMILIES = {"llava": llava, "idefics3": idefics3, "smolvlm": idefics3, "llama": language, "qwen2": language}
+FAMILIES = {
+    "llava": llava,
+    "llava_onevision": onevision,
+    "idefics3": idefics3,
+    "smolvlm": idefics3,
+    "llama": language,
+    "qwen2": language,
+}
 
 
 def family(fields):

@@ -7,6 +7,7 @@ headers alone, to find everything missing, surplus or misshapen, then on the dat
 import json
 import math
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ from ..errors import InputError
 
 # Buffers that older files carry. They are computed from the config, not learned.
 BUFFERS = ("rotary_emb.inv_freq", "rotary_embd.inv_freq", "embeddings.position_ids")
+MOST_PROBLEMS = 100  # named in one error
 # How NumPy reads what a file holds. It has no bfloat16; those are halves of 16 bits, widened below.
 STORED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
@@ -40,10 +42,11 @@ def shard_paths(folder):
         return [folder / "model.safetensors"]
     if (folder / "model.safetensors.index.json").exists():
         index = read_json(folder, "model.safetensors.index.json").get("weight_map")
-        names = set(index.values()) if isinstance(index, dict) else {None}
-        if any(not isinstance(name, str) or pathlib.Path(name).name != name for name in names):
+        found = list(index.values()) if isinstance(index, dict) else [None]
+        names = [name for name in found if isinstance(name, str) and pathlib.Path(name).name == name]
+        if len(names) < len(found):
             raise InputError(f"{folder / 'model.safetensors.index.json'} must map tensor names to files beside it")
-        return [folder / name for name in sorted(names)]
+        return [folder / name for name in sorted(set(names))]
     raise InputError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json")
 
 
@@ -117,24 +120,34 @@ class Checkpoint:
 
         Raises InputError with all that is wrong in one message.
         """
-        form(self)
-        surplus = self.shards.keys() - set(self._taken)
-        self._problems += [f"surplus {name}" for name in sorted(surplus) if not name.endswith(BUFFERS)]
-        if self._problems:
-            raise InputError(f"the tensors in {self.folder} do not fit its config: {'; '.join(self._problems)}")
+        self._check(form)
         if not self.low_memory:
             self._check_memory()
         self._checked = True
         return form(self)
 
+    def _check(self, form):
+        form(self)
+        surplus = self.shards.keys() - set(self._taken)
+        problems = self._problems + [f"surplus {name}" for name in sorted(surplus) if not name.endswith(BUFFERS)]
+        if problems:
+            more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+            raise InputError(
+                f"the tensors in {self.folder} do not fit its config: {'; '.join(problems[:MOST_PROBLEMS])}{more}"
+            )
+
+    @property
+    def numbers(self):
+        """How many numbers the taken tensors hold."""
+        return sum(math.prod(self.shards[name].shapes[name]) for name in set(self._taken) & self.shards.keys())
+
     def _check_memory(self):
         """Raise InputError if the taken tensors, widened, exceed the memory that is free; swapping helps nobody."""
-        needed = sum(4 * math.prod(self.shards[name].shapes[name]) for name in self._taken if name in self.shards)
-        available = available_memory()
+        needed, available = 4 * self.numbers, available_memory()
         if available is not None and needed > available:
             raise InputError(
-                f"{self.folder} takes {needed / 1e9:.1f} GB of memory as float32, and {available / 1e9:.1f} GB are free; "
-                "--low-memory widens one layer at a time instead"
+                f"{self.folder} takes {needed / 1e9:.1f} GB of memory as float32, and {available / 1e9:.1f} GB are "
+                "free; --low-memory widens one layer at a time instead"
             )
 
     def __contains__(self, name):
@@ -198,12 +211,29 @@ class Checkpoint:
         return [read(index) for index in range(count)]
 
 
+class Headers(Checkpoint):
+    """A checkpoint of which the headers alone are read: every tensor is checked, is zero, and takes no memory."""
+
+    def fill(self, form):
+        """form(checkpoint), checked as ever."""
+        self._check(form)
+        self._checked = True
+        return form(self)
+
+    def _take(self, *names, shapes):
+        if not self._checked:
+            return super()._take(*names, shapes=shapes)
+        return np.broadcast_to(np.float32(0), (sum(shape[0] for shape in shapes), math.prod(shapes[0][1:])))
+
+
 class LayersOnDisk:
-    """A sequence of layers of which none is held: each is widened to float32 when it is asked for."""
+    """A sequence of layers that are widened to float32 when they are asked for; while one computes, a thread reads the next."""
 
     def __init__(self, count, read):
         self._count = count
         self._read = read
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead = None  # (index, the Future of that layer)
 
     def __len__(self):
         return self._count
@@ -211,4 +241,8 @@ class LayersOnDisk:
     def __getitem__(self, index):
         if not 0 <= index < self._count:
             raise IndexError(index)
-        return self._read(index)
+        ahead, following = self._ahead, (index + 1) % self._count  # behind the last layer the next token begins anew
+        layer = ahead[1].result() if ahead and ahead[0] == index else self._read(index)
+        if not ahead or ahead[0] != following:
+            self._ahead = following, self._reader.submit(self._read, following)
+        return layer

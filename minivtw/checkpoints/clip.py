@@ -1,10 +1,15 @@
-"""CLIP and SigLIP vision towers: their config keys and tensor names.
+"""CLIP and SigLIP vision towers: their config keys, tensor names and pixels.
 
 transformers calls them `CLIPVisionConfig`, `SiglipVisionConfig` and, for SigLIP on tiles, `Idefics3VisionConfig`.
 """
 
+from typing import NamedTuple
+
+from ..inputs.images import check_size, normalised
 from ..model.layers import ACTIVATIONS, LayerNorm, Linear
 from ..model.vision import Vision, VisionConfig, VisionLayer
+from .checkpoint import read_json
+from .fields import MOST_LAYERS, REQUIRED, Fields
 
 # What a config leaves out has its class's default.
 CLIP = dict(image=224, patch=32, width=768, heads=12, activation="quick_gelu", eps=1e-5)
@@ -15,19 +20,37 @@ DEFAULTS = {
     "siglip_vision_model": SIGLIP,
     **dict.fromkeys(("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"), IDEFICS3),
 }
+MOST_PIXELS_A_SIDE = 4096  # transformers makes no picture longer
+
+
+class Names(NamedTuple):
+    """What a tower's files call its tensors, below the tower's prefix; a layer's `{}` is its number."""
+
+    layer: str = "encoder.layers.{}."
+    attention_norm: str = "layer_norm1"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    output: str = "self_attn.out_proj"
+    mlp_norm: str = "layer_norm2"
+    patches: str = "embeddings.patch_embedding"
+    positions: str = "embeddings.position_embedding.weight"
+    post_norm: str = "post_layernorm"
+    batch_of_positions: bool = False  # the table is stored as a batch of one
+
+
+HUGGING_FACE = Names()
 
 
 def vision_config(fields, feature_layer, drop_first, post_norm=False, default_type="clip_vision_model"):
     """A vision config's `Fields` -> VisionConfig. The family says which features it takes."""
     model_type = fields.choice("model_type", tuple(DEFAULTS), default_type)
     default = DEFAULTS[model_type]
-    fields.choice("num_channels", (3,), 3)
+    fields.refuse_unless(num_channels=3, add_cross_attention=False)
     is_clip = model_type == "clip_vision_model"
     config = VisionConfig(
-        image_size=fields.whole("image_size", default["image"]),
-        patch_size=fields.whole("patch_size", default["patch"]),
+        image_size=fields.whole("image_size", default["image"], most=MOST_PIXELS_A_SIDE),
+        patch_size=fields.whole("patch_size", default["patch"], most=MOST_PIXELS_A_SIDE),
         width=fields.whole("hidden_size", default["width"]),
-        layers=fields.whole("num_hidden_layers", 12),
+        layers=fields.whole("num_hidden_layers", 12, most=MOST_LAYERS),
         heads=fields.whole("num_attention_heads", default["heads"]),
         mlp_width=fields.whole("intermediate_size", 3072),
         activation=fields.choice("hidden_act", tuple(ACTIVATIONS), default["activation"]),
@@ -38,51 +61,153 @@ def vision_config(fields, feature_layer, drop_first, post_norm=False, default_ty
         feature_layer=feature_layer,
         drop_first=drop_first,
     )
+    return checked(config, fields)
+
+
+def checked(config, fields):
+    """The config, if its numbers fit each other. Raises InputError."""
     if config.width % config.heads:
         raise fields.error(f"has width {config.width}, which {config.heads} heads cannot share evenly")
+    if config.patch_size > config.image_size:
+        raise fields.error(f"has patches of {config.patch_size} pixels in pictures of {config.image_size}")
     if not 0 <= config.used_layers <= config.layers:
-        raise fields.error(f"has {config.layers} layers, so there is no feature layer {feature_layer}")
+        raise fields.error(f"has {config.layers} layers, so there is no feature layer {config.feature_layer}")
     return config
 
 
-def vision(config, take, prefix):
+def vision(config, take, prefix, names=HUGGING_FACE):
     """Fill in a Vision from a checkpoint whose tower tensors start with `prefix`."""
     width, kernel = config.width, (3, config.patch_size, config.patch_size)
 
     def norm(name):
         return LayerNorm(take.vector(f"{name}.weight", size=width), take.vector(f"{name}.bias", size=width))
 
-    def linear(*names, into=width, out=width):
+    def linear(*modules, into=width, out=width):
         return Linear(
-            take.matrix(*(f"{name}.weight" for name in names), into=into, out=out),
-            take.vector(*(f"{name}.bias" for name in names), size=out),
+            take.matrix(*(f"{module}.weight" for module in modules), into=into, out=out),
+            take.vector(*(f"{module}.bias" for module in modules), size=out),
         )
 
     def layer(index):
-        name = f"{prefix}encoder.layers.{index}."
+        name = prefix + names.layer.format(index)
         return VisionLayer(
-            attention_norm=norm(f"{name}layer_norm1"),
-            qkv=linear(*(f"{name}self_attn.{letter}_proj" for letter in "qkv")),
-            output=linear(f"{name}self_attn.out_proj"),
-            mlp_norm=norm(f"{name}layer_norm2"),
+            attention_norm=norm(name + names.attention_norm),
+            qkv=linear(*(name + part for part in names.qkv), out=3 * width // len(names.qkv)),
+            output=linear(name + names.output),
+            mlp_norm=norm(name + names.mlp_norm),
             up=linear(f"{name}mlp.fc1", out=config.mlp_width),
             down=linear(f"{name}mlp.fc2", into=config.mlp_width),
         )
 
     if not config.class_token:
         take.skip(f"{prefix}head.")  # SigLIP's pooled vector of the whole image, which no feature depends on
-    patch = f"{prefix}embeddings.patch_embedding"
+    positions = config.patches + config.class_token
     return Vision(
         config=config,
         patch_embedding=Linear(
-            take.matrix(f"{patch}.weight", into=3 * config.patch_size**2, out=width, kernel=kernel),
-            None if config.class_token else take.vector(f"{patch}.bias", size=width),
+            take.matrix(f"{prefix}{names.patches}.weight", into=3 * config.patch_size**2, out=width, kernel=kernel),
+            None if config.class_token else take.vector(f"{prefix}{names.patches}.bias", size=width),
         ),
         class_embedding=take.vector(f"{prefix}embeddings.class_embedding", size=width) if config.class_token else None,
-        position_embedding=take.table(
-            f"{prefix}embeddings.position_embedding.weight", config.patches + config.class_token, width
-        ),
+        position_embedding=take.table(prefix + names.positions, positions, width, batch=names.batch_of_positions),
         pre_norm=norm(f"{prefix}pre_layrnorm") if config.pre_norm else None,  # CLIP's own spelling
         layers=take.layers(config.layers, layer),
-        post_norm=norm(f"{prefix}post_layernorm"),  # in every file, whether the features are normed or not
+        post_norm=norm(prefix + names.post_norm),  # in every file, whether the features are normed or not
     )
+
+
+class ClipPixels(NamedTuple):
+    """CLIP's preprocessing, in the order it happens; None leaves a step out."""
+
+    shortest_edge: int | None  # resize until the shorter side is this long …
+    exact_size: tuple[int, int] | None  # … or to exactly this (height, width)
+    resample: int  # Pillow's number of the interpolation; 3 is bicubic
+    crop: tuple[int, int] | None  # (height, width) cut out of the centre
+    scale: float | None  # 1/255
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+
+    def __call__(self, image):
+        """A Pillow RGB image to pixels, (3, height, width) float32."""
+        image = self.resize(image)
+        if self.crop:
+            image = centre_crop(image, *self.crop)
+        return normalised(image, self.scale, self.mean, self.std)
+
+    def resize(self, image):
+        height, width = image.height, image.width
+        if self.exact_size:
+            height, width = self.exact_size
+        elif self.shortest_edge:
+            shorter, longer = sorted((height, width))
+            longer = int(self.shortest_edge * longer / shorter)  # truncated, as in transformers
+            height, width = (self.shortest_edge, longer) if height <= width else (longer, self.shortest_edge)
+        check_size(width, height, "the resized image")
+        return image.resize((width, height), self.resample)
+
+    @property
+    def size(self):
+        """(height, width) of the result, where the settings fix it."""
+        return self.crop or self.exact_size
+
+
+def centre_crop(image, height, width):
+    """The middle height x width pixels; what lies beyond the image is black."""
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def image_processor_fields(fields, folder):
+    """preprocessor_config.json or, as transformers 5 saves it, the part `image_processor` of processor_config.json.
+
+    fields: those of config.json, which keep the new ones beside their own.
+    """
+    if (folder / "processor_config.json").exists():
+        values = read_json(folder, "processor_config.json").get("image_processor")
+        if values is not None:
+            return fields.beside("processor_config.json", {"image_processor": values}, folder).part("image_processor")
+    return fields.beside("preprocessor_config.json", read_json(folder, "preprocessor_config.json"), folder)
+
+
+def level_settings(fields, default=REQUIRED):
+    """How an image processor's `Fields` turn levels into numbers: (scale, mean, std), None for a step left out."""
+    normalises = fields.flag("do_normalize", True)
+    return (
+        fields.number("rescale_factor", 1 / 255) if fields.flag("do_rescale", True) else None,
+        fields.numbers("image_mean", 3, default) if normalises else None,
+        fields.numbers("image_std", 3, default, least=1e-6) if normalises else None,
+    )
+
+
+def sides(fields, key, default):
+    """A size as old and new files say it, a number or an object -> Fields."""
+    size = fields.raw(key)
+    size = default if size is None else size
+    if type(size) is int:
+        size = {"shortest_edge": size, "height": size, "width": size}
+    if not isinstance(size, dict):
+        raise fields.error(f"has a {key} that is neither a number nor an object")
+    return Fields(size, f"{key} of preprocessor_config.json")
+
+
+def pixel_settings(config_fields, folder, image_size):
+    """The settings of the folder's image processor -> ClipPixels, checked to give the tower pictures of its size."""
+    fields = image_processor_fields(config_fields, folder)
+    size, crop = (
+        sides(fields, "size", {"shortest_edge": 224}),
+        sides(fields, "crop_size", {"height": 224, "width": 224}),
+    )
+    resizes, by_edge = fields.flag("do_resize", True), size.has("shortest_edge")
+    crops = fields.flag("do_center_crop", by_edge)
+    settings = ClipPixels(
+        size.whole("shortest_edge", most=MOST_PIXELS_A_SIDE) if resizes and by_edge else None,
+        (size.whole("height"), size.whole("width")) if resizes and not by_edge else None,
+        fields.choice("resample", range(6), 3),
+        (crop.whole("height"), crop.whole("width")) if crops else None,
+        *level_settings(fields),
+    )
+    if settings.size != (image_size, image_size):
+        raise fields.error(
+            f"makes pictures of {settings.size} pixels, but the vision tower sees {image_size} x {image_size}"
+        )
+    return settings

@@ -1,6 +1,6 @@
 """Where a model is: a folder, one that `minivtw.fetch` made, or a name on the hub, fetched into the Hugging Face cache.
 
-Only safetensors and JSON files are ever asked for: data, nothing that runs.
+Only safetensors, JSON and a chat template are ever asked for, and nothing that is read is run.
 """
 
 import os
@@ -9,8 +9,9 @@ import re
 
 from ..errors import InputError
 
+EMBEDDED = "minivtw-tiny"
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # such as HuggingFaceTB/SmolVLM-256M-Instruct
-WEIGHTS, JSON = "*.safetensors", "*.json"
+WEIGHTS, JSON, TEMPLATE = "*.safetensors", "*.json", "chat_template.jinja"
 # What `python -m minivtw.fetch` makes, and its folder in minivtw's own cache.
 FETCHED = {"smol": "minivtw-smol", "smollm2": "smollm2-135m-instruct"}
 
@@ -20,6 +21,11 @@ def shipped_folder(name: str) -> pathlib.Path:
     package = pathlib.Path(__file__).parent.parent
     installed = package / "weights" / name
     return installed if installed.is_dir() else package.parent / "weights" / name
+
+
+def embedded_folder() -> pathlib.Path:
+    """The model that comes with the package."""
+    return shipped_folder(EMBEDDED)
 
 
 def model_folder(model):
@@ -34,7 +40,7 @@ def model_folder(model):
         return folder
     if not NAME.fullmatch(str(model)):
         raise InputError(f"there is no model folder {model}")
-    return fetched(str(model), [WEIGHTS, JSON])
+    return fetched(str(model), [WEIGHTS, JSON, TEMPLATE])
 
 
 def tokenizer_folder(folder, name):
@@ -86,8 +92,8 @@ def fetched(name, patterns):
         if (cached / "snapshots").is_dir():
             return snapshot(cached)
         raise InputError(
-            f"{name} is not in the Hugging Face cache ({cache_folder()}); `pip install huggingface-hub` to download it, "
-            "or bring its files and pass their folder"
+            f"{name} is not in the Hugging Face cache ({cache_folder()}); `pip install huggingface-hub` to download "
+            "it, or bring its files and pass their folder"
         ) from None
     try:
         return pathlib.Path(snapshot_download(name, allow_patterns=patterns))

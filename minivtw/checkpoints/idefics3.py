@@ -1,33 +1,37 @@
 """Idefics3 and SmolVLM (Marafioti et al. 2025, arXiv 2504.05299): SigLIP on tiles, pixel shuffle, a Llama decoder.
 
-`idefics3` and `smolvlm` are the same model under two names; SmolVLM-256M and 500M carry the first, SmolVLM2 the second.
+`idefics3` and `smolvlm` are the same model under two names; SmolVLM, SmolDocling and Granite-Docling carry the first,
+SmolVLM2 the second.
 """
 
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
+from ..inputs.images import normalised
 from ..model.connector import ShuffleConnector, shuffle_connect
-from ..inputs.images import TiledPixels
 from ..model.layers import Linear
 from . import clip, llama
-from .llava import image_processor_fields
-from .parts import VisionParts, Parts
+from .layouts import SMOLVLM, folder_layout
+from .parts import Parts, VisionParts
 
-MOST_LONGEST_EDGE = 4096  # transformers makes no picture longer
+MOST_TILES_A_SIDE = 64
 
 
 def load(fields, folder, checkpoint):
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
-    tied = fields.flag("tie_word_embeddings", False)
+    fields.refuse_unless(quantization_config=None)
+    tied = fields.flag("tie_word_embeddings", False)  # only what is said here counts
     text_config = llama.decoder_config(fields.part("text_config"))._replace(tied_head=tied)
     vision_config = clip.vision_config(
         fields.part("vision_config"), feature_layer=-1, drop_first=False, post_norm=True, default_type="idefics3_vision"
     )
-    pixels = pixel_settings(folder)
+    pixels = pixel_settings(fields, folder)
     factor = fields.whole("scale_factor", 2)
+    fields.part("text_config").refuse_unless(pixel_shuffle_factor=factor)
     tokens = tile_tokens(fields, pixels.side // vision_config.patch_size, factor)  # a tile
 
     def form(take):
@@ -50,15 +54,8 @@ def load(fields, folder, checkpoint):
         connect=functools.partial(shuffle_connect, connector),
         tile=tile,
         image_token_id=fields.index("image_token_id", 128257),
-        mark="<image>",
     )
-    return Parts(decoder=decoder, chat=chat, turn_end="<end_of_utterance>", vision=vision_parts)
-
-
-def chat(turn, is_first):
-    """SmolVLM's chat layout: a space before the question, unless an image comes first."""
-    space = "" if turn.startswith("<image>") else " "
-    return f"{'<|im_start|>' if is_first else chr(10)}User:{space}{turn}<end_of_utterance>\nAssistant:"
+    return Parts(decoder, folder_layout(folder, SMOLVLM), vision_parts)
 
 
 def stands_for(rows, columns, tokens):
@@ -99,21 +96,89 @@ def fractional_positions(patches, places):
     return np.searchsorted(boundaries, np.minimum(fractions, np.float32(1 - 1e-6)), side="right")
 
 
-def pixel_settings(folder):
+def pixel_settings(config_fields, folder):
     """The settings of the folder's image processor -> TiledPixels."""
-    fields = image_processor_fields(folder)
-    size, resizes = fields.part("size", {"longest_edge": 1456}), fields.flag("do_resize", True)
-    normalises = fields.flag("do_normalize", True)
+    fields = clip.image_processor_fields(config_fields, folder)
+    size = fields.part("size", {"longest_edge": 1456})
     settings = TiledPixels(
-        longest_edge=size.whole("longest_edge") if resizes else None,
-        side=fields.part("max_image_size", {"longest_edge": 364}).whole("longest_edge"),
-        splits=fields.flag("do_image_splitting", True),
-        resample=fields.choice("resample", range(6), 1),
-        scale=fields.number("rescale_factor", 1 / 255) if fields.flag("do_rescale", True) else None,
-        mean=fields.numbers("image_mean", 3, [0.5, 0.5, 0.5]) if normalises else None,
-        std=fields.numbers("image_std", 3, [0.5, 0.5, 0.5]) if normalises else None,
+        size.whole("longest_edge", most=clip.MOST_PIXELS_A_SIDE) if fields.flag("do_resize", True) else None,
+        fields.part("max_image_size", {"longest_edge": 364}).whole("longest_edge", most=clip.MOST_PIXELS_A_SIDE),
+        fields.flag("do_image_splitting", True),
+        fields.choice("resample", range(6), 1),
+        *clip.level_settings(fields, [0.5, 0.5, 0.5]),
     )
-    longest = max(settings.longest_edge or 0, settings.side)
-    if longest > MOST_LONGEST_EDGE:
-        raise fields.error(f"makes pictures of {longest} pixels a side; at most {MOST_LONGEST_EDGE} are allowed")
+    if (settings.longest_edge or 0) > MOST_TILES_A_SIDE * settings.side:
+        raise fields.error(f"cuts pictures of {settings.longest_edge} pixels into tiles of {settings.side}")
     return settings
+
+
+class TiledPixels(NamedTuple):
+    """Idefics3's preprocessing: the picture cut into square tiles, row by row, and last one small view of the whole.
+
+    The picture is resized twice: to its longest edge, keeping its shape, then to whole tiles. A picture of one tile is
+    its own view of the whole.
+    """
+
+    longest_edge: int | None  # resize until the longer side is this long; None: leave it
+    side: int  # of a tile
+    splits: bool  # False: only the view of the whole
+    resample: int  # Pillow's number of the interpolation; 1 is Lanczos
+    scale: float | None  # 1/255
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+
+    def __call__(self, image, most_tiles=None):
+        """A Pillow RGB image to tiles (tiles, 3, side, side) float32 and their grid (rows, columns), (0, 0) if uncut.
+
+        `most_tiles` shortens the longest edge, by whole tiles, until there are no more tiles than that.
+        """
+        side = self.side
+        edge = self.edge_within(image.height, image.width, most_tiles)
+        if edge:
+            height, width = scaled(image.height, image.width, edge)
+            image = image.resize((width, height), self.resample)
+        rows, columns = self.grid(image.height, image.width)
+        image = image.resize((columns * side, rows * side), self.resample)
+        if rows * columns == 1:
+            return self.normalised(image)[None], (0, 0)
+        boxes = [(column * side, row * side) for row in range(rows) for column in range(columns)]
+        views = [image.crop((left, top, left + side, top + side)) for left, top in boxes]
+        views.append(image.resize((side, side), self.resample))
+        return np.stack([self.normalised(view) for view in views]), (rows, columns)
+
+    def normalised(self, image):
+        return normalised(image, self.scale, self.mean, self.std)
+
+    def grid(self, height, width):
+        """Rows and columns of tiles that a picture of this size is stretched to."""
+        if not self.splits:
+            return 1, 1
+        ratio = width / height
+        if width >= height:
+            columns = math.ceil(width / self.side)
+            return math.ceil(int(columns * self.side / ratio) / self.side), columns
+        rows = math.ceil(height / self.side)
+        return rows, math.ceil(int(rows * self.side * ratio) / self.side)
+
+    def edge_within(self, height, width, most_tiles):
+        """The longest edge under which the picture becomes at most so many tiles, the view of the whole included."""
+        longest = self.longest_edge or max(height, width)
+        for edge in (self.longest_edge, *range((longest - 1) // self.side * self.side, 0, -self.side)):
+            rows, columns = self.grid(*(scaled(height, width, edge) if edge else (height, width)))
+            if most_tiles is None or rows * columns == 1 or rows * columns + 1 <= most_tiles:
+                break
+        return edge
+
+
+def scaled(height, width, longest_edge):
+    """(height, width) of a picture whose longer side becomes `longest_edge`; the shorter is even, as in Idefics3."""
+    ratio = width / height
+    if width >= height:
+        width = longest_edge
+        height = int(width / ratio)
+        height = max(height + height % 2, 1)
+    else:
+        height = longest_edge
+        width = int(height * ratio)
+        width = max(width + width % 2, 1)
+    return height, width

@@ -1,23 +1,44 @@
-"""nanoVLM, Hugging Face's teaching model: SigLIP, pixel shuffle, SmolLM2; in its first layout and in the later one.
+"""nanoVLM, Hugging Face's teaching model (github.com/huggingface/nanoVLM): SigLIP, pixel shuffle, SmolLM2.
 
-The first (nanoVLM-222M) sees one small picture and asks in plain words. The later (nanoVLM-450M) cuts pictures into
-tiles that extra tokens name, and asks in ChatML. The config is flat, and the folder has no tokenizer of its own.
+Its files come in three layouts, which the config tells apart:
+
+    to May 2025    nanoVLM-222M                  no `vlm_extra_tokens`: one small picture, its features before the text
+    from June      nanoVLM-450M                  an image token, still one small picture
+    from 11 July   nanoVLM-230M-8k and later     `max_img_size`: tiles, which further tokens name
+
+Until 10 June it was asked in plain words, since then in ChatML, and `lm_chat_template` is in the config. The config is
+flat, and the folder has no tokenizer of its own.
 """
 
 import functools
+import math
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from ..inputs.images import normalised
+from ..inputs.prompts import MARK
 from ..model.connector import ShuffleConnector, shuffle_connect
-from ..model.decoder import Decoder, DecoderConfig, DecoderLayer
-from ..inputs.images import ClipPixels, GridPixels
-from ..model.layers import LayerNorm, Linear
-from ..model.vision import Vision, VisionConfig, VisionLayer
+from ..model.decoder import DecoderConfig
+from ..model.layers import Linear
+from ..model.vision import VisionConfig
+from . import clip, llama
+from .fields import MOST_LAYERS
 from .idefics3 import tile_tokens
-from .llava import chatml
-from .parts import VisionParts, Parts
+from .layouts import CHATML, Layout, known_layout
+from .parts import Parts, VisionParts
 
 BILINEAR = 2  # Pillow's number
+MOST_TILES_A_SIDE = 64
+TOWER_NAMES = clip.Names(
+    layer="blocks.{}.", attention_norm="ln1", qkv=("attn.qkv_proj",), output="attn.out_proj", mlp_norm="ln2",
+    patches="patch_embedding.conv", positions="patch_embedding.position_embedding", post_norm="layer_norm",
+    batch_of_positions=True,
+)  # fmt: skip
+DECODER_NAMES = llama.Names("blocks.{}.", "norm1", "attn.", "out_proj", "norm2", "token_embedding")
+# It was trained on pictures before the question, so there they go.
+IN_PLAIN_WORDS = Layout("", " Answer:", turn_end="<|endoftext|>", image=MARK, words="Question: ", images_move=True)
 
 
 def load(fields, folder, checkpoint):
@@ -25,49 +46,57 @@ def load(fields, folder, checkpoint):
     vision_config, text_config = vision_fields(fields), text_fields(fields)
     factor = fields.whole("mp_pixel_shuffle_factor", 2)
     tokens = tile_tokens(fields, vision_config.image_size // vision_config.patch_size, factor)
+    fields.refuse_unless(mp_image_token_length=tokens)
+    extra = fields.part("vlm_extra_tokens").texts() if fields.has("vlm_extra_tokens") else {"image_token": MARK}
+    if "image_token" not in extra:
+        raise fields.error("names no image_token among its vlm_extra_tokens")
+    has_tiles = fields.has("max_img_size")
+    tile = grid_tile(fields, vision_config, tokens, extra) if has_tiles else one_tile(vision_config, tokens, extra)
+    template = fields.text("lm_chat_template", "") or None
 
     def form(take):
         projection = take.matrix("MP.proj.weight", into=vision_config.width * factor**2, out=text_config.width)
-        return vision(vision_config, take), ShuffleConnector(Linear(projection), factor), decoder(text_config, take)
+        return (
+            clip.vision(vision_config, take, "vision_encoder.", TOWER_NAMES),
+            ShuffleConnector(Linear(projection), factor),
+            llama.decoder(text_config, take, "decoder.", "decoder.head.weight", DECODER_NAMES),
+        )
 
-    tower, connector, text = checkpoint.fill(form)
-    is_first_layout = not fields.has("vlm_extra_tokens")
-    extra = {"image_token": "<image>"} if is_first_layout else fields.part("vlm_extra_tokens").texts()
-    tile = first_tile(vision_config, tokens) if is_first_layout else later_tile(fields, vision_config, tokens, extra)
+    tower, connector, decoder = checkpoint.fill(form)
     return Parts(
-        decoder=text,
-        chat=question_and_answer if is_first_layout else chatml,
-        turn_end="<|endoftext|>" if is_first_layout else "<|im_end|>",
-        vision=VisionParts(tower, functools.partial(shuffle_connect, connector), tile, extra["image_token"], mark="<image>"),
+        decoder=decoder,
+        layout=known_layout(template, f"{folder}/config.json", CHATML) if template else IN_PLAIN_WORDS,
+        vision=VisionParts(tower, functools.partial(shuffle_connect, connector), tile, extra["image_token"]),
         extra_tokens=tuple(extra.values()),
         tokenizer=fields.text("lm_tokenizer", "HuggingFaceTB/cosmo2-tokenizer"),
     )
 
 
-def first_tile(config, tokens):
-    """One picture, squeezed to a square, levels from 0 to 1: `VisionParts.tile` of the first layout."""
+def one_tile(config, tokens, extra):
+    """One picture, squeezed to a square, levels from 0 to 1: `VisionParts.tile` of the layouts before tiles."""
     side = (config.image_size, config.image_size)
-    pixels = ClipPixels(None, side, BILINEAR, crop=None, scale=1 / 255, mean=None, std=None)
-    return lambda images, _: (np.stack([pixels(image) for image in images]), ["<image>" * tokens] * len(images))
+    pixels = clip.ClipPixels(None, side, BILINEAR, crop=None, scale=1 / 255, mean=None, std=None)
+    visual = extra["image_token"] * tokens
+    return lambda images, _: (np.stack([pixels(image) for image in images]), [visual] * len(images))
 
 
-def later_tile(fields, config, tokens, extra):
-    """Tiles, the view of it all first, each with the token of its place: `VisionParts.tile` of the later layout."""
+def grid_tile(fields, config, tokens, extra):
+    """Tiles, the view of the whole first, each with the token of its place: `VisionParts.tile` of the third layout."""
     pixels = GridPixels(
         side=config.image_size,
-        longest_edge=fields.whole("max_img_size"),
+        longest_edge=fields.whole("max_img_size", most=config.image_size * MOST_TILES_A_SIDE),
         fills=fields.flag("resize_to_max_side_len", False),
         views="global_image_token" in extra,
     )
     most = pixels.longest_edge // pixels.side  # tiles a side
-    named = {"image_token", *(f"r{row}c{column}" for row in range(1, most + 1) for column in range(1, most + 1))}
+    named = {f"r{row}c{column}" for row in range(1, most + 1) for column in range(1, most + 1)}
     if pixels.longest_edge % pixels.side or named - extra.keys():
         raise fields.error(f"cannot name every tile of {pixels.side} pixels in a picture of {pixels.longest_edge}")
     visual = extra["image_token"] * tokens
 
     def stands_for(rows, columns):
         whole = f"{extra['global_image_token']}{visual}" if pixels.views else ""
-        if pixels.views and rows * columns == 1:  # a single tile is the view of it all
+        if pixels.views and rows * columns == 1:  # a single tile is the view of the whole
             return whole
         places = [(row, column) for row in range(1, rows + 1) for column in range(1, columns + 1)]
         return whole + "".join(f"{extra[f'r{row}c{column}']}{visual}" for row, column in places)
@@ -82,20 +111,63 @@ def later_tile(fields, config, tokens, extra):
     return tile
 
 
-def question_and_answer(turn, is_first):
-    """The first layout's way to ask. It was trained on pictures before the question, so there they go."""
-    images = "<image>" * turn.count("<image>")
-    return f"{images}Question: {turn.replace('<image>', '').strip()} Answer:"
+class GridPixels(NamedTuple):
+    """nanoVLM's preprocessing: a picture of whole tiles, cut row by row, and first one small view of the whole.
+
+    Levels go from 0 to 1. A picture of one tile is its own view of the whole.
+    """
+
+    side: int  # of a tile
+    longest_edge: int  # no side becomes longer than this
+    fills: bool  # make the longer side that long, even of a small picture
+    views: bool  # False: no view of the whole
+
+    def __call__(self, image, most_tiles=None):
+        """A Pillow RGB image to tiles (tiles, 3, side, side) float32 and their grid (rows, columns).
+
+        `most_tiles` shortens the longest edge, by whole tiles, until there are no more tiles than that.
+        """
+        side = self.side
+        rows, columns = self.grid_within(image.height, image.width, most_tiles)
+        image = image.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
+        pixels = normalised(image, 1 / 255, None, None)  # (3, rows * side, columns * side)
+        grid = pixels.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
+        tiles = grid.reshape(rows * columns, 3, side, side)
+        if self.views and rows * columns > 1:
+            tiles = np.concatenate([view_of_whole(pixels, side)[None], tiles])
+        return tiles, (rows, columns)
+
+    def grid_within(self, height, width, most_tiles):
+        """Rows and columns of tiles, no more than `most_tiles` with the view of the whole."""
+        for edge in range(self.longest_edge, 0, -self.side):
+            rows, columns = self.grid(height, width, edge)
+            tiles = rows * columns + (self.views and rows * columns > 1)
+            if most_tiles is None or tiles <= most_tiles:
+                break
+        return rows, columns
+
+    def grid(self, height, width, longest_edge):
+        """Rows and columns of tiles: the longer side rounded up to whole tiles, then the shorter one in proportion."""
+        longer, shorter = max(height, width), min(height, width)
+        target = longest_edge if self.fills else min(longest_edge, math.ceil(longer / self.side) * self.side)
+        other = max(math.ceil(shorter * (target / longer) / self.side), 1)
+        return (other, target // self.side) if width >= height else (target // self.side, other)
+
+
+def view_of_whole(pixels, side):
+    """Pixels (3, height, width) shrunk to (3, side, side), bilinear and in floats, not in levels."""
+    channels = [Image.fromarray(channel).resize((side, side), Image.Resampling.BILINEAR) for channel in pixels]
+    return np.stack([np.asarray(channel, np.float32) for channel in channels])
 
 
 def vision_fields(fields):
     """The `vit_*` keys -> VisionConfig."""
-    fields.choice("vit_cls_flag", (False,), False)
-    return VisionConfig(
-        image_size=fields.whole("vit_img_size"),
-        patch_size=fields.whole("vit_patch_size"),
+    fields.refuse_unless(vit_cls_flag=False)
+    config = VisionConfig(
+        image_size=fields.whole("vit_img_size", most=clip.MOST_PIXELS_A_SIDE),
+        patch_size=fields.whole("vit_patch_size", most=clip.MOST_PIXELS_A_SIDE),
         width=fields.whole("vit_hidden_dim"),
-        layers=fields.whole("vit_n_blocks"),
+        layers=fields.whole("vit_n_blocks", most=MOST_LAYERS),
         heads=fields.whole("vit_n_heads"),
         mlp_width=fields.whole("vit_inter_dim"),
         activation="gelu_pytorch_tanh",
@@ -106,16 +178,19 @@ def vision_fields(fields):
         feature_layer=-1,
         drop_first=False,
     )
+    return clip.checked(config, fields)
 
 
 def text_fields(fields):
     """The `lm_*` keys -> DecoderConfig."""
-    fields.choice("lm_attn_scaling", (1, 1.0), 1.0)
+    fields.refuse_unless(lm_attn_scaling=1.0, lm_use_tokens=False)
     width, heads = fields.whole("lm_hidden_dim"), fields.whole("lm_n_heads")
-    return DecoderConfig(
+    if width % heads:
+        raise fields.error(f"has width {width}, which {heads} heads cannot share evenly")
+    config = DecoderConfig(
         vocabulary=fields.whole("lm_vocab_size"),
         width=width,
-        layers=fields.whole("lm_n_blocks"),
+        layers=fields.whole("lm_n_blocks", most=MOST_LAYERS),
         heads=heads,
         kv_heads=fields.whole("lm_n_kv_heads"),
         head_dim=width // heads,
@@ -125,66 +200,4 @@ def text_fields(fields):
         max_positions=fields.whole("lm_max_position_embeddings", 8192),
         tied_head=fields.flag("lm_tie_weights", True),
     )
-
-
-def vision(config, take):
-    """The tensors `vision_encoder.*` -> Vision."""
-    width, tower = config.width, "vision_encoder."
-
-    def norm(name):
-        return LayerNorm(take.vector(f"{name}.weight", size=width), take.vector(f"{name}.bias", size=width))
-
-    def linear(name, into=width, out=width, kernel=()):
-        weight = take.matrix(f"{name}.weight", into=into, out=out, kernel=kernel)
-        return Linear(weight, take.vector(f"{name}.bias", size=out))
-
-    def layer(index):
-        name = f"{tower}blocks.{index}."
-        return VisionLayer(
-            attention_norm=norm(f"{name}ln1"),
-            qkv=linear(f"{name}attn.qkv_proj", out=3 * width),
-            output=linear(f"{name}attn.out_proj"),
-            mlp_norm=norm(f"{name}ln2"),
-            up=linear(f"{name}mlp.fc1", out=config.mlp_width),
-            down=linear(f"{name}mlp.fc2", into=config.mlp_width),
-        )
-
-    kernel = (3, config.patch_size, config.patch_size)
-    return Vision(
-        config=config,
-        patch_embedding=linear(f"{tower}patch_embedding.conv", into=3 * config.patch_size**2, kernel=kernel),
-        class_embedding=None,
-        position_embedding=take.table(f"{tower}patch_embedding.position_embedding", config.patches, width, batch=True),
-        pre_norm=None,
-        layers=take.layers(config.layers, layer),
-        post_norm=norm(f"{tower}layer_norm"),
-    )
-
-
-def decoder(config, take):
-    """The tensors `decoder.*` -> Decoder."""
-    width, key_value = config.width, config.kv_heads * config.head_dim
-
-    def layer(index):
-        name = f"decoder.blocks.{index}."
-        projections = [f"{name}attn.{letter}_proj.weight" for letter in "qkv"]
-        gate_up = [f"{name}mlp.{part}_proj.weight" for part in ("gate", "up")]
-        return DecoderLayer(
-            input_norm=take.vector(f"{name}norm1.weight", size=width),
-            qkv=Linear(take.matrix(*projections, into=width, out=(width, key_value, key_value))),
-            output=take.matrix(f"{name}attn.out_proj.weight", into=width, out=width),
-            mlp_norm=take.vector(f"{name}norm2.weight", size=width),
-            gate_up=take.matrix(*gate_up, into=width, out=config.mlp_width),
-            down=take.matrix(f"{name}mlp.down_proj.weight", into=config.mlp_width, out=width),
-        )
-
-    embedding, head = "decoder.token_embedding.weight", "decoder.head.weight"
-    if config.tied_head:  # the file holds the shared tensor once, under either name
-        embedding, head = (embedding if embedding in take else head), None
-    return Decoder(
-        config=config,
-        embedding=take.table(embedding, config.vocabulary, width),
-        layers=take.layers(config.layers, layer),
-        norm=take.vector("decoder.norm.weight", size=width),
-        head=take.matrix(head, into=width, out=config.vocabulary) if head else None,
-    )
+    return llama.checked(config, fields)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..model.decoder import Decoder
 from ..model.vision import Vision
+from .layouts import Layout
 
 
 @dataclass(frozen=True)
@@ -17,16 +18,16 @@ class VisionParts:
     # -> (tiles (tiles, 3, height, width) float32, for each image the text that stands for it)
     image_token: str = "<image>"  # the token that marks the place of a visual token …
     image_token_id: int | None = None  # … and its id, if the config tells it; the tokenizer must agree
-    mark: str = "<image>\n"  # how a question marks an image whose place the user leaves open
+    # (visual tokens of each tile, (height, width) of each image, most tiles) -> visual tokens; None: as they come
+    pack: Callable | None = None
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A decoder, the parts that see if there are any, and the layout of a chat."""
+    """A decoder, the parts that see if there are any, and how a conversation is written down."""
 
     decoder: Decoder
-    chat: Callable  # (a user's turn with its image marks, is it the first turn?) -> text up to where the answer begins
-    turn_end: str  # the token that ends an answer; where an answer was cut short it is put before the next turn
+    layout: Layout
     vision: VisionParts | None = None
     extra_tokens: tuple[str, ...] = ()  # special tokens that follow those of the tokenizer's file
     tokenizer: str | None = None  # the model whose tokenizer this one uses, where its own folder has none

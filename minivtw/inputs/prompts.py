@@ -1,6 +1,7 @@
 """Text to token ids and back: the tokenizer, and where the visual tokens of each image stand in the prompt."""
 
 import pathlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ from tokenizers.decoders import DecodeStream
 from ..errors import InputError
 
 MARK = "<image>"  # where an image goes in a prompt
+# Docling's instructions have these marks: places on a page, kinds of answers.
+SAYABLE = re.compile(r"<(loc_\d+|otsl|chart|code|formula)>")
 
 
 class Prompt(NamedTuple):
@@ -18,6 +21,7 @@ class Prompt(NamedTuple):
     token_ids: np.ndarray  # (tokens,)
     is_visual: np.ndarray  # (tokens,) booleans
     tiles: np.ndarray | None  # (tiles, channels, height, width) float32
+    sizes: tuple[tuple[int, int], ...] = ()  # (height, width) of each image
 
 
 def load_tokenizer(folder, extra_tokens=()):
@@ -27,23 +31,23 @@ def load_tokenizer(folder, extra_tokens=()):
         raise InputError(f"{folder} lacks tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.add_special_tokens(list(extra_tokens))
     except Exception as error:  # the tokenizers library raises plain Exception
         raise InputError(f"{path} is not a tokenizer: {error}") from error
-    tokenizer.add_special_tokens(list(extra_tokens))
+    tokenizer.no_padding()  # what a training run left in the file
+    tokenizer.no_truncation()
     return tokenizer
 
 
-def mark_images(text, images, mark):
-    """The text with one mark an image: as the user placed them or, if they placed none, all of them first.
+def refuse_marks(text, tokenizer):
+    """Raise InputError for words that would become one of the model's own marks: a turn, an end, a tile.
 
-    mark: how the model's prompts mark an image before the text, such as "<image>\\n".
+    `<image>` is not looked at: it says where an image goes.
     """
-    marks = text.count(MARK)
-    if not text.replace(MARK, "").strip():
-        raise InputError("the prompt is empty")
-    if marks and marks != images:
-        raise InputError(f"the prompt marks {marks} places for an image, but {images} images are given")
-    return text if marks else mark * images + text
+    words = text.replace(MARK, "")
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if token.special and token.content in words and not SAYABLE.fullmatch(token.content):
+            raise InputError(f"the prompt says {token.content}, which is a mark of the model's own and cannot be said")
 
 
 def expand_marks(text, expansions):
@@ -53,8 +57,17 @@ def expand_marks(text, expansions):
 
 
 def encode(tokenizer, text, opens=True):
-    """Token ids of a text, (tokens,) int64; `opens` adds what a text begins with, such as `<s>`."""
-    return np.array(tokenizer.encode(text, add_special_tokens=opens).ids, np.int64)
+    """Token ids of a text, (tokens,) int64; `opens` adds what a text begins with, such as `<s>`.
+
+    Llama's tokenizer puts a space before every text. Where a text goes on with one (`opens` False), that is the one.
+    """
+    try:
+        goes_on = not opens and text.startswith(" ")
+        if goes_on and tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("▁"):
+            text = text[1:]
+        return np.array(tokenizer.encode(text, add_special_tokens=opens).ids, np.int64)
+    except Exception as error:  # the tokenizers library raises plain Exception, and TypeError for what is not UTF-8
+        raise InputError(f"the tokenizer cannot read the prompt: {error}") from error
 
 
 def check_vocabulary(token_ids, vocabulary):
@@ -63,13 +76,28 @@ def check_vocabulary(token_ids, vocabulary):
         raise InputError(f"the tokenizer knows token {token_ids.max()}, but the decoder's vocabulary has {vocabulary}")
 
 
+def hidden_ids(tokenizer, stop_ids):
+    """(Are special tokens left out of an answer's text?, which tokens are left out besides.)
+
+    Docling's models answer in tags, which are special tokens: there only what ends an answer is left out.
+    """
+    return (False, stop_ids) if tokenizer.token_to_id("<loc_0>") is not None else (True, frozenset())
+
+
+def answer_text(tokenizer, token_ids, stop_ids):
+    """The text of an answer's tokens."""
+    skips, hidden = hidden_ids(tokenizer, stop_ids)
+    return tokenizer.decode([token for token in token_ids if token not in hidden], skip_special_tokens=skips).strip()
+
+
 class TextStream:
     """Token ids to text, piece by piece: a character that takes several tokens appears when it is whole."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, stop_ids=frozenset()):
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        skips, self._hidden = hidden_ids(tokenizer, stop_ids)
+        self._stream = DecodeStream(skip_special_tokens=skips)
 
     def add(self, token_id):
         """The text that this token completes; often a word, sometimes nothing yet."""
-        return self._stream.step(self._tokenizer, token_id) or ""
+        return "" if token_id in self._hidden else self._stream.step(self._tokenizer, token_id) or ""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 
@@ -15,6 +15,7 @@ class Question(NamedTuple):
     question: str
     family: str = ""  # the kind of question; scores are averaged within it
     answer: str = ""  # the right one
+    then: tuple["Question", ...] = ()  # what is asked next in the same chat, without a picture
 
 
 def read_questions(
@@ -22,7 +23,8 @@ def read_questions(
 ) -> list[Question]:
     """The first `most` lines of a folder's questions.jsonl, each an object with at least the `needed` fields, as text.
 
-    `image` is a path beside that file. Raises InputError for a broken line or a missing picture.
+    `image` is a path beside that file. A chat is a line with `image` and `turns`, [[question, answer], …]; its families
+    are turn 1, turn 2, …. Raises InputError for a broken line or a missing picture.
     """
     path, questions = pathlib.Path(folder) / "questions.jsonl", []
     try:
@@ -33,19 +35,31 @@ def read_questions(
         raise InputError(f"cannot read {path}, one object with {listed(needed)} a line: {error.strerror}") from error
     for number, line in enumerate(lines, 1):
         try:
-            content = json.loads(line)
-            fields = {name: content[name] for name in needed}
+            turns = [{name: turn[name] for name in needed} for turn in turns_of(json.loads(line))]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: needs an object with {listed(needed)}") from error
-        if not all(isinstance(value, str) for value in fields.values()):
+        if not all(isinstance(value, str) for turn in turns for value in turn.values()):
             raise InputError(f"{path}, line {number}: {listed(needed)} must be text")
-        picture = path.parent / fields["image"]
+        picture = path.parent / turns[0]["image"]
         if not picture.is_file():
-            raise InputError(f"{path}, line {number}: there is no picture {fields['image']}")
-        questions.append(Question(**{**fields, "image": str(picture)}))
+            raise InputError(f"{path}, line {number}: there is no picture {turns[0]['image']}")
+        first, *later = (Question(**{**turn, "image": str(picture)}) for turn in turns)
+        questions.append(first._replace(then=tuple(later)))
     if not questions:
         raise InputError(f"{path} holds no questions")
     return questions
+
+
+def turns_of(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line of questions.jsonl as one object a turn; a question is a chat of one turn."""
+    if "turns" not in content:
+        return [content]
+    if not content["turns"]:
+        raise ValueError("a chat without turns")
+    return [
+        {"image": content["image"], "family": f"turn {number}", "question": question, "answer": answer}
+        for number, (question, answer) in enumerate(content["turns"], 1)
+    ]
 
 
 def listed(names: tuple[str, ...]) -> str:

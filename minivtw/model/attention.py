@@ -1,58 +1,88 @@
-"""Attention: rotary positions, the causal mask, and grouped-query attention for the encoder and the decoder alike."""
+"""Attention: rotary positions, and grouped-query attention for the encoder and the decoder alike."""
+
+import functools
 
 import numpy as np
 
+from ..blocks import row_blocks, side_by_side
 from .layers import softmax
+
+
+@functools.lru_cache(maxsize=4)
+def rotary_table(length, head_dim, theta):
+    """`rotary` for the positions 0 … length - 1, computed once: every layer and every token asks."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = 1 / np.float32(theta) ** exponents  # (head_dim / 2,)
+    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies  # (length, head_dim / 2)
+    cosines, sines = np.cos(angles), np.sin(angles)
+    return np.concatenate([cosines, cosines], axis=1), np.concatenate([-sines, sines], axis=1)
 
 
 def rotary(positions, head_dim, theta):
     """Cosines and sines of rotary position embedding (Su et al. 2021, RoFormer, equation 34).
 
-    Channel pair i of a head turns by the angle position * theta^(-2i / head_dim).
-    positions: (tokens,) integers. Returns two float32 arrays (tokens, head_dim / 2).
+    Channel pair i of a head turns by the angle position * theta^(-2i / head_dim). positions: (tokens,) integers.
+    Returns what `rotate` multiplies the channels with, two float32 arrays (tokens, head_dim): each cosine twice, and
+    each sine first with the minus sign of equation 34, then without.
     """
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = 1 / np.float32(theta) ** exponents  # (head_dim / 2,)
-    angles = positions[:, None].astype(np.float32) * frequencies  # (tokens, head_dim / 2)
-    return np.cos(angles), np.sin(angles)
+    cosines, sines = rotary_table(1 << int(positions.max(initial=0)).bit_length(), head_dim, theta)  # seldom a longer one
+    return cosines[positions], sines[positions]
 
 
 def rotate(x, cosines, sines):
     """Turn each channel pair of x by its angle. Hugging Face's Llama pairs channel i with i + head_dim / 2.
 
-    x: (heads, tokens, head_dim); cosines and sines: (tokens, head_dim / 2). Returns (heads, tokens, head_dim).
+    x: (heads, tokens, head_dim); cosines and sines: (tokens, head_dim). Returns (heads, tokens, head_dim).
     """
-    first, second = np.split(x, 2, axis=-1)  # (heads, tokens, head_dim / 2) each
-    return np.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
+    half = x.shape[-1] // 2
+    turned = np.concatenate([x[..., half:], x[..., :half]], axis=-1)  # (heads, tokens, head_dim), each channel's partner
+    turned *= sines
+    turned += x * cosines
+    return turned
 
 
 def split_heads(x, heads):
     """(tokens, heads * head_dim) -> (heads, tokens, head_dim)."""
-    tokens, width = x.shape
-    return x.reshape(tokens, heads, width // heads).swapaxes(0, 1)
+    return x.reshape(len(x), heads, x.shape[1] // heads).swapaxes(0, 1)
+
+
+MOST_QUERIES = 128  # in a block: their scores are all that is ever held of (heads, new, tokens)
 
 
 def attention(queries, keys, values, sees=None):
     """Grouped-query attention (Ainslie et al. 2023): softmax(q k^T / sqrt(head_dim)) v.
 
     queries: (heads, new, head_dim); keys, values: (kv_heads, tokens, head_dim), heads a multiple of kv_heads; sees:
-    (new,) integers, how many of the first keys each query may see; None: all of them.
+    (new,) integers, ascending, how many of the first keys each query may see; None: all of them.
     Returns the context, (new, heads * head_dim).
     """
-    heads, new, head_dim = queries.shape
-    kv_heads, tokens, _ = keys.shape
-    probabilities = attention_probabilities(queries, keys, sees)
-    context = probabilities.reshape(kv_heads, heads // kv_heads * new, tokens) @ values
-    return context.reshape(heads, new, head_dim).swapaxes(0, 1).reshape(new, heads * head_dim)
+    (heads, new, head_dim), (kv_heads, tokens, _) = queries.shape, keys.shape
+    sees = np.full(new, tokens) if sees is None else sees
+    # The heads that share a key head stand on an axis of their own, along which NumPy repeats the keys without copying.
+    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads, new, head_dim)
+    context = np.empty((new, heads, head_dim), np.float32)
+
+    def work(rows):
+        first, last = sees[rows][0], sees[rows][-1]  # keys before `first` are seen by all of these queries, none after `last`
+        scores = grouped[:, :, rows] @ keys[:, None, :last].swapaxes(-1, -2)  # (kv_heads, heads a key head, rows, last)
+        if first < last:
+            hidden = np.arange(first, last) >= sees[rows][:, None]  # (rows, keys from `first` on)
+            np.copyto(scores[..., first:], np.float32(-np.inf), where=hidden)
+        scores -= np.max(scores, axis=-1, keepdims=True)  # the largest exponent is 0: no overflow
+        np.exp(scores, out=scores)
+        part = scores @ values[:, None, :last]  # (kv_heads, heads a key head, rows, head_dim)
+        part /= np.sum(scores, axis=-1, keepdims=True)  # divides the context, which is shorter than a row of scores
+        context[rows] = part.reshape(heads, -1, head_dim).swapaxes(0, 1)
+
+    side_by_side(work, row_blocks(new, MOST_QUERIES)[::-1])  # those that see most take longest: they begin
+    return context.reshape(new, heads * head_dim)
 
 
 def attention_probabilities(queries, keys, sees=None):
     """softmax(q k^T / sqrt(head_dim)) as it is written. Arguments as for `attention`. Returns (heads, new, tokens)."""
-    heads, new, head_dim = queries.shape
-    kv_heads, tokens, _ = keys.shape
-    # The heads that share a key head become rows of one matrix, so keys are never repeated: one product a key head.
-    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads * new, head_dim)
-    scores = (grouped @ keys.swapaxes(-1, -2)).reshape(heads, new, tokens)
+    (heads, new, head_dim), (kv_heads, tokens, _) = queries.shape, keys.shape
+    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads, new, head_dim)
+    scores = (grouped @ keys[:, None].swapaxes(-1, -2)).reshape(heads, new, tokens)
     if sees is not None and new and sees[0] < tokens:  # else even the first query sees everything
         scores = np.where(np.arange(tokens) < sees[:, None], scores, np.float32(-np.inf))
     return softmax(scores)

@@ -55,10 +55,10 @@ def queries_keys_values(normed, rows, qkv, config):
     heads, kv_heads, query = config.heads, config.kv_heads, config.heads * config.head_dim
     if rows is None:
         together = split_heads(linear(normed, qkv), heads + 2 * kv_heads)
-        return np.split(together, [heads, heads + kv_heads])
+        return together[:heads], together[heads:-kv_heads], together[-kv_heads:]
     queries = split_heads(linear(normed[rows], qkv.columns(0, query)), heads)
-    keys, values = np.split(split_heads(linear(normed, qkv.columns(query, None)), 2 * kv_heads), 2)
-    return queries, keys, values
+    together = split_heads(linear(normed, qkv.columns(query, None)), 2 * kv_heads)
+    return queries, together[:kv_heads], together[kv_heads:]
 
 
 def decoder_layer(decoder, index, tokens, observe=None):
@@ -79,12 +79,11 @@ def decoder_layer(decoder, index, tokens, observe=None):
     queries = rotate(queries, cosines[worked], sines[worked])
     sees = np.arange(len(cache) - len(tokens), len(cache))[worked] + 1  # each token sees what came before it, and itself
     context = attention(queries, keys, values, sees)  # (worked, heads * head_dim)
-    hidden = tokens.hidden[worked] + context @ layer.output  # (worked, width)
+    hidden = tokens.hidden[worked] + linear(context, Linear(layer.output))  # (worked, width)
 
     normed = rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps)
     hidden = hidden + swiglu(normed, layer.gate_up, layer.down)
-    looked = tokens.passed.looked if tokens.passed else 0
-    ran = (*tokens.ran, Ran(len(tokens), len(hidden), len(cache), looked))
+    ran = (*tokens.ran, Ran(len(tokens), len(hidden), len(cache), sum(tokens.asked)))
     if rows is not None:  # the others go on as they came
         hidden, changed = tokens.hidden.copy(), hidden
         hidden[rows] = changed
@@ -92,7 +91,7 @@ def decoder_layer(decoder, index, tokens, observe=None):
         observe("attention", attention_probabilities(queries, keys, sees))
         observe("hidden", hidden)
     passed = Passed(decoder, index, replace(tokens, passed=None))
-    return replace(tokens, hidden=hidden, works=None, passed=passed, ran=ran)
+    return replace(tokens, hidden=hidden, works=None, passed=passed, ran=ran, asked=[])
 
 
 def forward(decoder, tokens, method=None, start=0, stop=None, observe=None):

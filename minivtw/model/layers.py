@@ -8,14 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..blocks import by_rows
 
+
+@by_rows
 def rms_norm(x, weight, eps):
     """Root-mean-square norm (Zhang & Sennrich 2019): x / sqrt(mean(x^2) + eps) * weight.
 
-    x: (..., width); weight: (width,). Returns (..., width).
+    x: (tokens, width); weight: (width,). Returns (tokens, width).
     """
-    mean_square = np.mean(x * x, axis=-1, keepdims=True)  # (..., 1)
-    return x / np.sqrt(mean_square + eps) * weight
+    normed = x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) / np.float32(x.shape[-1]) + np.float32(eps))
+    normed *= weight
+    return normed
 
 
 class LayerNorm(NamedTuple):
@@ -25,14 +29,17 @@ class LayerNorm(NamedTuple):
     bias: np.ndarray
 
 
+@by_rows
 def layer_norm(x, norm, eps):
     """Layer norm (Ba et al. 2016): (x - mean) / sqrt(variance + eps) * weight + bias.
 
-    x: (..., width). Returns (..., width).
+    x: (tokens, width). Returns (tokens, width).
     """
-    centred = x - np.mean(x, axis=-1, keepdims=True)  # (..., width)
-    variance = np.mean(centred * centred, axis=-1, keepdims=True)  # (..., 1)
-    return centred / np.sqrt(variance + eps) * norm.weight + norm.bias
+    normed = x - np.mean(x, axis=-1, keepdims=True)  # (tokens, width)
+    normed /= np.sqrt(np.mean(normed * normed, axis=-1, keepdims=True) + eps)
+    normed *= norm.weight
+    normed += norm.bias
+    return normed
 
 
 class Linear(NamedTuple):
@@ -46,39 +53,51 @@ class Linear(NamedTuple):
         return Linear(self.weight[:, start:stop], None if self.bias is None else self.bias[start:stop])
 
 
+@by_rows
 def linear(x, parameters):
     """x @ weight + bias. x: (tokens, in). Returns (tokens, out)."""
     projected = x @ parameters.weight  # (tokens, out)
-    return projected if parameters.bias is None else projected + parameters.bias
+    if parameters.bias is not None:
+        projected += parameters.bias
+    return projected
 
 
 def softmax(scores):
     """Softmax over the last axis; -inf is allowed as long as one entry of the axis is finite."""
-    largest = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)  # (..., 1); initial: zero rows are fine
-    shifted = scores - largest  # the largest exponent is 0: no overflow
+    # The largest exponent is 0: no overflow. With `initial`, zero rows are fine.
+    shifted = scores - np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
     exponentials = np.exp(shifted, out=shifted)
     exponentials /= np.sum(exponentials, axis=-1, keepdims=True)
     return exponentials
 
 
-def sigmoid(x):
-    """1 / (1 + exp(-x)), written with tanh, which cannot overflow."""
-    return 0.5 * np.tanh(0.5 * x) + 0.5
+def gated(x, z):
+    """x * sigmoid(z) = x / (1 + exp(-z)). z is used up: it becomes 1 + exp(-z)."""
+    with np.errstate(over="ignore"):  # exp of a very negative z is infinite, and x / infinity is the 0 that is right
+        np.exp(np.negative(z, out=z), out=z)
+    z += 1
+    return np.divide(x, z, out=z)
 
 
 def silu(x):
     """x * sigmoid(x), the gate of SwiGLU."""
-    return x * sigmoid(x)
+    return gated(x, x.copy())
 
 
 def quick_gelu(x):
     """x * sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with."""
-    return x * sigmoid(np.float32(1.702) * x)
+    return gated(x, x * np.float32(1.702))
 
 
 def gelu_tanh(x):
-    """The tanh approximation of GELU (Hendrycks & Gimpel 2016), `gelu_pytorch_tanh` in SigLIP."""
-    return 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
+    """The tanh approximation of GELU (Hendrycks & Gimpel 2016), `gelu_pytorch_tanh` in SigLIP.
+
+    x / 2 * (1 + tanh(z)) with z = sqrt(2 / pi) (x + 0.044715 x^3), and (1 + tanh(z)) / 2 is sigmoid(2 z).
+    """
+    z = np.float32(2 * math.sqrt(2 / math.pi) * 0.044715) * (x * x)  # a power would cost many times as much as a product
+    z += np.float32(2 * math.sqrt(2 / math.pi))
+    z *= x
+    return gated(x, z)
 
 
 # NumPy has no erf. The C library's is tabulated once and interpolated linearly: between neighbours h apart the
@@ -104,15 +123,19 @@ def gelu(x):
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu_pytorch_tanh": gelu_tanh, "gelu": gelu, "silu": silu}
 
 
+@by_rows
 def mlp(x, up, down, activation):
     """Two linear maps with an activation between: vision layers and LLaVA's connector. x: (tokens, in)."""
     return linear(activation(linear(x, up)), down)
 
 
+@by_rows
 def swiglu(x, gate_up, down):
     """SwiGLU feed-forward (Shazeer 2020): (silu(x Wg) * (x Wu)) Wd, with Wg and Wu side by side in one matrix.
 
     x: (tokens, width); gate_up: (width, 2 * mlp_width); down: (mlp_width, width). Returns (tokens, width).
     """
-    gate, up = np.split(x @ gate_up, 2, axis=-1)  # (tokens, mlp_width) each
-    return (silu(gate) * up) @ down
+    both = x @ gate_up  # (tokens, 2 * mlp_width)
+    hidden = silu(both[:, : len(down)])  # (tokens, mlp_width)
+    hidden *= both[:, len(down) :]
+    return hidden @ down

@@ -1,6 +1,5 @@
 """Tokens on their way through the decoder: what a method is given at the door of every layer, and gives back."""
 
-import copy
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from ..errors import InputError
 from .attention import attention_probabilities, rotary, rotate, split_heads
 from .cache import KVCache
 from .layers import linear, rms_norm
+from .vision import Tower
 
 
 class Ran(NamedTuple):
@@ -18,7 +18,7 @@ class Ran(NamedTuple):
     entered: int  # tokens whose keys and values were made
     worked: int  # of these, the tokens that asked, and passed the feed-forward
     cached: int  # tokens in the layer's cache afterwards
-    looked: int  # queries made once more, at this layer's door, for a method that asked where they look
+    asked: int  # FLOPs, at this layer's door, of what a method asked for, such as where tokens look
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,15 @@ class Tokens:
     rotary_positions: np.ndarray  # (tokens,) what rotary embedding turns by: `positions`, unless a method renumbers
     works: np.ndarray | None = None  # (tokens,) booleans: those the next layer works on; the others are read. None: all
     passed: "Passed | None" = None  # the layer they come from
+    tower: Tower | None = None  # what the vision tower knows of the image among them
     ran: tuple[Ran, ...] = ()  # what every layer so far has done
     notes: dict = field(default_factory=dict)  # what a method wants to remember until these tokens reach the end
+    asked: list[int] = field(default_factory=list)  # FLOPs of all that methods have asked for at this door
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, stay: np.ndarray) -> "Tokens":
+    def __getitem__(self, stay: np.ndarray | list[int]) -> "Tokens":
         """The tokens that stay; stay: (tokens,) booleans, or indices in ascending order. The others leave for good."""
         return replace(
             self,
@@ -58,50 +60,43 @@ class Tokens:
 
         Returns probabilities (heads, rows, tokens). Raises InputError before layer 0.
         """
-        if self.passed is None:
-            raise InputError("there is no layer before layer 0 whose attention a method could look at")
-        entered = np.searchsorted(self.passed.entered.positions, self.positions)  # some may have left since
-        return self.passed.attention(entered[rows])[:, :, entered]
+        passed = self.behind("attention")
+        entered = np.searchsorted(passed.entered.positions, self.positions)  # some may have left since
+        asking, keys = passed.entered[entered[rows]], passed.cache.keys[:, : passed.before + len(passed.entered)]
+        looks = self.looks(asking, passed.index, keys, passed.before + 1 + entered[rows])
+        return looks[:, :, passed.before + entered]
+
+    def looks(self, asking: "Tokens", index: int, keys: np.ndarray, sees: np.ndarray) -> np.ndarray:
+        """Probabilities (heads, asking, keys) of tokens as they enter layer `index`."""
+        decoder = self.behind("attention").decoder
+        config, weights = decoder.config, decoder.layers[index]
+        query = config.heads * config.head_dim
+        normed = rms_norm(asking.hidden, weights.input_norm, config.rms_norm_eps)
+        queries = split_heads(linear(normed, weights.qkv.columns(0, query)), config.heads)
+        turned = rotate(queries, *rotary(asking.rotary_positions, config.head_dim, config.rope_theta))
+        self.asked.append(2 * len(asking) * query * (config.width + keys.shape[1]))
+        return attention_probabilities(turned, keys, sees)
 
     @property
     def keys(self) -> np.ndarray:
         """Their keys in the layer that they have just passed, rotated: (kv_heads, tokens, head_dim)."""
+        passed = self.behind("keys")
+        return passed.cache.keys[:, passed.before + np.searchsorted(passed.entered.positions, self.positions)]
+
+    def behind(self, what: str) -> "Passed":
+        """The layer just passed. Raises InputError before layer 0."""
         if self.passed is None:
-            raise InputError("there is no layer before layer 0 whose keys a method could look at")
-        entered = np.searchsorted(self.passed.entered.positions, self.positions)
-        return self.passed.keys[:, entered]
+            raise InputError(f"there is no layer before layer 0 whose {what} a method could look at")
+        return self.passed
 
 
 class Passed:
-    """The layer that tokens have just passed. What a method looks at is computed when it asks, and counted."""
+    """The layer that tokens have just passed: what a method looks at is computed from it when it asks."""
 
     def __init__(self, decoder, index, entered):
         self.decoder, self.index, self.entered = decoder, index, entered
         self.cache = entered.cache[index]
         self.before = len(self.cache) - len(entered)  # tokens of earlier turns; later on, more may have followed
-        self.looked = 0  # rows
-
-    def unseen(self):
-        """The same layer, with nothing looked at yet."""
-        again = copy.copy(self)
-        again.looked = 0
-        return again
-
-    @property
-    def keys(self):
-        """The keys of the tokens that entered, (kv_heads, entered, head_dim)."""
-        return self.cache.keys[:, self.before : self.before + len(self.entered)]
-
-    def attention(self, rows):
-        """The probabilities of some of the tokens that entered, over all of them: (heads, rows, entered)."""
-        self.looked += len(rows)
-        config, layer, entered = self.decoder.config, self.decoder.layers[self.index], self.entered[rows]
-        normed = rms_norm(entered.hidden, layer.input_norm, config.rms_norm_eps)
-        queries = split_heads(linear(normed, layer.qkv.columns(0, config.heads * config.head_dim)), config.heads)
-        turned = rotate(queries, *rotary(entered.rotary_positions, config.head_dim, config.rope_theta))
-        sees = self.before + 1 + np.arange(len(self.entered))[rows]
-        keys = self.cache.keys[:, : self.before + len(self.entered)]
-        return attention_probabilities(turned, keys, sees)[:, :, self.before :]
 
 
 class EmbeddedPrompt(NamedTuple):
@@ -111,10 +106,11 @@ class EmbeddedPrompt(NamedTuple):
     is_visual: np.ndarray  # (tokens,) booleans
 
 
-def arriving(hidden: np.ndarray, is_visual: np.ndarray, cache: KVCache) -> Tokens:
+def arriving(hidden: np.ndarray, is_visual: np.ndarray, cache: KVCache, tower: Tower | None = None) -> Tokens:
     """Embedded tokens at the bottom of the stack, behind what the cache holds.
 
-    hidden: (tokens, width); is_visual: (tokens,) booleans. Raises InputError where no position is left for them.
+    hidden: (tokens, width); is_visual: (tokens,) booleans; tower: what the vision tower knows of the visual ones.
+    Raises InputError where no position is left for them.
     """
     positions = cache.claim(len(hidden))
-    return Tokens(hidden, positions, is_visual, cache, positions)
+    return Tokens(hidden, positions, is_visual, cache, positions, tower=tower)

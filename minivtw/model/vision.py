@@ -84,7 +84,8 @@ def vision_layer(hidden, layer, config, observe=None):
     `observe("attention", probabilities)` gets (heads, tokens, tokens), which are made for it alone.
     """
     normed = layer_norm(hidden, layer.attention_norm, config.layer_norm_eps)
-    queries, keys, values = np.split(split_heads(linear(normed, layer.qkv), 3 * config.heads), 3)  # (heads, tokens, head_dim)
+    qkv = split_heads(linear(normed, layer.qkv), 3 * config.heads)  # (3 * heads, tokens, head_dim)
+    queries, keys, values = qkv.reshape(3, config.heads, *qkv.shape[1:])
     if observe:
         observe("attention", attention_probabilities(queries, keys))
     hidden = hidden + linear(attention(queries, keys, values), layer.output)
@@ -92,11 +93,11 @@ def vision_layer(hidden, layer, config, observe=None):
     return hidden + mlp(normed, layer.up, layer.down, ACTIVATIONS[config.activation])
 
 
-def encode(vision, pixels, observe=None):
+def encode(vision, pixels, observe=None, tower=None):
     """Pixels to features (Radford et al. 2021; Dosovitskiy et al. 2021).
 
-    pixels: (channels, height, width) float32, normalised. `observe(name, array)` sees every layer.
-    Returns (features, width) float32.
+    pixels: (channels, height, width) float32, normalised. `observe(name, array)` sees every layer; `tower`, a `Tower`,
+    remembers what enters the last one. Returns (features, width) float32.
     """
     config = vision.config
     hidden = linear(patchify(pixels, config.patch_size), vision.patch_embedding)  # (patches, width)
@@ -110,6 +111,8 @@ def encode(vision, pixels, observe=None):
 
     for index in range(config.used_layers):
         seen = observe and (lambda name, array: observe(f"vision.layers.{index}.{name}", array))
+        if tower and index == config.used_layers - 1:
+            tower.entering.append(hidden)
         hidden = vision_layer(hidden, vision.layers[index], config, seen)
         if seen:
             seen("hidden", hidden)
@@ -121,3 +124,10 @@ def encode(vision, pixels, observe=None):
     if observe:
         observe("vision.features", hidden)
     return hidden
+
+
+class Tower(NamedTuple):
+    """What is kept of an encoder's work on a prompt's tiles, for methods that ask where it looked."""
+
+    vision: Vision
+    entering: list[np.ndarray]  # what entered the last layer that is used, a tile each: (class token and patches, width)

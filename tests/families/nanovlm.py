@@ -48,9 +48,13 @@ def config(**changes):
 
 
 LATER = dict(vlm_extra_tokens=EXTRA, max_img_size=96, lm_chat_template=CHATML, mp_image_token_length=4)
+# Between the two: an image token, but no tiles. It was asked in plain words for its first week, then in ChatML.
+SINGLE = dict(vlm_extra_tokens={"image_token": "<|image|>"}, mp_image_token_length=4, lm_eos_token_id=0, lm_max_length=512)
 FIRST = Variant("nanovlm-first", {}, "decoder.head.weight", 27)
+PLAIN = Variant("nanovlm-plain", SINGLE, "decoder.head.weight", 28)
 RECORDED = (
     FIRST,
+    Variant("nanovlm-single", {**SINGLE, "lm_chat_template": CHATML}, "decoder.token_embedding.weight", 24),
     Variant("nanovlm-later", LATER, "decoder.token_embedding.weight", 22),
     Variant("nanovlm-filled", {**LATER, "resize_to_max_side_len": True, "lm_tie_weights": False}, None, 26),
 )
@@ -137,9 +141,11 @@ class Reference:
             **({"extra_special_tokens": self.extra} if self.extra else {}),
         )
         image_token = self.extra.get("image_token")
-        # The first layout has no token for an image: its features go before the text. Here a number stands for each.
+        # The first layout has no token for an image: its features go before the text. Here a number stands for each one.
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(image_token) if image_token else len(self.tokenizer)
-        self.end_token_id = self.tokenizer.convert_tokens_to_ids("<|im_end|>" if self.extra else "<|endoftext|>")
+        self.end_token_id = self.tokenizer.convert_tokens_to_ids(
+            "<|im_end|>" if "lm_chat_template" in self.config else "<|endoftext|>"
+        )
         embedding, head = "decoder.token_embedding.weight", "decoder.head.weight"
         self.embedding = self.tensors.get(embedding, self.tensors.get(head))
         self.head = self.tensors.get(head, self.embedding)
@@ -148,15 +154,21 @@ class Reference:
         """What the published processors make of Pillow images and a conversation: (token_ids, tiles)."""
         side = self.config["vit_img_size"]
         tokens = (side // self.config["vit_patch_size"] // self.config["mp_pixel_shuffle_factor"]) ** 2
-        if not self.extra:
-            tiles = torch.stack([to_tensor(image.resize((side, side), Image.Resampling.BILINEAR)) for image in images])
-            text = self.tokenizer(f"Question: {turns[0]} Answer:")["input_ids"]
-            return np.array([self.image_token_id] * tokens * len(images) + text), tiles
-        seen = [self.split(image) for image in images]
+        if "max_img_size" not in self.config:
+            squeeze = lambda image: to_tensor(image.resize((side, side), Image.Resampling.BILINEAR))
+            seen = [(squeeze(image)[None], None) for image in images]
+            image_string = self.extra.get("image_token", "") * tokens * len(images)
+        else:
+            seen = [self.split(image) for image in images]
+            image_string = self.image_string([grid for _, grid in seen], tokens)
+        if "lm_chat_template" not in self.config:
+            text = self.tokenizer(f"{image_string}Question: {turns[0]} Answer:")["input_ids"]
+            before = [] if self.extra else [self.image_token_id] * tokens * len(images)
+            return np.array(before + text), torch.cat([tiles for tiles, _ in seen])
         messages = conversation_messages(0, turns)
         for message in messages:
             message["content"] = message["content"][-1]["text"]
-        messages[0]["content"] = self.image_string([grid for _, grid in seen], tokens) + messages[0]["content"]
+        messages[0]["content"] = image_string + messages[0]["content"]
         text = self.tokenizer.apply_chat_template(
             messages, chat_template=self.config["lm_chat_template"], tokenize=False, add_generation_prompt=True
         )

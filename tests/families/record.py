@@ -1,6 +1,6 @@
 """Write tests/golden/families: what transformers, and PyTorch for nanoVLM, compute, for tests that run without them.
 
-    python -m tests.families.record
+    python -m tests.families.record [NAME ...]
 
 Needs the extra `reference`. Each model's folder gains `meta.json` (prompts, token ids) and `expected.safetensors`
 (arrays, named CASE.NAME with the names that minivtw's `observe` uses).
@@ -9,6 +9,7 @@ Needs the extra `reference`. Each model's folder gains `meta.json` (prompts, tok
 import json
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import torch
@@ -46,12 +47,15 @@ def thin(key, array):
     return array[..., -1:, :] if key.endswith("attention") and array.size > 20_000 else array
 
 
-def main():
-    shutil.rmtree(GOLDEN, ignore_errors=True)
+def main(names):
+    """Record the folders of these names, or all of them."""
     folders = [(variant.name, reference.build, reference.Reference, variant) for variant in reference.RECORDED]
     folders += [(variant.name, nanovlm.build, nanovlm.Reference, variant) for variant in nanovlm.RECORDED]
     for name, build, open_model, variant in folders:
+        if names and name not in names:
+            continue
         folder = GOLDEN / name
+        shutil.rmtree(folder, ignore_errors=True)
         build(variant, folder)
         model = open_model(folder)
         recordings = [record(model, "one", ONE, "What color is the star?")]
@@ -86,4 +90,4 @@ def main():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    main(sys.argv[1:])

@@ -11,8 +11,8 @@ import pytest
 import minivtw
 from minivtw import chat as door
 from minivtw import generate
-from minivtw.model.cache import KVCache
 from minivtw.inputs.prompts import Prompt, encode
+from minivtw.model.cache import KVCache
 from minivtw.vlm import Chat
 from tests.doors import run
 
@@ -97,7 +97,7 @@ def test_an_error_leaves_the_conversation_as_it_was():
 
 def test_a_question_cannot_pretend_to_be_an_image():
     vlm = minivtw.load(GOLDEN / "nanovlm-later")
-    with pytest.raises(minivtw.InputError, match=r"<\|image\|>, which stands for an image"):
+    with pytest.raises(minivtw.InputError, match=r"<\|image\|>, which is a mark of the model's own"):
         vlm.prepare(picture(5, 5), "What is <|image|>?")
 
 

@@ -30,6 +30,7 @@ def test_every_family_and_layout_is_recorded():
         "nanovlm-filled",
         "nanovlm-first",
         "nanovlm-later",
+        "nanovlm-single",
         "smolvlm-tiles",
     ]
 
@@ -168,7 +169,7 @@ def test_a_missing_and_a_misshapen_tensor_are_named(folder, tmp_path):
             "size",
             "longest_edge",
             5000,
-            "makes pictures of 5000 pixels a side",
+            "must be a whole number from 1 to 4,096, not 5000",
         ),
         (
             "idefics3-tiles",

@@ -3,16 +3,20 @@
 Run with `pytest -m live` and `pytest -m slow`; needs the extra `reference`.
 """
 
+import json
 from collections import defaultdict
 
 import numpy as np
 import pytest
 
 import minivtw
-from minivtw.checkpoints import idefics3
+from minivtw.checkpoints import family, idefics3
+from minivtw.checkpoints.fields import Fields
 from tests.parity import GREEDY_TOKENS, TOLERANCE, compare_layers, observe, relative_error
 
+from . import sizes
 from .conversation import SIZES, picture
+from .published import BlankCheckpoint
 
 QUESTION = "What color is the star?"
 PUBLISHED_SIZES = [
@@ -98,10 +102,11 @@ def test_random_smolvlm(reference, tmp_path, seed):
 
 @pytest.mark.live
 @pytest.mark.parametrize("side", [96, 64, 32])
-@pytest.mark.parametrize("name", ["nanovlm-first", "nanovlm-later", "nanovlm-filled"])
-def test_random_nanovlm(nanovlm, reference, tmp_path, name, side):
-    variant = next(variant for variant in nanovlm.RECORDED if variant.name == name)
+@pytest.mark.parametrize("layout", ["first", "plain", "single", "later", "filled"])
+def test_random_nanovlm(nanovlm, reference, tmp_path, layout, side):
+    variant = {variant.name: variant for variant in (*nanovlm.RECORDED, nanovlm.PLAIN)}[f"nanovlm-{layout}"]
     changes = {"lm_n_heads": 8, "lm_n_kv_heads": 4, "vit_n_heads": 2, "mp_pixel_shuffle_factor": 4, **variant.changes}
+    changes.pop("mp_image_token_length", None)  # it follows from the factor
     if "max_img_size" in changes:
         changes["max_img_size"] = side
     nanovlm.build(variant._replace(changes=changes, seed=side), tmp_path)
@@ -123,7 +128,7 @@ def test_pixels_of_the_published_settings(reference, tmp_path, size):
         tmp_path / "preprocessor_config.json", reference.SmolVLMImageProcessorPil(**settings).to_dict()
     )
     image = picture(*size)
-    tiles, (rows, columns) = idefics3.pixel_settings(tmp_path)(image)
+    tiles, (rows, columns) = idefics3.pixel_settings(Fields({}, ""), tmp_path)(image)
     theirs = reference.SmolVLMImageProcessorPil(**settings)(image, return_row_col_info=True)
     assert (rows, columns) == (theirs["rows"][0][0], theirs["cols"][0][0])
     expected = np.asarray(theirs["pixel_values"][0])
@@ -148,32 +153,11 @@ def test_recordings_are_what_the_references_compute(reference, nanovlm):
 
 # At the full published sizes, with random weights: what is left of the differences when widths and depths are real.
 
-SMOLVLM_256M = dict(
-    vision=dict(image_size=512, patch_size=16, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12),
-    text=dict(
-        model_type="llama", hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, rms_norm_eps=1e-5, rope_theta=1e5, max_position_embeddings=8192, vocab_size=49280,
-    ),
-    scale_factor=4,
-)  # fmt: skip
 NANOVLM_222M = dict(
     vit_hidden_dim=768, vit_inter_dim=3072, vit_patch_size=16, vit_img_size=224, vit_n_heads=12, vit_n_blocks=12,
     lm_hidden_dim=576, lm_inter_dim=1536, lm_n_heads=9, lm_n_kv_heads=3, lm_n_blocks=30, lm_max_position_embeddings=8192,
     lm_vocab_size=49152,
 )  # fmt: skip
-LLAVA_INTERLEAVE = dict(
-    vision=dict(
-        model_type="siglip_vision_model", image_size=384, patch_size=14, hidden_size=1152, intermediate_size=4304,
-        num_hidden_layers=26, num_attention_heads=16, hidden_act="gelu_pytorch_tanh", vision_use_head=False,
-    ),
-    text=dict(
-        model_type="qwen2", hidden_size=1024, intermediate_size=2816, num_hidden_layers=24, num_attention_heads=16,
-        num_key_value_heads=16, rope_theta=1e6, max_position_embeddings=32768,
-    ),
-    llava=dict(vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True),
-)  # fmt: skip
-
-
 def full_size(model, vlm, image, visual, withdraw_layer):
     """Prompt, every layer's hidden states, logits and 16 greedy tokens, with and without withdrawal."""
     import torch
@@ -206,10 +190,18 @@ def full_size(model, vlm, image, visual, withdraw_layer):
 
 
 @pytest.mark.slow
-def test_full_size_smolvlm_256m(reference, tmp_path):
-    pixels = reference.tiles(512, 2048)
-    reference.build(reference.Variant("256m", "idefics3", **SMOLVLM_256M, pixels=pixels, dtype="bfloat16"), tmp_path)
-    full_size(reference.Reference(tmp_path, "sdpa"), minivtw.load(tmp_path), picture(1000, 200), 5 * 64, 15)
+@pytest.mark.parametrize("name", sizes.IDEFICS3)
+def test_full_size_smolvlm(reference, tmp_path, name):
+    """Every published size of the family; of SmolVLM-2.2B the first two layers of the tower and of the decoder."""
+    size, depth = sizes.IDEFICS3[name], {"num_hidden_layers": 2} if name == "SmolVLM-2.2B" else {}
+    tokens = (size.side // size.vision["patch_size"] // size.factor) ** 2
+    variant = reference.Variant(
+        name, size.model_type, {**size.vision, **depth}, {**size.text, **depth}, size.factor,
+        reference.tiles(size.side, 2 * size.side), "bfloat16", size.tied,
+    )  # fmt: skip
+    reference.build(variant, tmp_path)
+    model, vlm = reference.Reference(tmp_path, "sdpa"), minivtw.load(tmp_path)
+    full_size(model, vlm, picture(1000, 200), 3 * tokens, 1 if depth else 15)
 
 
 @pytest.mark.slow
@@ -219,16 +211,77 @@ def test_full_size_nanovlm_222m(nanovlm, tmp_path):
 
 
 @pytest.mark.slow
-def test_full_size_llava_interleave(tmp_path):
-    """The published LLaVA with the SigLIP tower and the Qwen2 decoder."""
+@pytest.mark.parametrize("name, layers", [("LLaVA-Interleave-0.5B", None), ("LLaVA-1.5-7B", 1), ("LLaVA-1.5-13B", 1)])
+def test_full_size_llava(tmp_path, name, layers):
+    """Every published width; of the large models one layer of the tower and of the decoder, which is what fits 8 GB."""
     from tests import reference as llava
 
-    llava.build(llava.Variant("interleave", **LLAVA_INTERLEAVE, dtype="bfloat16"), tmp_path)
+    size = sizes.LLAVA[name]
+    depth, feature = ({}, {}) if layers is None else ({"num_hidden_layers": layers}, {"vision_feature_layer": -1})
+    variant = llava.Variant(
+        name, {**size.vision, **depth}, {**size.text, **depth}, {**size.llava, **feature}, "published", size.dtype
+    )
+    llava.build(variant, tmp_path)
     model, vlm, image = llava.Reference(tmp_path), minivtw.load(tmp_path), picture(300, 200)
     inputs = model.inputs([image], QUESTION)
     assert vlm.prepare(image, QUESTION).token_ids.tolist() == inputs["input_ids"][0].tolist()
-    result, ours, steps = observe(vlm, image, QUESTION)
+    tokens = GREEDY_TOKENS if layers is None else 3
+    seen = defaultdict(list)
+    show = lambda name, array: seen[name].append(array.copy())
+    result = vlm.answer(image, QUESTION, withdraw="off", max_new_tokens=tokens, observe=show)
+    steps = np.stack(seen["decoder.logits"])
+    ours = {
+        name: np.stack(shown) if name.startswith("vision.") and name != "vision.pixels" else shown[0]
+        for name, shown in seen.items()
+    }
     compare_layers(ours, model.prefill(inputs))
-    greedy_ids, expected_steps, _ = model.greedy(inputs, GREEDY_TOKENS)
+    greedy_ids, expected_steps, _ = model.greedy(inputs, tokens)
     assert result.token_ids == greedy_ids
     assert relative_error(steps, expected_steps) < TOLERANCE
+
+
+def names_and_shapes(config, model_class):
+    """The tensors that transformers makes of a config, by name, with their shapes; nothing is allocated."""
+    import torch
+
+    with torch.device("meta"):
+        model = model_class(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", sizes.IDEFICS3)
+def test_every_tensor_of_every_smolvlm_is_known(reference, tmp_path, name):
+    size = sizes.IDEFICS3[name]
+    config_class, model_class, _ = reference.CLASSES[size.model_type]
+    config = config_class(
+        vision_config=size.vision, text_config={**size.text, "tie_word_embeddings": size.tied},
+        scale_factor=size.factor, tie_word_embeddings=size.tied,
+    )  # fmt: skip
+    expected = names_and_shapes(config, model_class)
+    reference.write_json(tmp_path / "preprocessor_config.json", reference.tiles(size.side, 4 * size.side))
+    check_names(config, expected, tmp_path, size.tied)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", sizes.LLAVA)
+def test_every_tensor_of_every_llava_is_known(reference, tmp_path, name):
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    size = sizes.LLAVA[name]
+    config = LlavaConfig(vision_config=size.vision, text_config=size.text, **size.llava)
+    expected = names_and_shapes(config, LlavaForConditionalGeneration)
+    side = size.vision["image_size"]
+    pixels = {"size": {"height": side, "width": side}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    reference.write_json(tmp_path / "preprocessor_config.json", pixels)
+    check_names(config, expected, tmp_path, size.llava.get("tie_word_embeddings", False))
+
+
+def check_names(config, expected, folder, tied):
+    """A model of full depth asks for exactly these tensors, in these shapes."""
+    fields = Fields(json.loads(config.to_json_string(use_diff=False)), "config.json")
+    if tied:
+        expected.pop("lm_head.weight")
+    checkpoint = BlankCheckpoint(expected)
+    family(fields).load(fields, folder, checkpoint)
+    assert checkpoint.asked == expected

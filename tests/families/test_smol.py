@@ -9,7 +9,7 @@ import pathlib
 import pytest
 
 import minivtw
-from minivtw.fetch import fetch
+from minivtw.checkpoints.graft import fetch
 from tests import parity
 from tests.test_parity_live import check, check_withdrawal
 

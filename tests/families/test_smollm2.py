@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import minivtw
-from minivtw.fetch import fetch
+from minivtw.checkpoints.graft import fetch
 from tests.parity import relative_error
 
 pytestmark = pytest.mark.slow

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw import InputError
-from minivtw.methods import adaptive, freeze, random_tokens, renumber, then, withdraw
+from minivtw.before import divprune
+from minivtw.methods import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
 from minivtw.model.attention import attention_probabilities, rotary, rotate, split_heads
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward
 from minivtw.model.layers import linear, rms_norm, swiglu
 from minivtw.model.tokens import EmbeddedPrompt, arriving
-from minivtw.shelf import METHODS, fastv, looked_at, method_of, random, uniform
+from minivtw.shelf import METHODS, dart, fastv, looked_at, method_of, pyramiddrop, random, sparsevlm, uniform
 from minivtw.specs import read_layers, spec_of, written
 from tests.random_models import assert_close, cases, places_with_visual, prefill
 
@@ -154,8 +155,10 @@ def test_a_row_of_attention_is_what_the_layer_computed(case, data):
     run = prefill(decoder, prompt, then(withdraw(layer), look), observe=lambda name, array: seen.update({name: array}))
     for index, probabilities in looked.items():
         np.testing.assert_allclose(probabilities, seen[f"decoder.layers.{index}.attention"][:, rows], atol=2e-6)
-        assert run.ran[index + 1].looked == len(rows)
-    assert run.ran[0].looked == 0
+        config = decoder.config
+        products = config.heads * config.head_dim * (config.width + run.ran[index].cached)  # queries, scores
+        assert run.ran[index + 1].asked == 2 * len(rows) * products
+    assert run.ran[0].asked == 0
 
 
 @given(seeing)
@@ -209,6 +212,11 @@ made = st.one_of(
     st.builds(adaptive, st.sampled_from([0.1, 0.25]), st.integers(1, 3)),
     st.builds(random_tokens, st.integers(0, 40), st.integers(0, 9)),
     st.integers(0, 40).map(renumber),
+    st.builds(own_positions),
+    st.builds(divprune, st.sampled_from([0.0, 0.5, 1.0])),
+    st.builds(pyramiddrop, layers, st.sampled_from([0.5, 0.625])),
+    st.builds(sparsevlm, layers, st.sampled_from([0.5, 0.575])),
+    st.builds(dart, st.integers(0, 40), st.sampled_from([0.5, 0.125]), st.integers(1, 9)),
     *(st.builds(make, st.integers(0, 40), st.sampled_from([0.0, 0.25, 0.5, 1.0])) for make in (fastv, looked_at, random, uniform)),
 )
 

@@ -3,8 +3,9 @@
     python weights/recipe/chats.py --runs RUNS
 
 Half of the rows begin as a chat does, so the model writes a user's question and its own answer to it (the trick of
-Magpie, arXiv 2406.08464); the other half begin as a document. Drawn at temperature 1, they are samples of what the model
-knows; training is asked to leave its predictions on them as they were. Written to `chats.npy`, (rows, TOKENS) int32.
+Magpie, arXiv 2406.08464); the other half begin as a document. Drawn at temperature 1, they are samples of what the
+model knows; training is asked to leave its predictions on them as they were. Written to `chats.npy`, (rows, TOKENS)
+int32.
 """
 
 import argparse

@@ -1,18 +1,19 @@
 """A scene to pixels: antialiased shapes on a background of low saturation.
 
 `Style` holds what the world leaves open (how deep a star is cut, how tall a digit stands in its circle, how edges are
-smoothed). Pictures are drawn in the plain style by default; training draws each scene in a style of its own, so that
-the model also reads pictures of the same world that another program drew.
+smoothed). Pictures are drawn in the plain style by default, the same on every machine. Training draws each scene in a
+style of its own, so that the model also reads pictures of the same world that another program drew.
 """
 
 import functools
+import json
+import math
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-from scenes import CANVAS, Scene, Thing
+from world import CANVAS, Scene, Thing
 
 
 class Style(NamedTuple):
@@ -25,8 +26,10 @@ class Style(NamedTuple):
     cross_half: float = 0.95  # half a cross's width: its corners about on the circle
     ring_hole: float = 0.55
     digit_height: float = 1.6
+    digit_width: float = 1.0  # a figure's width, as a share of what the typeface gives it
+    digit_slant: float = 0.0  # how far a figure leans to the right, as a share of its height
+    is_shipped_face: bool = True  # the outlines beside this file; otherwise Pillow's own typeface
     supersampling: int = 4  # the side of the square of samples behind a pixel
-    font: int = 0  # which of `bold_fonts()`
 
 
 def vary_style(rng: np.random.Generator) -> Style:
@@ -36,8 +39,10 @@ def vary_style(rng: np.random.Generator) -> Style:
         cross_half=rng.uniform(0.84, 1.0),
         ring_hole=rng.uniform(0.51, 0.59),
         digit_height=rng.uniform(1.2, 2.0),
+        digit_width=rng.uniform(0.85, 1.15),
+        digit_slant=rng.uniform(-0.1, 0.15),
+        is_shipped_face=rng.random() < 0.7,
         supersampling=int(rng.integers(2, 5)),
-        font=int(rng.integers(len(bold_fonts()))),
     )
     if rng.random() < 0.4:  # shapes measured by their box rather than by their circle
         style = style._replace(
@@ -46,10 +51,9 @@ def vary_style(rng: np.random.Generator) -> Style:
     return style
 
 
-def draw(scene: Scene, style: Style | None = None) -> Image.Image:
-    """The scene as an RGB image of CANVAS x CANVAS pixels; without a style, a plain one with the font of its seed."""
+def draw(scene: Scene, style: Style = Style()) -> Image.Image:
+    """The scene as an RGB image of CANVAS x CANVAS pixels."""
     rng = np.random.default_rng([scene.seed, 1])
-    style = style or Style(font=int(rng.integers(len(bold_fonts()))))
     pixels = np.empty((CANVAS, CANVAS, 3), np.float32)  # (rows, columns, channels)
     ramp = np.linspace(-1, 1, CANVAS, dtype=np.float32)
     pixels[:] = scene.background
@@ -70,22 +74,42 @@ def _coverage(thing: Thing, style: Style) -> tuple[np.ndarray, int, int]:
     left, top = max(int(thing.x) - reach, 0), max(int(thing.y) - reach, 0)
     right, bottom = min(int(thing.x) + reach, CANVAS), min(int(thing.y) + reach, CANVAS)
     scale = style.supersampling
-    mask = Image.new("L", ((right - left) * scale, (bottom - top) * scale))
+    size = ((bottom - top) * scale, (right - left) * scale)  # (rows, columns) of samples
     center = np.array([(thing.x - left) * scale, (thing.y - top) * scale])
-    pen, radius = ImageDraw.Draw(mask), thing.radius * scale
+    radius = thing.radius * scale
     if thing.is_digit:
-        _draw_digit(pen, thing.shape, center, style.digit_height * radius, style.font)
+        draw_figure = _own_figure if style.is_shipped_face else _pillow_figure
+        samples = draw_figure(thing.shape, size, center, style.digit_height * radius, style)
     elif thing.shape in ("circle", "ring"):
-        pen.ellipse([*(center - radius), *(center + radius)], fill=255)
+        across, down = (np.arange(length) + 0.5 - c for length, c in zip(size[::-1], center))
+        distance = across**2 + down[:, None] ** 2  # squared, (rows, columns)
+        samples = distance <= radius**2
         if thing.shape == "ring":
-            pen.ellipse([*(center - style.ring_hole * radius), *(center + style.ring_hole * radius)], fill=0)
+            samples &= distance > (style.ring_hole * radius) ** 2
     else:
         angle = np.deg2rad(thing.turn)
         rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        corners = center + radius * np.asarray(_corners(thing.shape, style)) @ rotation  # (corners, 2)
-        pen.polygon([tuple(corner) for corner in corners], fill=255)
-    cover = np.asarray(mask.reduce(scale), np.float32) / 255
-    return cover, top, left
+        samples = _inside([center + radius * np.asarray(_corners(thing.shape, style)) @ rotation], size)
+    by_row = samples.reshape(bottom - top, scale, -1).sum(1, dtype=np.float32)
+    return by_row.reshape(bottom - top, right - left, scale).sum(2) / scale**2, top, left
+
+
+def _inside(contours: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Which samples of a grid (rows, columns) lie inside closed contours, each (corners, 2), by the even-odd rule.
+
+    Along a row, every crossing of an edge flips what follows. Drawn here rather than by Pillow, whose polygons and
+    figures change from release to release.
+    """
+    rows, columns = size
+    flips = np.zeros((rows, columns + 1), bool)
+    for contour in contours:
+        for (x, y), (next_x, next_y) in zip(contour.tolist(), np.roll(contour, -1, axis=0).tolist()):
+            low, high = sorted(min(max(math.ceil(end - 0.5), 0), rows) for end in (y, next_y))
+            if low < high:
+                crossed = np.arange(low, high)  # the rows
+                at = x + (crossed + 0.5 - y) * ((next_x - x) / (next_y - y))
+                flips[crossed, np.ceil(at - 0.5).clip(0, columns).astype(int)] ^= True
+    return np.logical_xor.accumulate(flips, axis=1)[:, :columns]
 
 
 def _corners(shape: str, style: Style) -> list[tuple[float, float]]:
@@ -104,37 +128,30 @@ def _corners(shape: str, style: Style) -> list[tuple[float, float]]:
             (arm, end), (-arm, end), (-arm, arm), (-end, arm), (-end, -arm), (-arm, -arm)]  # fmt: skip
 
 
-def _draw_digit(pen: ImageDraw.ImageDraw, figure: str, center: np.ndarray, height: float, font: int) -> None:
-    """Write a figure of `height` pixels around the centre."""
-    path = bold_fonts()[font]
-    size = 8 * round(height / 8 / _figure_height(path))  # few distinct sizes, so that opened fonts are used again
-    face = _open_font(path, max(size, 8))
-    # Pillow's own typeface has no bold cut: it is thickened with a stroke.
-    stroke = 0 if path else max(round(size * 0.03), 1)
-    left, top, right, bottom = pen.textbbox((0, 0), figure, font=face, stroke_width=stroke)
-    corner = (center[0] - (left + right) / 2, center[1] - (top + bottom) / 2)
-    pen.text(corner, figure, fill=255, font=face, stroke_width=stroke)
+def _own_figure(figure: str, size: tuple[int, int], center: np.ndarray, height: float, style: Style) -> np.ndarray:
+    """Samples (rows, columns) of a figure of `height` around the centre, in the typeface beside this file."""
+    form = height * np.array([[style.digit_width, 0], [-style.digit_slant, 1]])  # x' = width x - slant y, y' = y
+    return _inside([center + contour @ form for contour in _outlines()[figure]], size)
+
+
+def _pillow_figure(figure: str, size: tuple[int, int], center: np.ndarray, height: float, style: Style) -> np.ndarray:
+    """The same in Pillow's own typeface, which is made bold by a stroke."""
+    mask = Image.new("L", size[::-1])
+    size_in_eights = max(round(height / 6), 1)  # few sizes, so that opened typefaces are used again
+    box = {"font": _pillow_face(8 * size_in_eights), "stroke_width": round(0.04 * height)}
+    pen = ImageDraw.Draw(mask)
+    left, top, right, bottom = pen.textbbox((0, 0), figure, **box)
+    pen.text((center[0] - (left + right) / 2, center[1] - (top + bottom) / 2), figure, fill=255, **box)
+    return np.asarray(mask) > 127
 
 
 @functools.cache
-def bold_fonts() -> tuple[str, ...]:
-    """Paths of the bold sans-serif typefaces found on this machine; last the empty path, Pillow's own typeface."""
-    names = ("DejaVuSans-Bold.ttf", "LiberationSans-Bold.ttf", "OpenSans-Bold.ttf", "Roboto-Bold.ttf", "Lato-Bold.ttf",
-             "NotoSans-Bold.ttf", "FreeSansBold.ttf", "Inter-Bold.otf", "Arial Bold.ttf", "arialbd.ttf",
-             "Roboto-Black.ttf", "Lato-Black.ttf", "OpenSans-ExtraBold.ttf")  # fmt: skip
-    folders = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "/System/Library/Fonts",
-               "C:/Windows/Fonts")  # fmt: skip
-    found = {path.name: str(path) for folder in folders for path in sorted(pathlib.Path(folder).rglob("*.[to]tf"))}
-    return (*(found[name] for name in names if name in found), "")
+def _outlines() -> dict[str, list[np.ndarray]]:
+    """The contours (corners, 2) of each figure, centred, y downwards, in heights of the figure 0."""
+    figures = json.loads((pathlib.Path(__file__).parent / "typeface" / "figures.json").read_text())
+    return {figure: [np.array(contour) for contour in contours] for figure, contours in figures.items()}
 
 
 @functools.cache
-def _open_font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
-
-
-@functools.cache
-def _figure_height(path: str) -> float:
-    """The height of a figure in a typeface, as a share of the type size."""
-    _, top, _, bottom = _open_font(path, 200).getbbox("0")
-    return (bottom - top) / 200
+def _pillow_face(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)

@@ -15,16 +15,15 @@ import tempfile
 from typing import NamedTuple
 
 import torch
+from graft import ALPHA, RANK, Grafted
+from model import Llava, load_checkpoint
 from safetensors.torch import save_file
+from tokenizer import tokenizer_config, tokenizer_of
 from tokenizers import Tokenizer
 from torch import Tensor
-
-from decoder import load_model
-from graft import ALPHA, RANK, Grafted
-from minivtw.checkpoints.hub import model_folder
-from model import Llava
-from tokenizer import tokenizer_config, tokenizer_of
 from tower import MEAN, STD
+
+from minivtw.checkpoints.hub import model_folder
 
 
 class Marks(NamedTuple):
@@ -146,7 +145,7 @@ def write_folder(
 
 def export_embedded(runs: pathlib.Path, stage: str, output: pathlib.Path) -> None:
     """A whole LLaVA folder."""
-    model, tokenizer = load_model(runs / f"{stage}.pt"), tokenizer_of(runs)
+    model, tokenizer = load_checkpoint(runs / f"{stage}.pt"), tokenizer_of(runs)
     files = documents(model, marks_of(tokenizer), "float16") | {"tokenizer_config.json": tokenizer_config()}
     write_folder(output, files, tokenizer, "model.safetensors", model.state_dict())
 

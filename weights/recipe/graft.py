@@ -12,8 +12,8 @@ slowly, the tower learns too. Now and then the model reads plain text (chats.py)
 predicts there, so that it stays the chat model it was.
 
 No token is withdrawn or masked in training, and no inner layer has a loss of its own: what the deep layers do with the
-image is their own doing. *taught* is an experiment that goes on from there with the image withdrawn half way; nothing of
-it is in minivtw-smol.
+image is their own doing. *taught* is an experiment that goes on from there with the image withdrawn half way; nothing
+of it is in minivtw-smol.
 """
 
 import json
@@ -22,11 +22,11 @@ import pathlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from torch import Tensor, nn
-
-from decoder import (
+from clip import VisionModel, VisionSizes
+from lessons import Group
+from llama import Layout, RMSNorm, State, TextSizes, withdraw
+from model import Connector, Llava, exported_tower
+from passes import (
     answer_logits,
     answer_loss,
     compile_layers,
@@ -35,14 +35,16 @@ from decoder import (
     start_state,
     targets_and_weights,
 )
-from lessons import Group
-from minivtw.checkpoints.hub import model_folder
-from model import Connector, Layout, Llava, RMSNorm, State, TextSizes, VisionModel, VisionSizes, withdraw
 from pool import COLOR_NAMES, KINDS, Pool
 from runs import Run
-from scenes import SHAPES
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
 from tower import normalise, patch_targets
 from turns import CHATML, TurnMaker, Turns
+from world import SHAPES
+
+from minivtw.checkpoints.hub import model_folder
 
 EMBEDDED = pathlib.Path(__file__).parents[1] / "minivtw-tiny"
 RANK, ALPHA = 16, 32  # of the LoRA matrices; what they add is scaled by ALPHA / RANK
@@ -121,9 +123,7 @@ def tokenizer_with_image(base: pathlib.Path) -> Tokenizer:
 
 def load_embedded_tower(model: Grafted) -> None:
     """The tower that minivtw-tiny learnt to see with."""
-    mine = "vision_tower.vision_model."
-    weights = load_file(EMBEDDED / "model.safetensors")
-    model.tower.load_state_dict({n.removeprefix(mine): t.float() for n, t in weights.items() if n.startswith(mine)})
+    model.tower.load_state_dict(exported_tower(EMBEDDED))
 
 
 def word_embeddings(model: Grafted, tokenizer: Tokenizer, words: tuple[str, ...]) -> Tensor:
@@ -137,7 +137,7 @@ def word_embeddings(model: Grafted, tokenizer: Tokenizer, words: tuple[str, ...]
 
 
 def described_patches(model: Grafted, tokenizer: Tokenizer, things: Tensor) -> tuple[Tensor, Tensor]:
-    """things (batch, MOST_THINGS, 5) -> what each patch should become, (batch, patches, width), and its weight in the loss.
+    """things (batch, MOST_THINGS, 5) -> what each patch should become, (batch, patches, width), and its loss's weight.
 
     Colour + shape + PLACE_SHARE x (a mixture of `left` and `right` + one of `top` and `bottom`), and `center` where the
     object has its centre. Ten figures share half of the scenes, so their patches weigh more.
@@ -169,7 +169,9 @@ def train_connector(run: Run, pool: Pool, pictures: int = 3000, batch: int = 64)
     with torch.no_grad():
         sampled = [pool.sample(rng, batch) for _ in range(pictures // batch)]
         features = torch.cat([model.tower(normalise(torch.from_numpy(pixels))) for pixels, _ in sampled])
-        described, weights = described_patches(model, tokenizer, torch.from_numpy(np.concatenate([t for _, t in sampled])))
+        described, weights = described_patches(
+            model, tokenizer, torch.from_numpy(np.concatenate([t for _, t in sampled]))
+        )
     optimiser = torch.optim.AdamW(model.multi_modal_projector.parameters(), lr=2e-3, weight_decay=0.01)
     optimiser.param_groups[0]["peak"] = 2e-3
     while run.progress < 1:
@@ -239,7 +241,7 @@ def read_withdrawn(model: Grafted, start: State, turns: Turns, visual: slice) ->
 
 
 def train_graft(run: Run, pool: Pool, taught: bool = False) -> None:
-    """Train until the time is up. No token is ever withdrawn, but in the experiment `taught`, which goes on from there."""
+    """Train until the time is up. No token is ever withdrawn but in `taught`, which goes on from there."""
     base, folder = model_folder("smollm2"), run.checkpoint.parent
     model, tokenizer = Grafted(base), tokenizer_with_image(base)
     if taught:

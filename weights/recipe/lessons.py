@@ -8,7 +8,6 @@ kind follows how slowly it is learnt: existence and relation come last.
 from typing import NamedTuple
 
 import numpy as np
-
 from questions import (
     FAMILIES,
     NUMBERS,
@@ -22,7 +21,7 @@ from questions import (
     with_article,
     with_letters,
 )
-from scenes import CANVAS, COLORS, SHAPES
+from world import CANVAS, COLORS, SHAPES
 
 REPHRASED = 0.2  # the share of questions that are not in the wording of the evaluation
 WORDINGS = {
@@ -42,6 +41,7 @@ WORDINGS = {
     "existence": [(" in the image?", "?"), (" in the image?", " in the picture?"), ("Is there", "Do you see")],
     "relation": [(" left of ", " to the left of "), (" right of ", " to the right of "), (" above ", " higher than ")],
     "choice": [(" Answer with the letter.", ""), ("What color", "Which color")],
+    "place": [("Where is the", "Where do you see the"), (" object?", " thing?")],
     "caption": [
         ("Describe the image.", "What is in the image?"),
         ("Describe the image.", "Describe the picture."),
@@ -54,7 +54,7 @@ class Group(NamedTuple):
     """Turns behind one image that are padded to the same length."""
 
     length: int  # in tokens, question and answer
-    lessons: tuple[str, ...]  # what each turn asks, see `offered`
+    lessons: tuple[str, ...]  # what each asks, see `offered`: one of the kinds between "or", and so on after "then"
     instead: tuple[str, ...]  # what is asked where a scene does not allow it
 
 
@@ -68,6 +68,28 @@ GROUPS = (
         ("existence", "where", "count", "attribute"),
     ),
     Group(32, ("caption", "choice", "tempting choice", "tempting choice or other caption"), ("other caption",)),
+)
+
+
+# Any question with a short answer, for chats of several turns.
+SHORT = "attribute or count or existence or relation or place or place or reading or simple existence"
+PLACES_GROUPS = (
+    Group(
+        16,
+        (
+            *("attribute", "reading", "count", "count", "total count or count"),
+            *("existence", "existence", "relation", "relation"),
+        ),
+        ("existence", "count", "attribute"),
+    ),
+    Group(20, ("place", "place", "place"), ("existence", "simple existence")),
+    Group(32, ("choice or tempting choice", "caption or choice or tempting choice"), ("other caption",)),
+    Group(40, (f"{SHORT} then {SHORT}",), ("existence", "count")),
+    Group(
+        60,
+        (f"caption or caption or caption or {SHORT} then caption or {SHORT}", f"{SHORT} then {SHORT} then {SHORT}"),
+        ("existence", "count"),
+    ),
 )
 
 
@@ -157,8 +179,8 @@ def offered(things: Things, rng: np.random.Generator) -> dict[str, list[Question
 
 def draw_lessons(
     things: Things, rng: np.random.Generator, groups: tuple[Group, ...] = GROUPS
-) -> list[list[Question]]:
-    """The turns behind one image: for each group, its questions."""
+) -> list[list[tuple[Question, ...]]]:
+    """The chats behind one image: for each group, its chats of one question or several."""
     kinds = offered(things, rng)
 
     def ask(lesson: str, instead: tuple[str, ...]) -> Question:
@@ -168,9 +190,12 @@ def draw_lessons(
         question = balanced(kinds[kind], rng)
         return rephrase(question, rng) if question.family in WORDINGS else question
 
-    return [[ask(lesson, group.instead) for lesson in group.lessons] for group in groups]
+    return [
+        [tuple(ask(turn, group.instead) for turn in lesson.split(" then ")) for lesson in group.lessons]
+        for group in groups
+    ]
 
 
-def single_turns(things: Things, rng: np.random.Generator) -> list[Question]:
-    """All of `draw_lessons` as one list."""
-    return [question for group in draw_lessons(things, rng) for question in group]
+def single_questions(things: Things, rng: np.random.Generator) -> list[Question]:
+    """All questions of `draw_lessons` as one list."""
+    return [question for group in draw_lessons(things, rng) for chat in group for question in chat]

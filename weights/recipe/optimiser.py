@@ -7,16 +7,19 @@ direction of the matrix by the same amount. On these small models it takes about
 import torch
 from torch import Tensor, nn
 
+# Products in bfloat16 are 1.6 times as fast where the processor has them, and many times slower where it has not.
+HAS_BFLOAT16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic whose repetition drives every singular value towards 1
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
     """The nearest (semi-)orthogonal matrices, approximately; (count, rows, columns) with rows <= columns.
 
-    In bfloat16, which is as good here and twice as fast where the processor multiplies it.
+    In bfloat16 where the processor has it, which is as good here and twice as fast.
     """
     first, third, fifth = NEWTON_SCHULZ
-    matrices = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    matrices = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    matrices = matrices.bfloat16() if HAS_BFLOAT16 else matrices
     for _ in range(5):
         square = matrices @ matrices.mT  # (count, rows, rows)
         matrices = first * matrices + (third * square + fifth * square @ square) @ matrices

@@ -11,12 +11,12 @@ import argparse
 import pathlib
 
 import numpy as np
-from PIL import Image
-
 from drawing import draw, vary_style
-from scenes import COLORS, DIGITS, SHAPES, Scene, sample_scene, training_seed
+from PIL import Image
+from world import COLORS, DIGITS, SHAPES, Scene, sample_scene, training_seed
 
 CHUNK = 5_000
+CROWD_EVERY = 4  # every fourth picture shows many objects of a colour
 SIDE = 128  # pixels of the model's image
 MOST_THINGS = 5
 KINDS = (*SHAPES, *DIGITS)  # what the column `shape` counts
@@ -41,7 +41,7 @@ def write_chunk(folder: pathlib.Path, number: int) -> None:
     pixels = np.empty((CHUNK, SIDE, SIDE, 3), np.uint8)
     things = np.empty((CHUNK, MOST_THINGS, 5), np.float32)
     for row in range(CHUNK):
-        scene = sample_scene(training_seed(number * CHUNK + row))
+        scene = sample_scene(training_seed(number * CHUNK + row), is_crowd=row % CROWD_EVERY == 0)
         style = vary_style(np.random.default_rng([scene.seed, 2]))
         pixels[row] = model_pixels(draw(scene, style))
         things[row] = things_array(scene)

@@ -1,4 +1,4 @@
-"""What can be asked about a scene: seven families of question, each with one right answer.
+"""What can be asked about a scene: eight families of question, each with one right answer.
 
 A family is a function from the objects of a scene to every question of that family which the scene allows, in the
 wording of the evaluation. `balanced` picks among them so that no answer is commoner than another;
@@ -10,13 +10,17 @@ from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
-
-from scenes import COLORS, SHAPES, Scene, Thing, evaluation_seed, sample_scene
+from world import CANVAS, COLORS, SHAPES, Scene, Thing, evaluation_seed, sample_scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 LETTERS = "ABCD"
 LEAST_DISTANCE = 30  # pixels between two centres along the axis of a relation
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # steps along x and y
+COLUMNS, ROWS = ("left", "", "right"), ("top", "", "bottom")  # the thirds of the canvas
+CORNERS = tuple(f"{row} {column}" for row in ("top", "bottom") for column in ("left", "right"))
+PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+CLEARANCE = 10  # pixels between the centre of an object and the border of the third in which it is said to lie
+FIRST_PAIR = 50_000_000  # where the scenes of the chats begin, far behind those of the families
 
 
 class Question(NamedTuple):
@@ -128,8 +132,48 @@ def listing(things: list[Thing]) -> str:
     return f"{', '.join(names)} and {last}." if names else f"{last}."
 
 
+def ninth(x: float, y: float) -> str:
+    """The ninth of the canvas in which a point lies, one of PLACES."""
+    column, row = (min(max(int(3 * center / CANVAS), 0), 2) for center in (x, y))
+    return f"{ROWS[row]} {COLUMNS[column]}".strip() or "center"
+
+
+def ninths_near(thing: Thing) -> set[str]:
+    """Where the centre of an object lies, and what else lies within CLEARANCE of it across and down."""
+    moves = (-CLEARANCE, CLEARANCE)
+    return {ninth(thing.x + across, thing.y + down) for across in moves for down in moves}
+
+
+def place_of(thing: Thing) -> str | None:
+    """The ninth in which an object lies, one of PLACES; None where its centre is too close to another."""
+    near = ninths_near(thing)
+    return near.pop() if len(near) == 1 else None
+
+
+def place(things: Things, rng: np.random.Generator) -> list[Question]:
+    """Where an object is, called by any name that singles it out; what the only object in a corner or the centre is."""
+    questions = []
+    shapes, colors = [thing.shape for thing in things], [thing.color for thing in things]
+    for thing in things:
+        where = place_of(thing)
+        if where is None:
+            continue
+        names = [name_of(thing)]
+        if thing.is_digit:
+            names.append("number")
+        elif shapes.count(thing.shape) == 1:
+            names.append(thing.shape)
+        if colors.count(thing.color) == 1:
+            names.append(f"{thing.color} object")
+        questions += [Question("place", f"Where is the {name}?", where) for name in names]
+        if where in (*CORNERS, "center") and sum(where in ninths_near(other) for other in things) == 1:
+            asked = where if where == "center" else f"{where} corner"
+            questions.append(Question("place", f"What is in the {asked}?", with_article(name_of(thing))))
+    return questions
+
+
 FAMILIES: dict[str, Callable[[Things, np.random.Generator], list[Question]]] = {
-    family.__name__: family for family in (attribute, reading, count, existence, relation, choice, caption)
+    family.__name__: family for family in (attribute, reading, count, existence, relation, choice, caption, place)
 }
 
 
@@ -157,13 +201,19 @@ def even_answers(family: str) -> list[str]:
         "relation": ["yes", "no"],
         "choice": list(LETTERS),
         "caption": [],
+        "place": [*PLACES, *(f"in the {corner} corner?" for corner in CORNERS), "in the center?"],
     }[family]
+
+
+def has_answer(question: Question, wanted: str | None) -> bool:
+    """Whether a question is of the wanted kind, one of `even_answers`: its answer, or the end of what it asks."""
+    return wanted is None or wanted == question.answer or question.question.endswith(f" {wanted}")
 
 
 def evaluation_questions(per_family: int) -> Iterator[tuple[Scene, Question]]:
     """`per_family` questions of each family, at most one a scene, the answers of a family as even as they go."""
-    for place, (name, family) in enumerate(FAMILIES.items()):
-        index = place * 1_000_000  # every family has scenes of its own
+    for block, (name, family) in enumerate(FAMILIES.items()):
+        index = block * 1_000_000  # every family has scenes of its own
         answers = even_answers(name)
         for number in range(per_family):
             wanted = answers[number % len(answers)] if answers else None
@@ -171,9 +221,42 @@ def evaluation_questions(per_family: int) -> Iterator[tuple[Scene, Question]]:
                 scene = sample_scene(evaluation_seed(index))
                 index += 1
                 rng = np.random.default_rng([scene.seed, 4])
-                questions = [q for q in family(scene.things, rng) if wanted in (q.answer, None)]
+                questions = [q for q in family(scene.things, rng) if has_answer(q, wanted)]
                 if (name, wanted) == ("existence", "no"):  # exactly every other one
                     questions = [q for q in questions if is_apart(q, scene.things) == (number % 4 == 1)]
                 if questions:
                     yield scene, questions[rng.integers(len(questions))]
                     break
+
+
+def is_about(question: Question, thing: Thing) -> bool:
+    """Whether a question of attribute, reading or place names an object. One that could name two is never asked."""
+    names = (thing.shape, name_of(thing), f"{thing.color} object")
+    is_named = any(question.question.endswith(f" the {name}?") for name in names)
+    return is_named or (thing.is_digit and " number" in question.question)
+
+
+def pair_about(things: Things, wanted: str, rng: np.random.Generator) -> tuple[Question, Question] | None:
+    """Two questions about two objects, the second with the wanted answer; None where there are none such."""
+    asked = [question for family in (attribute, reading, place) for question in family(things, rng)]
+    by_object = [[question for question in asked if is_about(question, thing)] for thing in things]
+    pairs = [
+        (first, second)
+        for one, other in permutations(by_object, 2)
+        for second in other
+        if second.answer == wanted
+        for first in one
+    ]
+    return pairs[rng.integers(len(pairs))] if pairs else None
+
+
+def evaluation_pairs(pairs: int) -> Iterator[tuple[Scene, tuple[Question, Question]]]:
+    """Chats of two turns about two objects of a picture, the second answers as even as they go."""
+    answers, index = (*COLORS, *SHAPES, *PLACES), FIRST_PAIR
+    for number in range(pairs):
+        chat = None
+        while chat is None:
+            scene = sample_scene(evaluation_seed(index))
+            index += 1
+            chat = pair_about(scene.things, answers[number % len(answers)], np.random.default_rng([scene.seed, 4]))
+        yield scene, chat

@@ -5,9 +5,8 @@ import time
 
 import torch
 import torch.distributed as dist
-from torch import nn
-
 from optimiser import schedule
+from torch import nn
 
 SAVE_EVERY = 180  # seconds
 

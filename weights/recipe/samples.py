@@ -12,12 +12,11 @@ import json
 import pathlib
 
 import numpy as np
-from PIL import Image
-
 from drawing import draw
+from PIL import Image
 from pool import model_pixels
-from questions import FAMILIES, even_answers
-from scenes import evaluation_seed, sample_scene
+from questions import FAMILIES, even_answers, has_answer
+from world import evaluation_seed, sample_scene
 
 SAMPLES = 20
 FIRST = 90_000_000  # far behind the scenes of the evaluation set
@@ -36,7 +35,7 @@ def main() -> None:
             scene = sample_scene(evaluation_seed(index))
             index += 1
             rng = np.random.default_rng([scene.seed, 4])
-            questions = [question for question in family(scene.things, rng) if wanted in (question.answer, None)]
+            questions = [question for question in family(scene.things, rng) if has_answer(question, wanted)]
             if questions:
                 break
         question = questions[rng.integers(len(questions))]

@@ -1,171 +1,85 @@
-"""The visual world of the embedded model: scenes of one to five coloured shapes, drawn from a seed.
+"""Draw a scene, or write the sets of questions that models are scored on.
 
     python weights/recipe/scenes.py --seed 7 scene.png        draw one scene, print questions with their answers
-    python weights/recipe/scenes.py --evaluation DIR          write the evaluation set: pictures and questions.jsonl
+    python weights/recipe/scenes.py --evaluation DIR          1,600 pictures with a question each
+    python weights/recipe/scenes.py --pairs DIR               300 pictures with two questions, one after the other
 
-A seed decides everything: `sample_scene` turns it into a `Scene`, `drawing.draw` into pixels, and `questions` asks.
-Training scenes have even seeds and evaluation scenes odd ones, so no evaluated picture was ever trained on.
+Both sets are pictures beside a `questions.jsonl`: {"image", "family", "question", "answer"} a line for --evaluation,
+{"image", "turns": [[question, answer], [question, answer]]} for --pairs. They are the same on every machine: what is
+printed in the end is the SHA-256 of the pixels and the lines.
 """
 
 import argparse
+import hashlib
 import json
 import pathlib
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
-import numpy as np
+import PIL
+from drawing import draw
+from PIL import Image
+from questions import evaluation_pairs, evaluation_questions, every_question
+from world import sample_scene
 
-CANVAS = 256  # pixels; the model's own image processor resizes it
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-DIGITS = tuple("0123456789")
-COLORS = {
-    "red": (214, 48, 49),
-    "green": (39, 174, 96),
-    "blue": (41, 98, 215),
-    "yellow": (241, 196, 15),
-    "purple": (142, 68, 173),
-    "orange": (230, 126, 34),
-    "white": (245, 245, 245),
-    "black": (25, 25, 25),
-}
-COLOR_JITTER = 12
-SMALLEST_RADIUS, LARGEST_RADIUS = 20, 46  # pixels
-SEPARATION = 8  # pixels of free space between the circles of two objects
-LARGEST_TURN = 12  # degrees, for the shapes that may be turned
-TURNED = ("square", "triangle", "star", "cross")
+Entry = tuple[Image.Image, dict]  # a picture, and its line of questions.jsonl without the picture's name
 
 
-class Thing(NamedTuple):
-    """One object of a scene, inside the circle of `radius` pixels around (x, y)."""
-
-    shape: str  # one of SHAPES, or the figure of a digit
-    color: str  # one of COLORS
-    x: float
-    y: float
-    radius: float
-    turn: float  # degrees
-    rgb: tuple[int, int, int]  # the jittered colour
-
-    @property
-    def is_digit(self) -> bool:
-        return self.shape in DIGITS
+def evaluation_set(per_family: int) -> Iterator[Entry]:
+    """`per_family` questions of each family, one a picture."""
+    for scene, question in evaluation_questions(per_family):
+        yield draw(scene), question._asdict()
 
 
-class Scene(NamedTuple):
-    """Objects on a background; `seed` also fixes the noise and the freedoms that the drawing takes."""
-
-    seed: int
-    things: tuple[Thing, ...]
-    background: tuple[int, int, int]
-    gradient: tuple[float, float]  # how far the brightness changes from the middle to the right and bottom edges
-    noise: float  # largest change of a pixel's channel
+def pairs_set(pairs: int) -> Iterator[Entry]:
+    """Pictures with two turns of a chat each, about two objects."""
+    for scene, turns in evaluation_pairs(pairs):
+        yield draw(scene), {"turns": [[turn.question, turn.answer] for turn in turns]}
 
 
-def training_seed(index: int) -> int:
-    """The seed of training scene `index`: always even."""
-    return 2 * index
+def fingerprint(entries: Iterable[Entry]) -> str:
+    """SHA-256 over the raw pixels of each picture and its line."""
+    digest = hashlib.sha256()
+    for picture, line in entries:
+        digest.update(picture.tobytes() + json.dumps(line).encode())
+    return digest.hexdigest()
 
 
-def evaluation_seed(index: int) -> int:
-    """The seed of evaluation scene `index`: always odd."""
-    return 2 * index + 1
+def write_set(folder: pathlib.Path, entries: Iterator[Entry]) -> None:
+    """Write the pictures and questions.jsonl into a folder; print how many, and the fingerprint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
 
+    def written() -> Iterator[Entry]:
+        for picture, line in entries:
+            name = f"{len(lines):04d}.png"
+            picture.save(folder / name)
+            lines.append(json.dumps({"image": name, **line}) + "\n")
+            yield picture, line
 
-def sample_scene(seed: int) -> Scene:
-    """The scene of an integer seed: one to five objects of distinct (colour, shape), at most one of them a digit."""
-    rng = np.random.default_rng(seed)
-    number = int(rng.integers(1, 6))
-    kinds = _sample_kinds(rng, number)
-    circles = _sample_circles(rng, number)
-    things = tuple(
-        Thing(
-            shape=shape,
-            color=color,
-            x=x,
-            y=y,
-            radius=radius,
-            turn=float(rng.uniform(-LARGEST_TURN, LARGEST_TURN)) if shape in TURNED and rng.random() < 0.6 else 0.0,
-            rgb=_jitter(rng, COLORS[color]),
-        )
-        for (shape, color), (x, y, radius) in zip(kinds, circles)
-    )
-    darkest = int(rng.integers(110, 166))
-    background = tuple(int(c) for c in darkest + rng.integers(0, 26, 3))
-    angle = rng.uniform(0, 2 * np.pi)
-    strength = rng.uniform(0, 20) if rng.random() < 0.6 else 0.0
-    gradient = (float(strength * np.cos(angle)), float(strength * np.sin(angle)))
-    noise = float(rng.uniform(0, 6)) if rng.random() < 0.6 else 0.0
-    return Scene(seed, things, background, gradient, noise)
-
-
-def _jitter(rng: np.random.Generator, color: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A colour near the given one."""
-    jitter = rng.integers(-COLOR_JITTER, COLOR_JITTER + 1, 3)
-    red, green, blue = (int(channel) for channel in np.clip(np.add(color, jitter), 0, 255))
-    return red, green, blue
-
-
-def _sample_kinds(rng: np.random.Generator, number: int) -> list[tuple[str, str]]:
-    """`number` distinct (shape, colour) pairs.
-
-    A third of the scenes draws from few colours and a third from few shapes: otherwise hardly any picture would hold
-    four red objects to count, or two stars to tell apart.
-    """
-    while True:
-        colors, shapes = list(COLORS), list(SHAPES)
-        if rng.random() < 0.35:
-            colors = list(rng.choice(colors, rng.integers(1, 4), replace=False))
-        if rng.random() < 0.35:
-            shapes = list(rng.choice(shapes, rng.integers(1, 4), replace=False))
-        kinds = [(str(rng.choice(shapes)), str(rng.choice(colors))) for _ in range(number)]
-        if rng.random() < 0.5:
-            kinds[int(rng.integers(number))] = (str(rng.choice(DIGITS)), str(rng.choice(colors)))
-        if len(set(kinds)) == number:
-            return kinds
-
-
-def _sample_circles(rng: np.random.Generator, number: int) -> list[tuple[float, float, float]]:
-    """`number` circles (x, y, radius) inside the canvas, at least SEPARATION apart."""
-    while True:
-        radii = rng.uniform(SMALLEST_RADIUS, LARGEST_RADIUS, number)
-        for _ in range(20):  # the same radii are tried often, lest crowded pictures hold small objects only
-            circles: list[tuple[float, float, float]] = []
-            for radius in radii:
-                for x, y in rng.uniform(radius, CANVAS - radius, (12, 2)):
-                    if all(np.hypot(x - u, y - v) >= radius + r + SEPARATION for u, v, r in circles):
-                        circles.append((float(x), float(y), float(radius)))
-                        break
-                else:
-                    break
-            if len(circles) == number:
-                return circles
+    print(f"SHA-256 {fingerprint(written())} (Pillow {PIL.__version__})")
+    (folder / "questions.jsonl").write_text("".join(lines), encoding="utf-8")
+    print(f"{len(lines)} pictures with their questions in {folder / 'questions.jsonl'}")
 
 
 def main() -> None:
-    """Draw one scene with its questions, or write the evaluation set."""
-    from drawing import draw  # here, because drawing and questions import this file's vocabulary
-    from questions import evaluation_questions, every_question
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("picture", nargs="?", type=pathlib.Path, help="where to write the picture of --seed")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("picture", nargs="?", type=pathlib.Path, help="where to write the picture of --seed")
+    what.add_argument("--evaluation", type=pathlib.Path, metavar="DIR", help="write the evaluation set into DIR")
+    what.add_argument("--pairs", type=pathlib.Path, metavar="DIR", help="write the chats of two turns into DIR")
     parser.add_argument("--seed", type=int, default=0, help="which scene to draw (default: 0)")
-    parser.add_argument("--evaluation", type=pathlib.Path, metavar="DIR", help="write the evaluation set into DIR")
     parser.add_argument("--per-family", type=int, default=200, help="evaluation questions a family (default: 200)")
+    parser.add_argument("--chats", type=int, default=300, help="chats of two turns (default: 300)")
     arguments = parser.parse_args()
-    if (arguments.picture is None) == (arguments.evaluation is None):
-        parser.error("give either a picture to write or --evaluation DIR")
-    if arguments.picture is not None:
+    if arguments.evaluation:
+        write_set(arguments.evaluation, evaluation_set(arguments.per_family))
+    elif arguments.pairs:
+        write_set(arguments.pairs, pairs_set(arguments.chats))
+    else:
         scene = sample_scene(arguments.seed)
         draw(scene).save(arguments.picture)
         for question in every_question(scene):
             print(f"{question.family:10} {question.question} -> {question.answer}")
-        return
-    arguments.evaluation.mkdir(parents=True, exist_ok=True)
-    with open(arguments.evaluation / "questions.jsonl", "w", encoding="utf-8") as lines:
-        for number, (scene, question) in enumerate(evaluation_questions(arguments.per_family)):
-            name = f"{number:04d}.png"
-            draw(scene).save(arguments.evaluation / name)
-            lines.write(json.dumps({"image": name, **question._asdict()}) + "\n")
-    print(f"{number + 1} questions in {arguments.evaluation / 'questions.jsonl'}")
 
 
 if __name__ == "__main__":

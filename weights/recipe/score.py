@@ -12,12 +12,13 @@ import pathlib
 
 import numpy as np
 import torch
-
-from decoder import divergence, start_state
 from drawing import draw
-from model import Llava, withdraw
+from llama import withdraw
+from model import Llava, load_checkpoint
+from passes import divergence, start_state
 from pool import model_pixels
 from questions import FAMILIES, evaluation_questions
+from tokenizer import tokenizer_of
 from tower import normalise
 from turns import TurnMaker
 
@@ -56,8 +57,8 @@ class Examination:
 
     def _examine(self, model: Llava, pixels: torch.Tensor, questions: list, layers: tuple) -> dict:
         """For each K of the layers an array (3, questions): right, same, kl."""
-        length = max(len(self.maker.encode(question).ids) for question in questions)
-        turns = self.maker.pack([[[question]] for question in questions], (length,))
+        length = max(len(self.maker.encode((question,)).ids) for question in questions)
+        turns = self.maker.pack([[[(question,)]] for question in questions], (length,))
         begin = start_state(model, model.tower(normalise(pixels)), turns, self.maker.prefix.visual)
         behind, last = turns.layout.prefix, model.text.num_hidden_layers
         answers = torch.from_numpy(turns.weights[:, behind + 1 :] > 0)  # (questions, length - 1)
@@ -92,18 +93,15 @@ class Examination:
 
 
 def main() -> None:
-    from decoder import load_model
-    from tokenizer import tokenizer_of
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("plain", "withdrawal"))
+    parser.add_argument("stage", choices=("plain", "withdrawal", "places"))
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path(__file__).parent / "runs")
     parser.add_argument("--per-family", type=int, default=200)
     parser.add_argument("--withdraw", default="off,4,5,6,8", help="layers, with commas (default: off,4,5,6,8)")
     arguments = parser.parse_args()
     layers = tuple(None if layer == "off" else int(layer) for layer in arguments.withdraw.split(","))
     examination = Examination(TurnMaker(tokenizer_of(arguments.runs)), arguments.per_family)
-    print(examination.report(load_model(arguments.runs / f"{arguments.stage}.pt"), layers))
+    print(examination.report(load_checkpoint(arguments.runs / f"{arguments.stage}.pt"), layers))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 import pathlib
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-from lessons import single_turns
+from lessons import single_questions
 from questions import NUMBERS
-from scenes import COLORS, DIGITS, SHAPES, sample_scene, training_seed
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from world import COLORS, DIGITS, SHAPES, sample_scene, training_seed
 
 VOCABULARY = 640
 SPECIAL = ("<s>", "</s>", "<pad>", "<image>")
@@ -37,7 +36,7 @@ def train_tokenizer() -> Tokenizer:
     texts = [f" {word} a {word}" for word in words] * 50
     for index in range(EXAMPLE_SCENES):
         rng = np.random.default_rng([training_seed(index), 5])
-        for question in single_turns(sample_scene(training_seed(index)).things, rng):
+        for question in single_questions(sample_scene(training_seed(index)).things, rng):
             texts.append(f"{BEFORE_IMAGE}{AFTER_IMAGE}{question.question}{BEFORE_ANSWER} {question.answer}")
     tokenizer.train_from_iterator(texts, trainer)
     begin = tokenizer.token_to_id("<s>")
@@ -53,6 +52,11 @@ def tokenizer_of(runs: pathlib.Path) -> Tokenizer:
     if not path.exists():
         train_tokenizer().save(str(path))
     return Tokenizer.from_file(str(path))
+
+
+def exported_tokenizer(folder: pathlib.Path) -> Tokenizer:
+    """The tokenizer of a folder that export.py wrote."""
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def tokenizer_config() -> dict:

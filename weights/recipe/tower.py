@@ -8,13 +8,13 @@ token says what and where in a form that a linear layer can read, and the decode
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from model import VisionModel, VisionSizes, initialise
+from clip import VisionModel, VisionSizes
+from model import initialise
+from optimiser import build_optimisers
 from pool import COLOR_NAMES, KINDS, MOST_THINGS, Pool
 from runs import Run
-from optimiser import build_optimisers
-from scenes import CANVAS, SHAPES
+from torch import Tensor, nn
+from world import CANVAS, SHAPES
 
 MEAN, STD = 127.5, 64.0  # of a channel, in 0 ... 255; the same for all three
 BATCH = 64

@@ -22,18 +22,17 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-
 from decoder import train_decoder
 from graft import train_connector, train_graft
 from pool import Pool
 from runs import Run
 from tower import train_tower
 
-
 STAGES = {
     "tower": train_tower,
     "plain": partial(train_decoder, stage="plain"),
     "withdrawal": partial(train_decoder, stage="withdrawal"),
+    "places": partial(train_decoder, stage="places"),
     "connector": train_connector,
     "graft": train_graft,
     "taught": partial(train_graft, taught=True),

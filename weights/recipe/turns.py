@@ -5,16 +5,15 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
-
 from lessons import GROUPS, Group, draw_lessons
-from model import Layout
+from llama import Layout
 from pool import COLOR_NAMES, KINDS
 from questions import Question, Things
-from scenes import Thing
 from tokenizer import AFTER_IMAGE, BEFORE_ANSWER, BEFORE_IMAGE, END, VISUAL_TOKENS
+from tokenizers import Tokenizer
+from world import Thing
 
-WEIGHTS = {"caption": 0.5, "choice": 1.5}  # of an answer's tokens in the loss, 1 in the other families
+WEIGHTS = {"caption": 0.5, "choice": 2.0}  # of an answer's tokens in the loss, 1 in the other families
 END_WEIGHT = 0.2
 ANY = -1
 NOUN_PHRASE = re.compile(
@@ -27,13 +26,21 @@ class Chat(NamedTuple):
 
     before_image: str
     after_image: str
+    before_later: str  # before a question that is not the first
     before_answer: str
     answer: str  # "{}" and what stands around it
     pad: str
 
 
-VICUNA = Chat(BEFORE_IMAGE, AFTER_IMAGE, BEFORE_ANSWER, f" {{}}{END}", "<pad>")
-CHATML = Chat("<|im_start|>user\n", "\n", "<|im_end|>\n<|im_start|>assistant\n", "{}<|im_end|>", "<|endoftext|>")
+VICUNA = Chat(BEFORE_IMAGE, AFTER_IMAGE, BEFORE_IMAGE, BEFORE_ANSWER, f" {{}}{END}", "<pad>")
+CHATML = Chat(
+    "<|im_start|>user\n",
+    "\n",
+    "\n<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "{}<|im_end|>",
+    "<|endoftext|>",
+)
 
 
 class Prefix(NamedTuple):
@@ -52,6 +59,8 @@ class Noun(NamedTuple):
 
 
 class Turn(NamedTuple):
+    """What stands behind the image: a question with its answer, or a chat of several."""
+
     ids: tuple[int, ...]
     weights: tuple[float, ...]  # of each token as a target; 0 in the question
     nouns: tuple[Noun, ...]
@@ -72,7 +81,7 @@ class TurnMaker:
 
     def __init__(self, tokenizer: Tokenizer, chat: Chat = VICUNA, groups: tuple[Group, ...] = GROUPS):
         self.tokenizer, self.chat, self.groups = tokenizer, chat, groups
-        self.encode = functools.lru_cache(200_000)(self._encode)
+        self._encode = functools.lru_cache(200_000)(self._encode)
         image, pad = tokenizer.token_to_id("<image>"), tokenizer.token_to_id(chat.pad)
         ids = tokenizer.encode(f"{chat.before_image}<image>{chat.after_image}").ids
         start = ids.index(image)
@@ -80,8 +89,18 @@ class TurnMaker:
         self.prefix = Prefix((*ids[:start], *[image] * VISUAL_TOKENS, *ids[start + 1 :]), visual)
         self.pad = pad
 
-    def _encode(self, question: Question) -> Turn:
-        asked = self.tokenizer.encode(question.question + self.chat.before_answer, add_special_tokens=False)
+    def encode(self, chat: tuple[Question, ...]) -> Turn:
+        """A question with its answer, or several, one after the other."""
+        turn = self._encode(chat[0], "")
+        for question in chat[1:]:
+            later = self._encode(question, self.chat.before_later)
+            nouns = (noun._replace(token=len(turn.ids) + noun.token) for noun in later.nouns)
+            turn = Turn(turn.ids + later.ids, turn.weights + later.weights, (*turn.nouns, *nouns))
+        return turn
+
+    def _encode(self, question: Question, before: str) -> Turn:
+        text = f"{before}{question.question}"
+        asked = self.tokenizer.encode(text + self.chat.before_answer, add_special_tokens=False)
         ends = [end for _, end in asked.offsets]
         nouns = tuple(
             Noun(
@@ -89,15 +108,15 @@ class TurnMaker:
                 kind=KINDS.index(phrase["kind"]) if phrase["kind"] else ANY,
                 color=COLOR_NAMES.index(phrase["color"]) if phrase["color"] else ANY,
             )
-            for phrase in NOUN_PHRASE.finditer(question.question)
+            for phrase in NOUN_PHRASE.finditer(text)
         )
         ids = asked.ids
         answer = self.tokenizer.encode(self.chat.answer.format(question.answer), add_special_tokens=False).ids
         weight = WEIGHTS.get(question.family, 1.0)
         return Turn((*ids, *answer), (*[0.0] * len(ids), *[weight] * (len(answer) - 1), END_WEIGHT), nouns)
 
-    def pack(self, scenes: list[list[list[Question]]], lengths: tuple[int, ...]) -> Turns:
-        """For each scene a list of questions for each of the `lengths`, as many for every scene."""
+    def pack(self, scenes: list[list[list[tuple[Question, ...]]]], lengths: tuple[int, ...]) -> Turns:
+        """For each scene a list of chats for each of the `lengths`, as many for every scene."""
         layout = Layout(len(self.prefix.ids), tuple(zip(map(len, scenes[0]), lengths)))
         tokens = layout.prefix + sum(turns * length for turns, length in layout.turns)
         ids = np.full((len(scenes), tokens), self.pad, np.int64)
@@ -106,9 +125,9 @@ class TurnMaker:
         nouns = []
         for row, groups in enumerate(scenes):
             start = layout.prefix
-            for questions, length in zip(groups, lengths):
-                for question in questions:
-                    turn = self.encode(question)
+            for chats, length in zip(groups, lengths):
+                for chat in chats:
+                    turn = self.encode(chat)
                     ids[row, start : start + len(turn.ids)] = turn.ids
                     weights[row, start : start + len(turn.ids)] = turn.weights
                     nouns += [(row, start + noun.token, noun.kind, noun.color) for noun in turn.nouns]

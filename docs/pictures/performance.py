@@ -1,0 +1,123 @@
+"""Draw performance.svg: where a vision layer's time goes, as the formulas are written and as they are computed, and
+with the result of a benchmark also roofline.svg:
+
+OPENBLAS_NUM_THREADS=1 python docs/pictures/performance.py
+python -m minivtw.bench --shape smolvlm-256m --tokens 1148 --json > bench.json && python docs/pictures/performance.py bench.json
+
+One layer of SigLIP-B/16 on one tile of 512 pixels, on one thread; processor seconds, so that other jobs on the machine
+count little. Every part is timed in turns, before and after, and the median counts.
+"""
+
+import json
+import math
+import pathlib
+import statistics
+import sys
+import time
+
+import numpy as np
+
+from minivtw.analysis.shapes import SIGLIP_512, Weights
+from minivtw.model.attention import attention, attention_probabilities, split_heads
+from minivtw.model.layers import gelu_tanh, layer_norm, linear
+
+HERE, ROUNDS = pathlib.Path(__file__).parent, 9
+COLORS = {"products": "#4a86c5", "attention": "#d98a3d", "activation": "#b5413b", "norms": "#4f9d72"}
+STYLE = (
+    "text { font: 13px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11px } .in { fill: #fff; font-size: 11px } "
+    "@media (prefers-color-scheme: dark) { text { fill: #e6eaef } }"
+)
+
+
+def plain_gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)))
+
+
+def plain_norm(x, norm, eps):
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    return centred / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + eps) * norm.weight + norm.bias
+
+
+def plain_attention(queries, keys, values):
+    return attention_probabilities(queries, keys) @ values
+
+
+def parts():
+    """(part, before, after) for everything that a layer does."""
+    config, weights = SIGLIP_512, Weights()
+    width, wide = config.width, config.mlp_width
+    hidden, inner = weights.array(config.patches, width) * 50, weights.array(config.patches, wide) * 50
+    qkv, output = weights.linear(width, 3 * width), weights.linear(width, width)
+    up, down, norm = weights.linear(width, wide), weights.linear(wide, width), weights.norm(width)
+    heads = split_heads(linear(hidden, qkv), 3 * config.heads).reshape(3, config.heads, config.patches, -1)
+    products = [(hidden, qkv), (hidden, output), (hidden, up), (inner, down)]
+    return [
+        ("products", lambda: [x @ one.weight + one.bias for x, one in products], lambda: [linear(x, one) for x, one in products]),
+        ("attention", lambda: plain_attention(*heads), lambda: attention(*heads)),
+        ("activation", lambda: plain_gelu(inner), lambda: [gelu_tanh(inner[rows : rows + 256]) for rows in range(0, 1024, 256)]),
+        ("norms", lambda: [plain_norm(hidden, norm, 1e-6) for _ in range(2)], lambda: [layer_norm(hidden, norm, 1e-6) for _ in range(2)]),
+    ]  # fmt: skip
+
+
+def measure(parts_of_layer):
+    """{part: (milliseconds before, after)}."""
+    taken = {}
+    for turn in range(ROUNDS + 1):
+        for name, *ways in parts_of_layer:
+            for way in range(2):
+                started = time.process_time()
+                ways[way]()
+                if turn:
+                    taken.setdefault((name, way), []).append(1e3 * (time.process_time() - started))
+    return {name: tuple(statistics.median(taken[name, way]) for way in range(2)) for name, *_ in parts_of_layer}
+
+
+def draw(milliseconds):
+    scale = 560 / max(sum(pair[way] for pair in milliseconds.values()) for way in range(2))
+    body = []
+    for way, title in enumerate(("as the formulas are written", "as they are computed")):
+        x, y = 12, 30 + 74 * way
+        total = sum(pair[way] for pair in milliseconds.values())
+        body.append(f'<text x="{x}" y="{y - 8}">{title}: {total:.0f} ms a layer</text>')
+        for name, pair in milliseconds.items():
+            length = pair[way] * scale
+            body.append(f'<rect x="{x:.1f}" y="{y}" width="{length:.1f}" height="30" fill="{COLORS[name]}"><title>{name}: {pair[way]:.1f} ms</title></rect>')
+            if length > 60:
+                body.append(f'<text class="in" x="{x + 6:.1f}" y="{y + 19}">{name} {pair[way]:.0f}</text>')
+            x += length
+    legend = "".join(
+        f'<rect x="{12 + 120 * place}" y="158" width="11" height="11" fill="{color}"/><text class="small" x="{28 + 120 * place}" y="168">{name}</text>'
+        for place, (name, color) in enumerate(COLORS.items())
+    )
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 590 180" width="590"><style>{STYLE}</style>{"".join(body)}{legend}</svg>\n'
+
+
+def roofline(result):
+    """FLOP/s over FLOPs a byte: the roof that memory and arithmetic make, and each work of a benchmark under it."""
+    compute, stream = result["sgemm_flops"], result["stream_bytes"]
+    points = [
+        (f"{one['work']}{'' if one['method'] == 'off' else ', ' + one['method']}", one["flops"] / one["bytes"], one["flops"] / one["seconds"])
+        for one in result["rows"]
+    ]
+    place = lambda intensity, speed: (60 + 110 * (math.log10(intensity) + 1), 260 - 60 * (math.log10(speed) - 8.5))
+    corner = place(compute / stream, compute)
+    (left, low), (right, _) = place(0.1, 0.1 * stream), place(4000, compute)
+    body = [f'<path d="M{left:.0f} {low:.0f} L{corner[0]:.0f} {corner[1]:.0f} L{right:.0f} {corner[1]:.0f}" fill="none" stroke="#66707c" stroke-width="2"/>']
+    for name, intensity, speed in points:
+        x, y = place(intensity, speed)
+        label = f"{name}: {speed / 1e9:.0f} GFLOP/s at {intensity:.1f} FLOPs a byte"
+        body.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="5" fill="{COLORS["attention"]}"><title>{label}</title></circle>')
+        side = "end" if x > 300 else "start"
+        body.append(f'<text x="{x + (-9 if side == "end" else 9):.0f}" y="{y + 14:.0f}" text-anchor="{side}" class="small">{name}</text>')
+    body.append(f'<text x="{right:.0f}" y="{corner[1] - 8:.0f}" text-anchor="end">a large product: {compute / 1e9:.0f} GFLOP/s</text>')
+    body.append(f'<text x="{left:.0f}" y="{low + 34:.0f}">reading memory: {stream / 1e9:.1f} GB/s</text>')
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 590 330" width="590"><style>{STYLE}</style>{"".join(body)}</svg>\n'
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        (HERE / "roofline.svg").write_text(roofline(json.loads(pathlib.Path(sys.argv[1]).read_text())), encoding="utf-8")
+        sys.exit()
+    milliseconds = measure(parts())
+    print({name: [round(one, 1) for one in pair] for name, pair in milliseconds.items()})
+    (HERE / "performance.svg").write_text(draw(milliseconds), encoding="utf-8")

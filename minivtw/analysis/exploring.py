@@ -1,0 +1,212 @@
+"""What the page of `minivtw.explore` can ask the model for: each request is an object, and so is its answer."""
+
+import collections
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+
+from ..before import with_tower
+from ..checkpoints.hub import model_name
+from ..errors import InputError
+from ..inputs.images import open_image
+from ..inputs.questions import read_questions
+from ..loading import embedded_folder
+from ..methods import then
+from ..model.cache import KVCache
+from ..model.decoder import decoder_layer, forward
+from ..model.tokens import EmbeddedPrompt, arriving
+from ..shelf import METHODS
+from ..specs import Method, spec_of
+from ..vlm import VLM
+from . import watching
+from .page import as_seen, data_url, packed, thumbnail
+from .unfolding import Called, unfolded
+
+MOST_HELD = 256  # pictures, questions, frames; the oldest goes first
+SMALL = 96, 96  # pixels of a sample to choose
+
+
+class Held(collections.OrderedDict):
+    """The newest of what was made, by what it was made from."""
+
+    def made(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What is held for this key; made now if there is nothing."""
+        if key not in self:
+            self[key] = make()
+        self.move_to_end(key)
+        while len(self) > MOST_HELD:
+            self.popitem(last=False)
+        return self[key]
+
+
+class Explorer:
+    """The model behind the page. Every request says all that it is about, so any number of tabs can ask in turns."""
+
+    def __init__(self, vlm: VLM, method: Method | None, image: str | None = None):
+        if not vlm.parts.vision:
+            raise InputError(f"{vlm.folder} is a language model that sees nothing; there is no picture to explore")
+        self.vlm, self.method = vlm, method
+        self.pictures, self.asked, self.frames = Held(), Held(), Held()
+        self.lock = threading.Lock()  # one computation at a time
+        self.samples = [] if image is None else [self.sample(image, "What color is the star?", "")]
+        self.samples += [self.sample(*each) for each in read_samples()]
+        self.kept = dict(self.pictures)  # these are never forgotten
+
+    def sample(self, image: str, question: str, answer: str) -> dict[str, str]:
+        picture = open_image(image)
+        small = picture.copy()
+        small.thumbnail(SMALL)
+        return {"picture": self.hold(picture), "question": question, "answer": answer, "small": data_url(small)}
+
+    def hold(self, picture: Image.Image) -> str:
+        """Keep a picture. Returns its name, the digest of its pixels."""
+        name = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
+        self.pictures.made(name, lambda: picture)
+        return name
+
+    def picture(self, name: str) -> Image.Image:
+        if name not in self.kept and name not in self.pictures:
+            raise InputError("this picture is no longer held; choose it again")
+        return self.kept.get(name) or self.pictures[name]
+
+    def asked_about(self, content: dict, which: str = "picture") -> watching.Asked:
+        name, question = text(content, which), text(content, "question")
+        return self.asked.made((name, question), lambda: watching.ask(self.vlm, self.picture(name), question))
+
+    def under(self, content: dict) -> Method | None:
+        """The method of a request: patches clicked away, a picture swapped, then what was chosen."""
+        spec, parts = text(content, "method"), list[Method]()
+        if ".py:" in spec and spec != spec_of(self.method):
+            raise InputError("a method of your own is named when the page is started: --method FILE.py:FUNCTION")
+        if spec:
+            method = self.vlm.method(method=spec) or then()  # its text is checked before anything runs
+            parts.append(with_tower(method, self.asked_about(content).tower))
+        if content.get("swap"):
+            first, stop = sorted(
+                whole_numbers([content["swap"]["first"], content["swap"]["stop"]], self.vlm.config.layers + 1)
+            )
+            ours, theirs = plain(self.asked_about(content)), plain(self.asked_about(content | content["swap"], "other"))
+            parts.insert(0, watching.swapped(self.vlm.decoder, ours, theirs, first, stop))
+        if content.get("gone"):
+            places = len(self.asked_about(content).hidden)
+            parts.insert(0, watching.without(whole_numbers(content["gone"], places)))
+        return then(*parts) if len(parts) > 1 else parts[0] if parts else None
+
+    # The requests.
+
+    def start(self, content: dict) -> dict:
+        """What the page begins with."""
+        layer = watching.wall_layer(self.method)
+        return {
+            "model": model_name(self.vlm.folder),
+            "layers": self.vlm.config.layers,
+            "layer": self.vlm.config.layers if layer is None else layer,
+            "own": spec_of(self.method),
+            "begins": spec_of(self.method) if self.method and layer is None else "withdraw:layer=K",
+            "methods": {name: (make.__doc__ or "").split("\n")[0] for name, make in METHODS.items()},
+            "samples": self.samples,
+        }
+
+    def upload(self, content: bytes) -> dict:
+        """A picture's file; returns the name to ask about it by."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "picture")
+            with open(path, "wb") as file:
+                file.write(content)
+            try:
+                return {"picture": self.hold(open_image(path))}
+            except InputError as error:
+                raise InputError(str(error).replace(path, "this file")) from None
+
+    def ask(self, content: dict) -> dict:
+        """A question about a picture: its tokens, the picture as the model sees it, what it says left alone."""
+        asked = self.asked_about(content)
+        tokens = zip(asked.prompt.token_ids.tolist(), asked.prompt.is_visual)
+        assert asked.prompt.tiles is not None  # there was a picture
+        tiles = as_seen(asked.prompt.tiles, self.picture(text(content, "picture")))
+        return {
+            "words": [None if is_visual else watching.token_text(self.vlm, token) for token, is_visual in tokens],
+            "tiles": [data_url(tile) for tile in tiles],
+            "full": asked.answer.text,
+        }
+
+    def frame(self, content: dict) -> dict:
+        """The answer under a method, and what it took."""
+        if ".py:" in text(content, "method"):
+            return self.framed(content)  # its file may have changed
+        return self.frames.made(json.dumps(content, sort_keys=True), lambda: self.framed(content))
+
+    def framed(self, content: dict) -> dict:
+        """`watching.frame`; where the picture is tampered with, also how likely the answer stays that the model gives
+        when it is left alone, and the one that it gives about the picture swapped in."""
+        asked, method, swap = self.asked_about(content), self.under(content), content.get("swap")
+        frame, sides = watching.frame(self.vlm, asked, method), []
+        if swap or content.get("gone"):
+            rivals = [asked, self.asked_about(content | swap, "other")] if swap else [asked]
+            answers = [each.answer.token_ids for each in rivals]
+            sides = [watching.probability(self.vlm.decoder, plain(asked), answer, method) for answer in answers]
+        return frame | {"method": content["method"] or None, "sides": sides}
+
+    def eyes(self, content: dict) -> dict:
+        """One token on its way: where it looks, who looks at it, what the lens reads there."""
+        asked, answer = self.asked_about(content), content.get("ids")
+        ids = whole_numbers(answer, self.vlm.config.vocabulary) or [0]
+        token = whole_numbers([content.get("token")], len(asked.hidden) + len(ids) - 1)
+        seen = watching.eyes(self.vlm.decoder, plain(asked), ids, self.under(content), token)
+        return packed(seen.looks[0]) | {
+            "heads": self.vlm.config.heads,
+            "tokens": seen.looks.shape[-1],
+            "seen": packed(seen.seen[0]),
+            "readings": watching.readings(self.vlm, seen.states[0]),
+        }
+
+    def layer(self, content: dict) -> dict:
+        """The arithmetic of a layer under a method: every statement that ran, with its arrays."""
+        prompt, method = plain(self.asked_about(content)), self.under(content)
+        (layer,) = whole_numbers([content.get("layer")], self.vlm.config.layers)
+        tokens = forward(self.vlm.decoder, arriving(*prompt, KVCache(self.vlm.config)), method, stop=layer)
+        tokens = method(layer, tokens) if method else tokens
+        return called_json(unfolded(decoder_layer, self.vlm.decoder, layer, tokens))
+
+
+def read_samples() -> list[tuple[str, str, str]]:
+    """Pictures and questions that come with the embedded model."""
+    return [(each.image, each.question, each.answer) for each in read_questions(embedded_folder() / "samples")]
+
+
+def plain(asked: watching.Asked) -> EmbeddedPrompt:
+    return EmbeddedPrompt(asked.hidden, asked.prompt.is_visual)
+
+
+def called_json(called: Called) -> dict:
+    steps = [
+        {
+            "file": step.file,
+            "line": step.line,
+            "source": step.source,
+            "arrays": [{"name": name, **thumbnail(array)} for name, array in step.arrays.items()],
+            "inside": [called_json(each) for each in step.inside],
+        }
+        for step in called.steps
+    ]
+    return {"name": called.name, "summary": called.summary, "steps": steps}
+
+
+def text(content: dict, name: str) -> str:
+    """Raise InputError unless the request has this text."""
+    if not isinstance(content.get(name), str):
+        raise InputError(f"the request lacks {name}")
+    return content[name]
+
+
+def whole_numbers(values: Any, stop: int) -> list[int]:
+    """Raise InputError unless these are whole numbers from 0 to stop - 1."""
+    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < stop for value in values):
+        raise InputError(f"this request names layers or tokens that are not there: they go from 0 to {stop - 1}")
+    return values

@@ -1,0 +1,108 @@
+"""Published ways of choosing among visual tokens before the decoder: at the door of layer 0, without the question.
+
+What they drop no layer ever sees: the prompt is shorter, and its positions are counted anew, as in the papers.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from .errors import InputError
+from .looking import keep_best, product, tower_looks
+from .methods import renumber, then
+from .model.tokens import Tokens
+from .model.vision import Tower
+from .specs import Method, named, spec_of
+
+
+def beforehand(choose: Callable[[Tokens], Tokens]) -> Method:
+    """A method that chooses among visual tokens before layer 0, and counts the positions of those that stay."""
+    shorter = renumber(0)
+
+    def method(index: int, tokens: Tokens) -> Tokens:
+        return shorter(index, choose(tokens) if index == 0 and tokens.is_visual.any() else tokens)
+
+    return method
+
+
+def with_tower(method: Method, tower: Tower | None) -> Method:
+    """The same method, for a decoder that is run without a `VLM`: its tokens know what the vision tower knows."""
+    knowing = then(lambda index, tokens: replace(tokens, tower=tower) if index == 0 else tokens, method)
+    knowing.spec = spec_of(method)  # type: ignore[attr-defined]
+    return knowing
+
+
+@named
+def fastervlm(keep: float = 0.5) -> Method:
+    """FasterVLM (Zhang et al. 2024, arXiv 2412.01818, section 3.3): those that the vision tower's class token looked at
+    most in the last layer that is used, mean over heads; round(keep N) of N stay.
+
+    A tower without a class token, such as SigLIP, has no place in the paper: here all patches ask in its stead. Where a
+    picture is cut to tiles the best of all tiles stay; the published code keeps as many of each.
+    """
+
+    def choose(tokens: Tokens) -> Tokens:
+        scores = np.zeros(len(tokens), np.float32)
+        scores[tokens.is_visual] = tower_looks(tokens)[0]
+        return keep_best(tokens, scores, round(keep * tokens.is_visual.sum()))
+
+    return beforehand(choose)
+
+
+@named
+def visionzip(keep: float = 0.5, merged: float = 10 / 64) -> Method:
+    """VisionZip (Yang et al. 2024, arXiv 2412.04467, section 3.2): of round(keep N) tokens the *dominant* are those
+    that the tower looked at most, as for `fastervlm`. The others, a share `merged`, are *contextual*: evenly spaced
+    among what is left, each with the mean of those added that are most like it, by the cosine of the tower's keys.
+
+    The paper merges the tower's features, this the visual tokens made from them: the same where the connector is linear
+    (Idefics3, nanoVLM), not where it is a perceptron (LLaVA). The published code adds the mean to the target, and so
+    does this; it keeps the class token as well, which LLaVA's decoder never sees, and puts the contextual tokens behind
+    the dominant, where here all stay in the order of the picture.
+    """
+    if not 0 <= merged <= 1:
+        raise InputError(f"merged is a share of the tokens that stay, from 0 to 1, not {merged}")
+
+    def choose(tokens: Tokens) -> Tokens:
+        visual, count = np.flatnonzero(tokens.is_visual), round(keep * tokens.is_visual.sum())
+        contextual = round(merged * count)
+        looks, keys = tower_looks(tokens)
+        ranked = np.argsort(-looks, kind="stable")
+        rest = np.sort(ranked[count - contextual :])  # which of the visual tokens are not dominant
+        targets = rest[:: max(1, len(rest) // max(contextual, 1))][:contextual]
+        others = np.setdiff1d(rest, targets)
+        hidden = tokens.hidden.copy()
+        if len(targets):
+            unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
+            nearest = product(tokens, unit[others], unit[targets].T).argmax(1)  # (others,)
+            for number in np.unique(nearest):
+                hidden[visual[targets[number]]] += tokens.hidden[visual[others[nearest == number]]].mean(0)
+        stays = ~tokens.is_visual
+        stays[visual[np.concatenate([ranked[: count - contextual], targets])]] = True
+        return replace(tokens, hidden=hidden)[stays]
+
+    return beforehand(choose)
+
+
+@named
+def divprune(keep: float = 0.5) -> Method:
+    """DivPrune (Alvar et al. 2025, arXiv 2503.02175, section 3.2): the most diverse, max-min of the distance
+    d(i, j) = 1 - cos(v_i, v_j) between visual tokens, chosen greedily: first the one whose nearest neighbour is
+    farthest, then each time the one that is farthest from all those chosen; round(keep N) of N stay.
+    """
+
+    def choose(tokens: Tokens) -> Tokens:
+        visual, count = np.flatnonzero(tokens.is_visual), round(keep * tokens.is_visual.sum())
+        unit = tokens.hidden[visual] / np.linalg.norm(tokens.hidden[visual], axis=1, keepdims=True)
+        distances = 1 - product(tokens, unit, unit.T)  # (visual, visual)
+        nearest = np.sort(distances, axis=0)[min(1, len(visual) - 1)]  # of each its nearest, but for itself
+        scores = np.zeros(len(tokens))
+        for rank in range(count):
+            best = nearest.argmax()
+            scores[visual[best]] = count - rank
+            nearest = np.minimum(nearest, distances[best]) if rank else distances[best].copy()
+            nearest[scores[visual] > 0] = -np.inf
+        return keep_best(tokens, scores, count)
+
+    return beforehand(choose)

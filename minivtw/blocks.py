@@ -1,0 +1,82 @@
+"""Rows that do not depend on each other are computed in blocks, a core each.
+
+BLAS has threads of its own, but they wait for each other at the end of every product, and the elementwise work between
+two products stays on one core. A block instead goes through products and elementwise work alike on the core that began
+it, and what it holds on the way is small. NumPy gives up Python's lock while it computes, so plain threads do.
+"""
+
+import ctypes
+import functools
+import pathlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+MOST_ROWS = 256  # in a block: enough for a product to run at full speed
+LEAST_ROWS = 48  # fewer are not worth a thread of their own
+
+
+def blas_function(name):
+    """A function of the OpenBLAS that came with NumPy; None where NumPy has another BLAS."""
+    package = pathlib.Path(np.__file__).parent
+    for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
+        library = ctypes.CDLL(str(path))
+        for full_name in (f"scipy_openblas_{name}64_", f"openblas_{name}64_"):
+            if hasattr(library, full_name):
+                return getattr(library, full_name)
+    return None
+
+
+get_blas_threads, set_blas_threads = blas_function("get_num_threads"), blas_function("set_num_threads")
+THREADS = get_blas_threads() if set_blas_threads else 1  # every core, or what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says
+WORKERS = ThreadPoolExecutor(THREADS)  # its threads begin with the first work
+
+
+BUSY = threading.Lock()  # held while the workers work
+
+
+def side_by_side(work, blocks):
+    """work(block) for every block, on all cores, with one BLAS thread to each.
+
+    A block within a block is computed where it is, and so is everything while another thread has the workers.
+    """
+    if THREADS == 1 or len(blocks) == 1 or not BUSY.acquire(blocking=False):
+        for block in blocks:
+            work(block)
+        return
+    before = get_blas_threads()
+    set_blas_threads(1)
+    try:
+        list(WORKERS.map(work, blocks))
+    finally:
+        set_blas_threads(before)
+        BUSY.release()
+
+
+def row_blocks(rows, most):
+    """Slices that cover `rows` rows: `most` in each at most, and a block for every core if there are rows enough.
+
+    Their number is a power of two, so that cores share evenly.
+    """
+    fewest = max(-(-rows // most), min(THREADS, rows // LEAST_ROWS), 1)
+    step = max(-(-rows // (1 << (fewest - 1).bit_length())), 1)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def by_rows(function):
+    """Let a function of (rows, in) that treats each row on its own compute the rows of its (rows, out) in blocks."""
+
+    @functools.wraps(function)
+    def in_blocks(x, *arguments):
+        if len(x) < 2 * LEAST_ROWS or BUSY.locked():
+            return function(x, *arguments)
+        out = np.empty((len(x), function(x[:0], *arguments).shape[1]), np.float32)  # no rows at all tell its width
+
+        def work(rows):
+            out[rows] = function(x[rows], *arguments)
+
+        side_by_side(work, row_blocks(len(x), MOST_ROWS))
+        return out
+
+    return in_blocks

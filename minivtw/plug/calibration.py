@@ -1,0 +1,163 @@
+"""Which layer, for a transformers model: the paper's search (Lin et al. 2024, section 3.3), its beginnings shared.
+
+What a candidate K does before layer K is what the model does anyway. So one pass with nothing withdrawn keeps the
+states at every layer's door; from there, the candidates that have withdrawn already go through each layer as one batch.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..errors import InputError
+from .anatomy import anatomy
+from .contexts import plugged
+from .rows import all_keys, choose, narrow_mask, take
+
+ETA = 0.003  # nats; the paper's threshold
+
+
+def calibrate(
+    model: nn.Module,
+    processor: Any,
+    samples: Iterable,
+    eta: float = ETA,
+    progress: Callable[[int], object] = lambda done: None,
+) -> dict:
+    """The first layer before which withdrawal changes the next token by at most `eta`: KL(withdrawn || full), in nats.
+
+    samples: pairs of an image (a path, a Pillow image, or a list of them) and a question, or mappings of ready inputs,
+    which need no processor. Returns what minivtw's withdrawal.json holds: `withdraw_layer`, and in `curve` each K's
+    mean over the samples. Raises InputError for what is not understood, and where no layer is quiet enough.
+    """
+    curves = []
+    for done, sample in enumerate(samples, 1):
+        curves.append(kl_curve(model, inputs_of(model, processor, sample)))
+        progress(done)
+    if not curves:
+        raise InputError("calibration needs samples: pairs of an image and a question")
+    curve = torch.stack(curves).mean(0).tolist()
+    quiet = [layer for layer, value in enumerate(curve) if value <= eta]
+    if not quiet:
+        lowest = min(curve)
+        where = f"the lowest value is {lowest:.4g}, at layer {curve.index(lowest)}"
+        raise InputError(f"no layer meets the threshold of {eta:g}: {where}")
+    asked = {"count": len(curves)}
+    return {"withdraw_layer": quiet[0], "criterion": "kl", "threshold": eta, "curve": curve, "samples": asked}
+
+
+def inputs_of(model, processor, sample):
+    """A sample as the model takes it: tensors where the model is, in its dtype."""
+    if not isinstance(sample, Mapping):
+        try:
+            images, question = sample
+        except (TypeError, ValueError):
+            raise InputError(
+                f"a sample must be an image and a question, or the model's inputs, not {sample!r}"
+            ) from None
+        if processor is None:
+            raise InputError("samples of an image and a question need the model's processor")
+        images = images if isinstance(images, list | tuple) else [images]
+        sample = prompt(processor, [opened(image) for image in images], question)
+    sample = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in sample.items()}
+    is_real = lambda value: torch.is_tensor(value) and value.is_floating_point()
+    return {name: value.to(model.dtype) if is_real(value) else value for name, value in sample.items()}
+
+
+def opened(image):
+    """A path or a Pillow image -> a Pillow image in RGB."""
+    try:
+        return (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")
+    except (OSError, AttributeError, TypeError) as error:
+        raise InputError(f"cannot read the image {image}: {error}") from error
+
+
+def prompt(processor, images, question):
+    """What a processor makes of images and a question, in its chat layout; without one, the question is the prompt."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+    try:
+        if template is None:
+            return processor(images=images, text=question, return_tensors="pt")
+        content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+        turn, options = (
+            [{"role": "user", "content": content}],
+            dict(tokenize=True, return_dict=True, return_tensors="pt"),
+        )
+        return processor.apply_chat_template(turn, template, add_generation_prompt=True, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the processor {type(processor).__name__} cannot take a sample: {error}") from error
+
+
+@torch.no_grad()
+def kl_curve(model, inputs):
+    """For each K from 0 to layers - 1: KL(withdrawn || full) of a prompt's next token. (layers,) float64, nats."""
+    parts = anatomy(model)
+    with plugged(model, len(parts.layers), ()):  # refuses a model within a context
+        full, doors = walk(model, parts, inputs)
+    ids = inputs["input_ids"]
+    visual = torch.isin(ids, torch.tensor(parts.visual_ids, device=ids.device))  # (1, tokens)
+    if len(visual) != 1 or not visual.any() or visual[0, -1]:
+        raise InputError("a calibration sample must be one prompt with an image that ends with text")
+    rows = choose(~visual)
+    hidden, memo = None, {}
+    for layer, (states, kwargs) in zip(parts.layers, doors):
+        joins = take(states, rows)  # (1, rows, width): the candidate that withdraws here
+        hidden = joins if hidden is None else torch.cat([hidden, joins.to(hidden.device)])  # (candidates, rows, width)
+        output = layer(hidden, **narrowed(kwargs, rows, memo))
+        hidden = output[0] if isinstance(output, tuple) else output
+    logits = head(model, parts, hidden[:, -1:])  # (layers, vocabulary)
+    return divergence(logits, full)
+
+
+def walk(model, parts, inputs):
+    """One pass with nothing withdrawn: the last token's logits, (1, vocabulary), and what came to each layer's door."""
+    doors, behind = [], []
+    keep = lambda layer, args, kwargs: doors.append(split(args, kwargs))
+    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in parts.layers]
+    handles.append(parts.layers[-1].register_forward_hook(lambda layer, args, output: behind.append(output)))
+    try:
+        can_skip = "logits_to_keep" in inspect.signature(model.forward).parameters
+        full = model(**inputs, **({"logits_to_keep": 1} if can_skip else {}), use_cache=False).logits[:, -1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    last = behind[0][0] if isinstance(behind[0], tuple) else behind[0]
+    if (head(model, parts, last[:, -1:]) - full).abs().max() > 1e-2 * full.abs().max():
+        raise InputError(f"{parts.name} cannot be calibrated: its logits are more than a norm and a matrix")
+    return full, doors
+
+
+def split(args, kwargs):
+    """A layer's arguments -> its hidden states, and the rest by name."""
+    rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    return (args[0] if args else kwargs["hidden_states"]), rest
+
+
+def head(model, parts, hidden):
+    """(candidates, 1, width) -> their logits, (candidates, vocabulary)."""
+    return model.get_output_embeddings()(parts.decoder.norm(hidden))[:, 0]
+
+
+def narrowed(kwargs, rows, memo):
+    """A layer's arguments for the rows that stay; layers of one kind share what is made."""
+    changed = {**kwargs, "position_ids": None}
+    mask = kwargs.get("attention_mask")
+    if mask is not None:
+        if id(mask) not in memo:
+            text = all_keys(1, 0, rows.index.device).grown(rows, 0, mask.shape[-1])
+            memo[id(mask)] = narrow_mask(mask, rows, text, mask.shape[-1])
+        changed["attention_mask"] = memo[id(mask)]
+    for name, pair in kwargs.items():
+        if name.startswith("position_embeddings"):
+            changed[name] = memo.setdefault(id(pair[0]), tuple(take(part, rows) for part in pair))
+    return changed
+
+
+def divergence(withdrawn, full):
+    """KL(withdrawn || full) = sum p_w (log p_w - log p_f). Logits (candidates or 1, vocabulary) -> (candidates,)."""
+    withdrawn, full = withdrawn.double().log_softmax(-1), full.double().log_softmax(-1)
+    return (withdrawn.exp() * (withdrawn - full)).sum(-1).cpu()
