@@ -4,16 +4,19 @@ Tables and findings go between the marks `<!-- NAME -->` and `<!-- end -->` of a
 few rows goes to docs/data/, beside the chapters, in the same way.
 """
 
+import hashlib
 import pathlib
 from collections import Counter
 from typing import NamedTuple
 
 from minivtw.analysis import charts
+from minivtw.checkpoints.hub import shipped_folder
 from minivtw.inputs.questions import read_questions
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.vlm import VLM
 
 HERE = pathlib.Path(__file__).parent
+WEIGHTS = {"tiny": "minivtw-tiny/model.safetensors", "smol": "minivtw-smol/graft.safetensors"}
 
 
 def write(name, drawing):
@@ -37,6 +40,12 @@ def table(heading, rows):
         heading = [heading[0] if heading[0].endswith("layer") else "layer", *heading[1:]]
     lines = [heading, ["---"] + ["---:"] * (len(heading) - 1), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def weights_sha256(name):
+    """Of the weights in this repository that figures about a model rest on."""
+    folder, _, file = WEIGHTS[name].partition("/")
+    return hashlib.sha256((shipped_folder(folder) / file).read_bytes()).hexdigest()
 
 
 def questions_of(folder, families=None):

@@ -9,20 +9,17 @@ and tables show the embedded model alone. `swaps.py` measures the swaps; `still_
 """
 
 import argparse
-import hashlib
-import pathlib
 from collections import defaultdict
 
 import criteria
 import numpy as np
 import routes
-from filling import HERE, About, embedded, embedded_all, fill, names, questions_of, table, write
+from filling import HERE, About, embedded, embedded_all, fill, names, questions_of, table, weights_sha256, write
 
 import minivtw
 from minivtw import report, search
 from minivtw.analysis import charts, migration, page, redundancy, settling
 from minivtw.analysis.scoring import score
-from minivtw.checkpoints.hub import shipped_folder
 from minivtw.counting import plain_run, prompt_flops
 from minivtw.inputs.images import open_image
 from minivtw.inputs.questions import digest
@@ -237,20 +234,25 @@ def main():
     if chosen.smol:
         chapter, data = "09-a-language-model-that-sees.md", "data/09-a-language-model-that-sees.md"
         about = About({"smol": minivtw.load("smol")}, questions, SMOL_COUNTS, data, chapter, data, "-smol", 14)
-        weights, steps = shipped_folder("minivtw-smol") / "graft.safetensors", SMOL_STEPS
+        name, steps = "smol", SMOL_STEPS
     else:
         models = {"embedded": minivtw.load()} | ({"plain": minivtw.load(chosen.plain)} if chosen.plain else {})
         chapter, data = "05-attention-leaves.md", "data/05-attention-leaves.md"
         about = About(models, questions, COUNTS, "04-which-layer.md", chapter, data, "", 2)
-        weights, steps = about.vlm.folder / "model.safetensors", STEPS
+        name, steps = "tiny", STEPS
     for step in chosen.only or steps:
         steps[step](about)
+    if not chosen.only:  # else some tables are of another day
+        fill(about.data, "weights", measured_on(about, name))
+
+
+def measured_on(about, name):
+    """How many questions, which weights, which pictures."""
     asked = ", ".join(f"{count} for {step}" for step, count in about.counts.items())
-    sha256 = hashlib.sha256(pathlib.Path(weights).read_bytes()).hexdigest()
-    fill(about.data, "weights", (
-        f"Questions of each family: {asked}. SHA-256 of `{weights.name}`: `{sha256}`; of the "
-        f"{len(questions):,} pictures and questions that these are the first of: `{digest(questions)}`."
-    ))  # fmt: skip
+    return (
+        f"Questions of each family: {asked}. SHA-256 of minivtw-{name}: `{weights_sha256(name)}`; of the "
+        f"{len(about.questions):,} pictures and questions that these are the first of: `{digest(about.questions)}`."
+    )
 
 
 if __name__ == "__main__":

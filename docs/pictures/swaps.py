@@ -12,7 +12,7 @@ import argparse
 import json
 
 import numpy as np
-from filling import HERE, embedded, fill, questions_of, table, write
+from filling import HERE, embedded, fill, questions_of, table, weights_sha256, write
 from PIL import ImageOps
 
 import minivtw
@@ -65,16 +65,17 @@ def whose_answer(vlm, picture, other, question, windows):
 
 def measure(vlm, questions, name, most):
     """Pair after pair, one of each kind at a time; what was measured before is kept. Returns {kind: rows}."""
-    path, sha256 = DATA / f"swaps-{name}.json", digest(questions)
+    path, of = DATA / f"swaps-{name}.json", {"questions": digest(questions), "weights": weights_sha256(name)}
     windows = windows_of(vlm.config.layers)
     rows = {kind: [] for kind in KINDS}
-    if path.exists() and (before := json.loads(path.read_text(encoding="utf-8")))["questions"] == sha256:
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if of.items() <= before.items():
         rows = before["rows"]
     left = {kind: list(pairs_of(questions, kind))[len(rows[kind]) :] for kind in KINDS}
     while waiting := {kind: left[kind] for kind in KINDS if left[kind] and changed(rows[kind]) < most}:
         for kind, pairs in waiting.items():
             rows[kind].append(whose_answer(vlm, *pairs.pop(0), windows))
-        content = {"model": name, "window": WINDOW, "questions": sha256, "rows": rows}
+        content = {"model": name, "window": WINDOW, **of, "rows": rows}
         write_whole(path, json.dumps(content).replace("], [", "],\n ["))
         print({kind: changed(rows[kind]) for kind in KINDS}, flush=True)
     return {kind: np.array([row for row in rows[kind] if row][:most]) for kind in KINDS}  # (pairs, windows)
