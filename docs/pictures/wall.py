@@ -1,6 +1,6 @@
 """Record the wall in headless Chromium: wall.png for the README, wall.webp of its way from 12 to 0, the report's pictures.
 
-    python docs/pictures/wall.py    # needs chromium and chromedriver; a minute
+python docs/pictures/wall.py    # needs chromium and chromedriver; a minute
 """
 
 import io
@@ -43,17 +43,22 @@ def record(server, folder):
             frames.append(shot(browser, folder))
         browser.wait("await wall.move(3); await new Promise(done => setTimeout(done, 400))")
         shot(browser, folder).save(HERE / "wall.png", optimize=True)
-        browser.show((HERE.parent / "reports" / "star.html"))
+        browser.show(HERE.parent / "reports" / "star.html")
         browser.picture(HERE / "report.png")
     size = round(WIDTH * SCALE), round(HEIGHT * SCALE)
     small = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
     times = [3 * MILLISECONDS, *[MILLISECONDS] * (len(small) - 2), 4 * MILLISECONDS]
-    small[0].save(HERE / "wall.webp", save_all=True, append_images=small[1:], duration=times, loop=0, quality=80, method=6)
+    small[0].save(
+        HERE / "wall.webp", save_all=True, append_images=small[1:], duration=times, loop=0, quality=80, method=6
+    )
 
 
 def main():
     vlm = minivtw.load()
-    with Server(Explorer(vlm, vlm.method("auto"), str(HERE / "scene.png"))) as server, tempfile.TemporaryDirectory() as folder:
+    with (
+        Server(Explorer(vlm, vlm.method("auto"), str(HERE / "scene.png"))) as server,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         record(server, pathlib.Path(folder))
         server.shutdown()
