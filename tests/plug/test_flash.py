@@ -1,12 +1,6 @@
-"""Flash attention, which needs a GPU, by a stand-in that follows its rules on a CPU.
-
-Its rules (transformers' integrations/flash_attention.py): a mask of (batch, keys) says which tokens are padding, None
-that none are; the rest is causal by counting from the end; where one prompt's positions have a gap, several are meant.
-"""
+"""Withdrawal where the model attends as flash attention does."""
 
 import pytest
-import torch
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from minivtw.errors import InputError
 
@@ -15,24 +9,13 @@ from .test_families import TOLERANCE, relative
 pytestmark = pytest.mark.live
 
 
-def stand_in(module, query, key, value, attention_mask, scaling=None, position_ids=None, sliding_window=None, **more):
-    """As transformers.integrations.flash_attention.flash_attention_forward; (batch, heads, tokens, head_dim) each."""
-    rows, keys = query.shape[2], key.shape[2]
-    if attention_mask is None and position_ids is not None and len(query) == 1 and rows > 1:
-        assert (position_ids.diff() == 1).all(), "flash attention would take this for several prompts"
-    assert attention_mask is None or attention_mask.shape == (len(query), keys)
-    assert sliding_window is None
-    seen = torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows)[None, None]
-    if attention_mask is not None:
-        seen = seen & attention_mask[:, None, None].bool()
-    key, value = (part.repeat_interleave(module.num_key_value_groups, 1) for part in (key, value))
-    scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~seen, torch.finfo(query.dtype).min)
-    return (scores.softmax(-1) @ value).transpose(1, 2), None
-
-
 @pytest.fixture
 def flash(zoo, monkeypatch):
     """name -> a model whose decoder attends as flash attention does."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    from .flash import stand_in
+
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", stand_in)
 
     def build(name):
@@ -63,7 +46,7 @@ def test_equal_prompts_with_different_images_and_a_second_turn(zoo, masks, plug,
     more = zoo.torch.randint(2, 90, (2, 4))
     longer = masks.grown(batch, more)
     name = zoo.cache_name(model)
-    with torch.no_grad(), plug.withdraw(model, 2):
+    with zoo.torch.no_grad(), plug.withdraw(model, 2):
         first = model(**batch, use_cache=True)
         second = model(input_ids=more, attention_mask=longer["attention_mask"], **{name: first[name]})
     wanted = masks.logits(expected, longer, 2)
