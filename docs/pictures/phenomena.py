@@ -220,7 +220,7 @@ SMOL_STEPS = STEPS | {
     "ablations": lambda about: losing(about, "redundancy-ablations", METHODS, ABLATED_LAYERS, 24),
 }
 COUNTS = {"criteria": 20, "attention": 5, "crossing": 5, "routes": 20, "redundancy": 20}
-SMOL_COUNTS = {"criteria": 3, "attention": 5, "crossing": 2, "routes": 6, "redundancy": 20, "redundancy-ablations": 2}
+SMOL_COUNTS = {"criteria": 3, "attention": 5, "crossing": 2, "routes": 20, "redundancy": 20, "redundancy-ablations": 2}
 
 
 def main():
