@@ -7,20 +7,14 @@ from collections import defaultdict
 
 from . import Chat, load
 from .analysis.scoring import score
-from .cli import (
-    Parser,
-    add_model_option,
-    check_writable,
-    command,
-    methods_to_try,
-    progress_line,
-    write_whole,
-)
+from .cli import Parser, add_model_option, methods_to_try
 from .counting import Clock
 from .errors import InputError
 from .inputs.questions import Question, read_questions
 from .model.sampling import Sampler
 from .specs import spec_of, withdrawal_layer
+from .terminal import command, progress_line
+from .writing import check_writable, write_whole
 
 SCORED = ("image", "family", "question", "answer")  # what a question needs to be scored
 

@@ -6,7 +6,7 @@ import sys
 from typing import NamedTuple
 from unittest import mock
 
-from minivtw.cli import command
+from minivtw.terminal import command
 
 
 class Ran(NamedTuple):
