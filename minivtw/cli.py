@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from typing import Any
 
 from .checkpoints.layouts import SYSTEMS
@@ -16,9 +15,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise InputError(message)
 
-    def exit(self, *arguments: Any) -> Any:
-        sys.stdout.flush()  # the help: an error of a full disk is still ours to report
-        super().exit(*arguments)
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", flush=True)  # where argparse says nothing of a full disk
 
 
 def add_model_option(options: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from typing import Any
 
 INTERRUPTED = 130  # the exit code: 128 + SIGINT
 
@@ -16,7 +15,7 @@ def is_command() -> bool:
     return os.path.basename(started).removesuffix(".exe") == "minivtw"
 
 
-def leave(*_: Any) -> None:
+def leave(*_: object) -> None:
     """End at once: nothing has been begun that would have to be tidied up."""
     os._exit(INTERRUPTED)
 
