@@ -43,6 +43,10 @@ def command(main: Callable[[list[str]], None]) -> None:
     except OSError as error:  # of a file, or no room where standard output goes
         silence(sys.stdout)
         code = refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
+    except Exception as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        code = interrupts.INTERRUPTED  # Ctrl-C, and what was interrupted could not tidy up
     if code:
         sys.exit(code)
 
@@ -209,9 +213,10 @@ class Printer:
         return self
 
     def __exit__(self, error: type | None, *_: Any) -> None:
-        self._progress.clear()
-        if self._started or error is None:
-            with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+        try:
+            self._progress.clear()
+        finally:
+            if self._started or error is None:
                 print(flush=True)
 
     def __call__(self, piece: str) -> None:

@@ -12,6 +12,7 @@ from .errors import InputError
 def check_writable(path: str | pathlib.Path) -> pathlib.Path:
     """Raise InputError where a file cannot be written: before the work, not after it. Returns the path."""
     refuse = lambda why: InputError(f"cannot write {path}: {why}")
+    path = pathlib.Path(path)
     try:
         kind = kind_of(path)
         folder = pathlib.Path(os.path.realpath(path)).parent
@@ -25,7 +26,7 @@ def check_writable(path: str | pathlib.Path) -> pathlib.Path:
             raise refuse("it is not yours to write")
     except OSError as error:
         raise refuse(error.strerror) from error
-    return pathlib.Path(path)
+    return path
 
 
 def kind_of(path: str | pathlib.Path) -> int | None:
