@@ -27,7 +27,6 @@ def command(main: Callable[[list[str]], None]) -> None:
     """
     code = 0
     try:
-        interrupts.raise_again()
         open_streams()
         warnings.showwarning = lambda message, *_: say(message)
         main(sys.argv[1:])
