@@ -15,12 +15,13 @@ from . import load
 from .analysis import timing
 from .analysis.shapes import SHAPES, random_model, visual_tokens
 from .blocks import THREADS
-from .cli import Parser, add_model_option, command, methods_to_try
+from .cli import Parser, add_model_option, methods_to_try
 from .counting import prompt_flops, vision_flops
 from .errors import InputError
 from .model.cache import KVCache
 from .model.tokens import EmbeddedPrompt
 from .model.vision import encode
+from .terminal import command
 
 WORKS = ("vision", "prefill", "decode", "question")
 

@@ -11,13 +11,15 @@ import numpy as np
 
 from . import load
 from .checkpoints.stored import STORED, stored_search
-from .cli import Parser, command, counter_line, progress_line, write_whole
+from .cli import Parser
 from .errors import InputError
 from .inputs.questions import digest, read_questions
 from .model.tokens import EmbeddedPrompt
 from .schedules import search
 from .search import CRITERIA, LONGEST_ANSWER, choose, mean_curve, walk, walked_curve
 from .specs import spec_of
+from .terminal import command, counter_line, progress_line
+from .writing import check_writable, write_whole
 
 SAMPLES = 20
 CHANGED = 0.01  # of the answers' tokens, by a schedule that is to save as much as it can
@@ -139,6 +141,8 @@ def main(arguments):
         raise InputError(f"--limit must be 1 or more, not {chosen.limit}")
 
     vlm = load(chosen.model)
+    if chosen.store:
+        check_writable(vlm.folder / STORED)
     folder = chosen.samples or vlm.folder / "samples"
     if chosen.samples is None and not folder.is_dir():
         raise InputError(f"{vlm.folder} ships no samples; give a folder of them with --samples")

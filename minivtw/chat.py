@@ -8,19 +8,17 @@ import sys
 from . import load
 from .cli import (
     Parser,
-    Printer,
     add_method_options,
     add_model_option,
     add_sampling_options,
     add_size_options,
     add_system_option,
-    command,
-    print_error,
     sampling,
     stats_table,
 )
 from .errors import InputError
 from .inputs.images import open_image
+from .terminal import Printer, command, print_error, watched
 from .vlm import Chat
 
 HELP = "a question a line; /image FILE: show a picture with the next one; end with /quit or Ctrl-D"
@@ -49,15 +47,15 @@ def lines():
         yield line.strip()
 
 
-def converse(chat, images, options, with_stats):
+def converse(chat, images, options, with_stats, progress):
     """Answer every line. What cannot be used is reported, and the conversation goes on as it was."""
     for line in lines():
         try:
             if line.startswith("/image"):
                 images = [*images, open_image(line.removeprefix("/image").strip())]
             elif line:
-                answer = chat.ask(line, images, stream=Printer(), **options)
-                print()
+                with Printer(progress) as stream:
+                    answer = chat.ask(line, images, stream=stream, **options)
                 images = []
                 if with_stats:
                     print(stats_table(answer.stats))
@@ -68,10 +66,11 @@ def converse(chat, images, options, with_stats):
 def main(arguments):
     chosen = parser().parse_args(arguments)
     images = [open_image(image) for image in chosen.images]
-    chat = Chat(load(chosen.model, chosen.low_memory, chosen.max_tiles), chosen.withdraw, chosen.method, chosen.system)
+    vlm, progress = watched(load(chosen.model, chosen.low_memory, chosen.max_tiles))
+    chat = Chat(vlm, chosen.withdraw, chosen.method, chosen.system)
     if sys.stdin.isatty():
         print(HELP)
-    converse(chat, images, sampling(chosen), chosen.stats)
+    converse(chat, images, sampling(chosen), chosen.stats, progress)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,7 @@
-"""What the commands share: options, errors in one line, a progress line, files that are written whole or not at all."""
+"""What the commands share: their options, what is asked with them, and the table of what an answer took."""
 
 import argparse
 import os
-import pathlib
-import sys
-import tempfile
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 from .checkpoints.layouts import SYSTEMS
@@ -15,37 +10,13 @@ from .shelf import METHODS
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports a wrong option in one line, like every other error."""
+    """An argument parser that reports a wrong option, or help that cannot be shown, in one line like every other error."""
 
     def error(self, message: str) -> Any:
         raise InputError(message)
 
-
-def command(main: Callable[[list[str]], None]) -> None:
-    """Run a command: errors become one line on standard error and exit code 2."""
-    warnings.showwarning = lambda message, *_: print(f"minivtw: {' '.join(str(message).split())}", file=sys.stderr)
-    try:
-        main(sys.argv[1:])
-        sys.stdout.flush()
-    except InputError as error:
-        print_error(error)
-        sys.exit(2)
-    except MemoryError:
-        print("minivtw: error: this needs more memory than the machine has", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader (`| head`) has left; there is nobody to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-
-
-def print_error(error: InputError) -> None:
-    print(f"minivtw: error: {one_line(error)}", file=sys.stderr)
-
-
-def one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", flush=True)  # where argparse says nothing of a full disk
 
 
 def add_model_option(options: argparse.ArgumentParser) -> None:
@@ -98,6 +69,19 @@ def add_sampling_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--seed", type=int, default=0, metavar="N", help="of the drawing (default: 0)")
 
 
+def check_question(image: str | None, prompt: str) -> None:
+    """Raise InputError for a question that is a picture, for a picture that is a question, and for one without a name."""
+    if image == "":
+        raise InputError("the name of the picture is empty; to ask without a picture, leave it out")
+    if os.path.isfile(prompt):
+        swapped = image is not None and not os.path.isfile(image)
+        raise InputError(
+            f"{prompt} is a file where the question belongs: first the picture, then the question"
+            if swapped
+            else f"the question is missing: {prompt} is a file"
+        )
+
+
 def sampling(chosen: argparse.Namespace) -> dict[str, Any]:
     """The parsed sampling options, as `Chat.ask` takes them."""
     return {name: getattr(chosen, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
@@ -126,66 +110,6 @@ def methods_to_try(vlm: Any, withdraws: str, methods: list[str] | None) -> dict[
             raise InputError(f"argument --withdraw: {error}") from None
         named[text.strip()] = vlm.method(option)
     return named | {text: vlm.method(method=text) for text in methods or []}
-
-
-def progress_line(total: int) -> Callable[[int], None]:
-    """A bar on standard error while a terminal shows it; the returned function is told how many are done."""
-
-    def progress(done: int) -> None:
-        if sys.stderr.isatty():
-            filled = 40 * done // total
-            end = "\n" if done == total else ""
-            print(f"\r[{'#' * filled}{'.' * (40 - filled)}] {done}/{total}", end=end, file=sys.stderr, flush=True)
-
-    return progress
-
-
-def counter_line(what: str) -> Callable[[int], None]:
-    """As `progress_line`, where nobody knows how many there will be."""
-
-    def progress(done: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{done} {what}", end="", file=sys.stderr, flush=True)
-
-    return progress
-
-
-def check_writable(path: str | pathlib.Path) -> pathlib.Path:
-    """Raise InputError where a file cannot be written: before the work, not after it. Returns the path."""
-    path = pathlib.Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'there is no such folder'}")
-    return path
-
-
-def write_whole(path: str | pathlib.Path, text: str) -> None:
-    """Write a file whole or not at all: beside its place, then moved there; the old one stays until then."""
-    path, partial = pathlib.Path(path), None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
-        ) as file:
-            partial = file.name
-            file.write(text)
-        os.chmod(partial, 0o644)  # temporary files are private; what is written for others to read is not
-        os.replace(partial, path)
-    except OSError as error:
-        if partial:
-            os.unlink(partial)
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-
-
-class Printer:
-    """Prints an answer's pieces as they come, without the space that most begin with."""
-
-    def __init__(self) -> None:
-        self._started = False
-
-    def __call__(self, piece: str) -> None:
-        piece = piece if self._started else piece.lstrip()
-        self._started = self._started or bool(piece)
-        sys.stdout.write(piece)
-        sys.stdout.flush()
 
 
 def stats_table(stats: dict[str, Any]) -> str:

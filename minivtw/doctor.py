@@ -7,8 +7,10 @@ from .analysis.expectation import expect, measure_machine
 from .checkpoints.checkpoint import Headers, available_memory
 from .checkpoints.hub import embedded_folder, model_folder, model_name
 from .checkpoints.layouts import folder_template
-from .cli import Parser, command
+from .cli import Parser
+from .errors import reading
 from .loading import assembled, config_of
+from .terminal import command, one_line
 from .vlm import VLM
 
 QUESTION = "What is in the picture?"
@@ -16,8 +18,8 @@ QUESTION = "What is in the picture?"
 
 def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, list[str]]:
     """(a VLM whose weights are zero, its checkpoint's headers, a line for each thing that is unusual in its files)."""
-    folder = embedded_folder() if model is None else model_folder(model)
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, reading(model):
+        folder = embedded_folder() if model is None else model_folder(model)
         warnings.simplefilter("always")
         fields, checkpoint = config_of(folder), Headers(folder)
         vlm = assembled(folder, fields, checkpoint, max_tiles)
@@ -78,7 +80,7 @@ def main(arguments: list[str]) -> None:
     lines = [*model_lines(vlm, checkpoint), *prompt_lines(vlm, chosen.image, chosen.prompt)]
     lines += [("unusual", line) for line in unusual or ["nothing"]]
     for name, text in lines:
-        print(f"{name:8} {text}")
+        print(f"{name:8} {one_line(text)}")
 
 
 if __name__ == "__main__":

@@ -7,21 +7,16 @@ from collections import defaultdict
 
 from . import Chat, load
 from .analysis.scoring import score
-from .cli import (
-    Parser,
-    add_model_option,
-    check_writable,
-    command,
-    methods_to_try,
-    progress_line,
-    write_whole,
-)
+from .cli import Parser, add_model_option, methods_to_try
 from .counting import Clock
 from .errors import InputError
 from .inputs.questions import Question, read_questions
 from .model.sampling import Sampler
 from .specs import spec_of, withdrawal_layer
+from .terminal import command, progress_line
+from .writing import check_writable, write_whole
 
+MOST_SEEDS = 1000  # of one method
 SCORED = ("image", "family", "question", "answer")  # what a question needs to be scored
 
 
@@ -92,10 +87,13 @@ def evaluate(vlm, questions, methods, progress=lambda done: None, max_new_tokens
 
 def seeds(text):
     """A method's text for each of its seeds: `random:layer=2,seed=0-4` is five methods, which become one row."""
-    found = re.search(r"(?<=\bseed=)(\d+)-(\d+)", text)
+    found = re.search(r"(?<=\bseed=)(\d{1,9})-(\d{1,9})(?!\d)", text)
     if not found:
         return [text]
-    return [text[: found.start()] + str(seed) + text[found.end() :] for seed in range(int(found[1]), int(found[2]) + 1)]
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < first + MOST_SEEDS:
+        raise InputError(f"seeds go from the smaller to the larger, {MOST_SEEDS} of them at most: {found[0]}")
+    return [text[: found.start()] + str(seed) + text[found.end() :] for seed in range(first, last + 1)]
 
 
 def gathered(name, runs):

@@ -7,8 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from . import load
 from .analysis.exploring import Explorer
 from .analysis.page import PAGES, explore_html, page_css, source_html
-from .cli import Parser, add_method_options, add_model_option, command
+from .cli import Parser, add_method_options, add_model_option
 from .errors import InputError
+from .terminal import command
 
 MOST_BYTES = {"upload": 20_000_000}  # of a picture …
 MOST_TEXT = 100_000  # … and of any other request

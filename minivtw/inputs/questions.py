@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ def read_questions(
         if not all(isinstance(value, str) for turn in turns for value in turn.values()):
             raise InputError(f"{path}, line {number}: {listed(needed)} must be text")
         picture = path.parent / turns[0]["image"]
-        if not picture.is_file():
+        if not os.path.isfile(picture):  # never raises, whatever the name
             raise InputError(f"{path}, line {number}: there is no picture {turns[0]['image']}")
         first, *later = (Question(**{**turn, "image": str(picture)}) for turn in turns)
         questions.append(first._replace(then=tuple(later)))

@@ -31,7 +31,7 @@ class Sampler:
 
     def probabilities(self, logits):
         """What is drawn from: tempered, cut to the top k, then to the nucleus (Holtzman et al. 2020). (vocabulary,)"""
-        logits = logits.astype(np.float64) / self.temperature
+        logits = logits.astype(np.float64) / max(self.temperature, 1e-260)  # any smaller would overflow
         if 0 < self.top_k < len(logits):
             logits[logits < np.partition(logits, -self.top_k)[-self.top_k]] = -np.inf
         probabilities = softmax(logits)

@@ -14,8 +14,9 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..cli import Parser, command
+from ..cli import Parser
 from ..errors import InputError
+from ..terminal import command
 from .anatomy import Anatomy, anatomy
 from .contexts import freeze, withdraw
 from .shapes import SHAPES, Shape

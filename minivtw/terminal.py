@@ -1,0 +1,227 @@
+"""How a command speaks and how it ends: exit codes, errors in one line, progress, answers piece by piece."""
+
+import contextlib
+import copy
+import io
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TextIO
+
+from . import interrupts
+from .errors import InputError
+from .vlm import VLM
+
+MOST_CHARACTERS = 500  # of a line on standard error
+SLOW = 1.0  # seconds after which progress is shown
+BAR = 40  # characters
+
+
+def command(main: Callable[[list[str]], None]) -> None:
+    """Run a command. What the caller can mend becomes one line on standard error and exit code 2; Ctrl-C is 130.
+
+    A reader who has left (`| head`) is no error.
+    """
+    code = 0
+    try:
+        interrupts.raise_again()
+        open_streams()
+        warnings.showwarning = lambda message, *_: say(message)
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = interrupts.INTERRUPTED
+    except BrokenPipeError:
+        silence(sys.stdout)
+    except MemoryError:
+        code = refuse("this needs more memory than the machine has")
+    except InputError as error:
+        code = refuse(error)
+    except OSError as error:  # of a file, or no room where standard output goes
+        silence(sys.stdout)
+        code = refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
+    except Exception as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        code = interrupts.INTERRUPTED  # Ctrl-C, and what was interrupted could not tidy up
+    if code:
+        sys.exit(code)
+
+
+def refuse(message: object) -> int:
+    """Say what is wrong. Returns the exit code for what the caller can mend."""
+    print_error(message)
+    return 2
+
+
+def print_error(message: object) -> None:
+    say(f"error: {message}")
+
+
+def say(message: object) -> None:
+    """One line on standard error; where that is full or closed, nothing."""
+    line = f"minivtw: {one_line(message)}"
+    if len(line) > MOST_CHARACTERS:  # what it is about stands in front, what is wrong at the end
+        line = f"{line[:300]} ... {line[-150:]}"
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+        return
+    silence(sys.stderr)
+
+
+def one_line(message: object) -> str:
+    """A message without line breaks, and without characters that a terminal would obey."""
+    return visible(" ".join(str(message).split()))
+
+
+def visible(text: str) -> str:
+    """Text with every control character written as its number; line breaks and tabs stay."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def open_streams() -> None:
+    """Standard streams that the caller closed lead nowhere; characters that a terminal lacks are shown as numbers."""
+    for name, mode, errors in (
+        ("stdin", "r", "surrogateescape"),
+        ("stdout", "w", "backslashreplace"),
+        ("stderr", "w", "backslashreplace"),
+    ):
+        stream = getattr(sys, name)
+        if stream is None:  # opening takes the stream's own number, which is free; no other file may get it
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def silence(stream: TextIO) -> None:
+    """What a stream still holds goes nowhere: its reader has left, or there is no room for it."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def progress_line(total: int) -> Callable[[int], None]:
+    """A bar on standard error while a terminal shows it; the returned function is told how many are done."""
+
+    def progress(done: int) -> None:
+        if sys.stderr.isatty():
+            print(bar(done, total), end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return progress
+
+
+def bar(done: int, total: int) -> str:
+    filled = BAR * done // total
+    return f"\r[{'#' * filled}{'.' * (BAR - filled)}] {done}/{total}"
+
+
+def counter_line(what: str) -> Callable[[int], None]:
+    """As `progress_line`, where nobody knows how many there will be."""
+
+    def progress(done: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} {what}", end="", file=sys.stderr, flush=True)
+
+    return progress
+
+
+class Progress:
+    """How far vision and prefill are, for one who waits at a terminal: a line after the first second, gone before the
+    answer. As a context it is one turn.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._shown, self._last = 0.0, 0, ("", 0)
+
+    def __enter__(self) -> "Progress":
+        self._began, self._last = time.monotonic(), ("", 0)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.clear()
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if what == self._last[0] and done < self._last[1]:  # the layers begin again: the prompt has been read
+            self.clear()
+        self._last = what, done
+        if time.monotonic() - self._began > SLOW:
+            line = f"{bar(done, total)} {what}"
+            print(line.ljust(self._shown), end="", file=sys.stderr, flush=True)
+            self._shown = len(line)
+
+    def clear(self) -> None:
+        """Take the line away, and show no more in this turn."""
+        if self._shown:
+            print(f"\r{' ' * self._shown}\r", end="", file=sys.stderr, flush=True)
+        self._began, self._shown = float("inf"), 0
+
+
+class Told(Sequence):
+    """A decoder's layers that tell a `Progress` which of them is asked for."""
+
+    def __init__(self, layers: Sequence, progress: Progress) -> None:
+        self._layers, self._progress = layers, progress
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, index: Any) -> Any:
+        self._progress(index, len(self), "layers")
+        return self._layers[index]
+
+
+def watched(vlm: VLM) -> tuple[VLM, Progress]:
+    """The model as it is or, where standard error is a terminal, one that shows how far it is; the `Progress` of it."""
+    progress = Progress()
+    if not sys.stderr.isatty():
+        return vlm, progress
+    vlm, vision = copy.copy(vlm), vlm.parts.vision
+    vlm.decoder = replace(vlm.decoder, layers=Told(vlm.decoder.layers, progress))
+    if vision:
+        done = total = 0
+
+        def tile(*arguments: Any) -> Any:
+            nonlocal done, total
+            cut = vision.tile(*arguments)
+            done, total = 0, len(cut[0])
+            return cut
+
+        def connect(features: Any) -> Any:
+            nonlocal done
+            done += 1
+            progress(done, total, "tiles")
+            return vision.connect(features)
+
+        vlm.parts = replace(vlm.parts, vision=replace(vision, tile=tile, connect=connect))
+    return vlm, progress
+
+
+class Printer:
+    """Prints an answer's pieces as they come, without the space that most begin with. As a context it ends the line,
+    whatever ends the answer."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._started = False
+
+    def __enter__(self) -> "Printer":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, error: type | None, *_: Any) -> None:
+        try:
+            self._progress.clear()
+        finally:
+            if self._started or error is None:
+                print(flush=True)
+
+    def __call__(self, piece: str) -> None:
+        piece = piece if self._started else piece.lstrip()
+        self._started = self._started or bool(piece)
+        self._progress.clear()
+        sys.stdout.write(visible(piece) if sys.stdout.isatty() else piece)
+        sys.stdout.flush()
