@@ -23,6 +23,8 @@ from .model.tokens import EmbeddedPrompt
 from .model.vision import encode
 from .terminal import command
 
+WORKS = ("vision", "prefill", "decode", "question")
+
 
 def random_prompt(vlm, shape, tiles, tokens):
     """Pixels and an embedded prompt of the asked sizes: a little text, the tiles' visual tokens, and more text."""
@@ -100,6 +102,17 @@ def operations(vlm, pixels, asked, methods):
     return counted
 
 
+def add_the_whole(taken, counted, methods):
+    """Beside the phases their sum: a picture and a question, up to the second token of the answer."""
+    for name, whose in [*((name, "ours") for name in methods), ("off", "theirs")]:
+        if ("prefill", whose, name) in taken:
+            phases = taken["vision", whose, "off"], taken["prefill", whose, name], taken["decode", whose, name]
+            taken["question", whose, name] = [sum(phase) for phase in zip(*phases)]
+    for name in methods:
+        phases = counted["vision", "off"], counted["prefill", name], counted["decode", name]
+        counted["question", name] = tuple(sum(numbers) for numbers in zip(*phases))
+
+
 def nbytes(weights):
     """Bytes of the arrays in a layer's weights."""
     return sum(map(nbytes, weights)) if isinstance(weights, tuple) else 0 if weights is None else weights.nbytes
@@ -135,15 +148,16 @@ def row(work, name, taken, counted):
 
 def table(rows):
     """The rows as text, ratios first."""
-    lines = [
-        "x transformers  work                                    ms (quartiles)      transformers ms      of the machine"
-    ]
-    for one in rows:
+    names = [one["work"] if one["method"] == "off" else f"{one['work']}, {one['method']}" for one in rows]
+    width = max(map(len, names))
+    lines = [f"x transformers  {'work':{width}} {'ms (quartiles)':>22} {'transformers ms':>22}   of the machine"]
+    for name, one in zip(names, rows):
         ratio = f"{one['times_transformers']:.2f}" if "times_transformers" in one else ""
-        name = one["work"] if one["method"] == "off" else f"{one['work']}, {one['method']}"
         theirs = milliseconds(one, "transformers_") if ratio else ""
         ceiling = "streaming" if one["work"] == "decode" else "sgemm"
-        line = f"{ratio:>14}  {name:34} {milliseconds(one):>22} {theirs:>22}   {one['of_ceiling']:.0%} of {ceiling}"
+        line = (
+            f"{ratio:>14}  {name:{width}} {milliseconds(one):>22} {theirs:>22}   {one['of_ceiling']:.0%} of {ceiling}"
+        )
         if "flops_saved" in one:
             line += f"; saves {one['seconds_saved']:.0%} of the seconds, {one['flops_saved']:.0%} of the FLOPs"
         lines.append(line)
@@ -212,11 +226,10 @@ def main(arguments):
 
         twin = Twin(vlm, THREADS)
     before, calls = timing.load_average(), measures(vlm, twin, pixels, asked, methods, chosen.new_tokens)
-    taken = timing.rounds(calls, chosen.repeats)
-    counted = operations(vlm, pixels, asked, methods)
-    works = [
-        (work, name) for work in ("vision", "prefill", "decode") for name in methods if (work, "ours", name) in taken
-    ]
+    taken, counted = timing.rounds(calls, chosen.repeats), operations(vlm, pixels, asked, methods)
+    if pixels is not None:
+        add_the_whole(taken, counted, methods)
+    works = [(work, name) for work in WORKS for name in methods if (work, "ours", name) in taken]
     result = {
         "machine": timing.machine(),
         "beside": twin.name if twin else None,

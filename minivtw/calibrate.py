@@ -22,6 +22,7 @@ from .terminal import command, counter_line, progress_line
 from .writing import check_writable, write_whole
 
 SAMPLES = 20
+CHANGED = 0.01  # of the answers' tokens, by a schedule that is to save as much as it can
 
 
 def embedded(vlm, samples, progress=lambda done: None):
@@ -56,22 +57,23 @@ def calibrate(vlm, samples, criterion="kl", threshold=None, progress=lambda done
 def find_schedule(vlm, samples, save=None, threshold=None, progress=lambda done: None):
     """Find a schedule on samples, from the K on by which whole answers hold. Returns what `withdrawal.json` holds.
 
-    save: the share of the prefill FLOPs to save; threshold: nats that the answer's worst token may move, in the mean
-    (default: the criterion's own for K; for the schedule none if `save` is given). Raises InputError.
+    save: the share of the prefill FLOPs to save; threshold: the share of the answers' tokens that may change (default:
+    none if `save` is given, else 0.01). K is found by the whole answers and that criterion's own threshold. Raises
+    InputError.
     """
-    eta = CRITERIA["answer"].threshold if threshold is None else threshold
+    eta = CRITERIA["answer"].threshold
     walks = [walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in embedded(vlm, samples)]
     curve = np.mean([walked_curve(vlm.decoder, walked) for walked in walks], axis=0)
-    limit = threshold if save is not None else eta
+    limit = CHANGED if threshold is None and save is None else threshold
     path, tried = search(vlm.decoder, walks, choose(curve, "answer", eta), save, limit, progress)
     return {
         "method": spec_of(path[-1].schedule.method()),
         "criterion": "schedule",
         "save": save,
         "threshold": limit,
-        "kl": float(f"{path[-1].kl:.6g}"),
+        "changed": float(f"{path[-1].changed:.6g}"),
         "saved": float(f"{path[-1].saved:.6g}"),
-        "path": [[spec_of(one.schedule.method()), round(one.kl, 6), round(one.saved, 4)] for one in path],
+        "path": [[spec_of(one.schedule.method()), round(one.changed, 6), round(one.saved, 4)] for one in path],
         "tried": tried,
         "curve": [float(f"{value:.6g}") for value in curve],
         "samples": {"count": len(samples), "sha256": digest(samples)},
@@ -80,7 +82,9 @@ def find_schedule(vlm, samples, save=None, threshold=None, progress=lambda done:
 
 def path_table(found, layers):
     """The search's path as text, a line a schedule."""
-    rows = [f"{kl:9.5f} nats {saved:7.1%} saved   {method}" for method, kl, saved in found["path"]]
+    rows = [
+        f"{changed:8.2%} of tokens changed {saved:7.1%} saved   {method}" for method, changed, saved in found["path"]
+    ]
     heading = f"schedules on {found['samples']['count']} samples: {found['tried']} measured, of 2^{layers} sets of layers alone"
     return "\n".join([heading, *rows])
 
@@ -114,7 +118,8 @@ def main(arguments):
     defaults = ", ".join(f"{criterion.threshold:g} for {name}" for name, criterion in CRITERIA.items())
     options.add_argument(
         "--threshold", "--eta", type=float, metavar="ETA",
-        help=f"what a layer must meet (default: that of the stored layer, or else {defaults})",
+        help=f"what a layer must meet (default: that of the stored layer, or else {defaults}); with --save or --schedule "
+        f"the share of the answers' tokens that may change (default: {CHANGED:g} for --schedule, none for --save)",
     )  # fmt: skip
     options.add_argument(
         "--limit", type=int, default=SAMPLES, metavar="N", help=f"use the first N samples (default: {SAMPLES})"

@@ -13,8 +13,10 @@ and as many additions, 2 n i o FLOPs. With n tokens entering, t of them worked o
     down          (t, mlp_width) @ (mlp_width, width)
 
 and the head turns the last token alone into logits. What a method asks for at a layer's door, such as where tokens look,
-is counted where it is computed (`model.tokens.Tokens`). Norms, rotations and softmax are left out: they grow with n width, not with n width^2. Scores are counted in
-full, masked or not. A test compares this with the matrix products that really happen.
+is counted where it is computed (`model.tokens.Tokens`). Norms, rotations and softmax are left out: they grow with n width,
+not with n width^2. Scores are counted in full, masked or not, as the papers do: where a prompt is longer than a block of
+queries, `attention` skips what a whole block cannot see. A test compares this with the matrix products that really happen,
+on prompts of one block.
 """
 
 import time

@@ -2,13 +2,15 @@
 
 A schedule thins the visual tokens out before one layer, freezes what is left of them in some layers, and withdraws them
 before layer K. There are 2^K sets of layers to freeze alone, so the search is greedy: from withdrawal at the first K that
-costs next to nothing, it takes the step that costs the fewest nats for the operations that it saves, until enough is
-saved or no step is cheap enough. A step is to freeze one more layer, to withdraw one layer earlier, or to thin out at
-another place or by more.
+costs next to nothing, it takes the step that changes the fewest tokens of the answers for the operations that it saves,
+until enough is saved or no step is cheap enough. A step is to freeze one more layer, to withdraw one layer earlier, or to
+thin out at another place or by more.
 
-What a step costs is measured on samples: the divergence of the answer's tokens from those of the model that is left
-alone, of each answer the largest, in the mean. Up to the first layer that a step changes, all samples are kept as they
-entered it. And a step's price seldom falls as others are taken, so only the step that looks cheapest is measured again
+What a step costs is measured on samples: how far the distributions of the answer's tokens move from those of the model
+that is left alone (total variation), in the mean over an answer's tokens and over the samples. Unlike a divergence it
+has an end, so that one lost answer is one lost answer; and a long answer counts as much as a word. Up to the first layer
+that a step changes, all samples are kept as they entered it. All steps are tried once, on every third sample. A step's
+price seldom falls as others are taken, so from then on only the step that looks cheapest is measured, on all samples
 (lazy greedy: Minoux 1978): if it still is the cheapest, the others need not be.
 """
 
@@ -22,13 +24,14 @@ from .counting import plain_run, prompt_flops
 from .errors import InputError
 from .methods import freeze, then, withdraw
 from .model.decoder import Decoder, forward
-from .search import Walk, divergence, from_layer, tail
+from .search import Walk, from_layer, tail, total_variation
 from .shelf import method_of
 from .specs import Method, first_layer
 
 KEPT = (0.75, 0.5)  # shares of the visual tokens that thinning out may keep
 THINNERS = ("uniform", "looked_at")  # methods of the shelf
-NOISE = 3e-4  # nats: steps that cost less than this differ in what they save alone
+NOISE = 1e-3  # of the tokens: steps that change fewer differ in what they save alone
+SIFTING = 3  # the first look at a step takes every third sample
 
 
 class Schedule(NamedTuple):
@@ -58,7 +61,7 @@ class Measured(NamedTuple):
     """A schedule with what it costs and what it saves, in the mean over the samples."""
 
     schedule: Schedule
-    kl: float  # nats: the largest divergence among an answer's tokens
+    changed: float  # share of the answers' tokens, from 0 to 1
     saved: float  # share of the prefill FLOPs
 
 
@@ -71,13 +74,13 @@ class Bench:
         self.taken = Measured(Schedule(decoder.config.layers), 0.0, 0.0)  # so far: everything stays as it is
         self.take(self.measure(start))
 
-    def measure(self, schedule: Schedule) -> Measured:
-        """What a schedule costs and saves, from the first layer on that it treats differently."""
+    def measure(self, schedule: Schedule, every: int = 1) -> Measured:
+        """What a schedule costs and saves on every so manyth sample, from the first layer on that it treats differently."""
         method, start = schedule.method(), schedule.first_change(self.taken.schedule)
         costs, saved = [], []
-        for walked, plain in zip(self.walks, self.plain):
+        for walked, plain in zip(self.walks[::every], self.plain[::every]):
             said, ran = tail(self.decoder, walked, method, start)
-            costs.append(float(divergence(said, walked.full).max()))
+            costs.append(total_variation(said, walked.full).mean())
             saved.append(1 - prompt_flops(self.decoder.config, ran) / plain)
         self.tried += 1
         self._progress(self.tried)
@@ -128,27 +131,42 @@ def after(schedule: Schedule, step: tuple) -> Schedule | None:
             return None if schedule.thinned == step[1] else schedule._replace(thinned=step[1])
 
 
+def price(measured: Measured, taken: Measured) -> float:
+    """What a step changes for each share of the FLOPs that it saves; infinite where it saves none."""
+    gained = measured.saved - taken.saved
+    return max(measured.changed - taken.changed, NOISE) / gained if gained > 0 else np.inf
+
+
+def sifted(bench: Bench, leaves: int) -> list[tuple[float, int, tuple]]:
+    """A heap of (price, a number, step) of all steps, as every so manyth sample tells them."""
+    start, queue = bench.measure(bench.taken.schedule, SIFTING), []
+    for number, step in enumerate(every_step(bench.decoder.config.layers, leaves)):
+        schedule = after(bench.taken.schedule, step)
+        if schedule:
+            queue.append((price(bench.measure(schedule, SIFTING), start), number, step))
+    heapq.heapify(queue)
+    return queue
+
+
 def cheapest_step(bench: Bench, queue: list[tuple[float, int, tuple]]) -> Measured | None:
     """Measure steps in the order of their last price until the cheapest is one that was measured just now.
 
-    queue: a heap of (nats a share of the FLOPs saved, a number, step), which keeps the new prices.
+    queue: a heap of (price, a number, step), which keeps the new prices.
     """
     fresh: dict[tuple, Measured] = {}
     while queue:
-        price, number, step = heapq.heappop(queue)
+        last, number, step = heapq.heappop(queue)
         if step in fresh:
             if step == ("leaves",):  # can be taken again
-                heapq.heappush(queue, (-np.inf, number, step))
+                heapq.heappush(queue, (last, number, step))
             return fresh[step]
         schedule = after(bench.taken.schedule, step)
         if schedule is None:
             continue
         measured = bench.measure(schedule)
-        gained = measured.saved - bench.taken.saved
-        if gained > 0:
+        if measured.saved > bench.taken.saved:
             fresh[step] = measured
-            price = max(measured.kl - bench.taken.kl, NOISE) / gained
-            heapq.heappush(queue, (price, number, step))
+            heapq.heappush(queue, (price(measured, bench.taken), number, step))
     return None
 
 
@@ -173,16 +191,16 @@ def search(
     """The path of a greedy search: schedules, each saving more than the one before; the last is the one looked for.
 
     walks: samples with their whole answers (`search.walk`); leaves: the K to start from; save: stop as soon as this
-    share of the prefill FLOPs is saved; threshold: stop before the cost exceeds this many nats. A contiguous schedule
-    that saves as much and costs less takes the last place. Returns the path, and how many schedules were measured.
+    share of the prefill FLOPs is saved; threshold: stop before more than this share of the tokens changes. A contiguous
+    schedule that saves as much and changes fewer takes the last place. Returns the path, and how many schedules were measured.
     Raises InputError where `save` cannot be reached.
     """
     bench = Bench(decoder, walks, Schedule(leaves), progress)
     path, goal = [bench.taken], np.inf if save is None else save
-    queue = [(-np.inf, number, step) for number, step in enumerate(every_step(decoder.config.layers, leaves))]
+    queue = sifted(bench, leaves)
     while bench.taken.saved < goal:
         measured = cheapest_step(bench, queue)
-        if measured is None or (threshold is not None and measured.kl > threshold):
+        if measured is None or (threshold is not None and measured.changed > threshold):
             break
         bench.take(measured)
         path.append(measured)
@@ -190,5 +208,5 @@ def search(
         raise InputError(
             f"no schedule within the threshold saves {save:.0%}; the search ends at {bench.taken.saved:.1%}"
         )
-    better = [one for one in tails(bench, leaves, bench.taken.saved) if one.kl < bench.taken.kl]
-    return [*path, *sorted(better, key=lambda one: -one.kl)], bench.tried
+    better = [one for one in tails(bench, leaves, bench.taken.saved) if one.changed < bench.taken.changed]
+    return [*path, *sorted(better, key=lambda one: -one.changed)], bench.tried

@@ -100,6 +100,14 @@ def divergence(withdrawn, full):
     return np.sum(np.exp(withdrawn) * (withdrawn - full), axis=-1)
 
 
+def total_variation(one, other):
+    """1/2 sum |p - q|: how often a token that is drawn from one comes out otherwise than from the other, at the least.
+
+    Logits (…, vocabulary) to (…,) float64 from 0 to 1.
+    """
+    return np.abs(np.exp(log_softmax(one)) - np.exp(log_softmax(other))).sum(axis=-1) / 2
+
+
 def log_softmax(scores):
     """log softmax over the last axis, in float64: divergences near the threshold are sums of tiny differences."""
     shifted = scores.astype(np.float64) - scores.max(axis=-1, keepdims=True)

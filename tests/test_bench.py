@@ -45,7 +45,8 @@ def test_every_work_is_timed_under_every_method(small, asked):
     assert ran.code == 0 and ran.err == ""
     result = json.loads(ran.out)
     assert [(row["work"], row["method"]) for row in result["rows"]] == [
-        ("vision", "off"), *((work, name) for work in ("prefill", "decode") for name in ("off", "auto", "0")),
+        ("vision", "off"),
+        *((work, name) for work in ("prefill", "decode", "question") for name in ("off", "auto", "0")),
     ]  # fmt: skip
     for row in result["rows"]:
         low, high = row["quartiles"]

@@ -155,7 +155,7 @@ def test_attention_holds_no_score_matrix_and_stands_large_scores():
     assert peak < 40e6
 
 
-@given(st.integers(1, 40), st.sampled_from(["mlp", "swiglu", "linear", "rms_norm", "layer_norm"]), st.integers(0, 99))
+@given(st.integers(1, 40), st.sampled_from(["mlp", "swiglu", "linear"]), st.integers(0, 99))
 def test_blocks_of_rows_compute_what_all_rows_together_do(rows, name, seed):
     random = np.random.default_rng(seed)
     array = lambda *shape: random.standard_normal(shape).astype(np.float32)
@@ -163,8 +163,6 @@ def test_blocks_of_rows_compute_what_all_rows_together_do(rows, name, seed):
         "mlp": (Linear(array(6, 10), array(10)), Linear(array(10, 5), array(5)), layers.gelu_tanh),
         "swiglu": (array(6, 20), array(10, 5)),
         "linear": (Linear(array(6, 5), None),),
-        "rms_norm": (array(6), 1e-5),
-        "layer_norm": (LayerNorm(array(6), array(6)), 1e-5),
     }[name]
     function, x = getattr(layers, name), array(rows, 6)
     together = function.__wrapped__(x, *arguments)

@@ -3,6 +3,7 @@
 python docs/pictures/shelf.py methods [--model MODEL] [--saved 0.25 0.4 0.6]     method texts at equal budgets
 python docs/pictures/shelf.py curves SCORES.json shelf.svg     from what `minivtw.evaluate --json` wrote; prints a table
 python docs/pictures/shelf.py sheet kept.svg [--model MODEL]   the patches that each keeps for one question
+python docs/pictures/shelf.py bottom QUESTIONS METHOD …        how much of what it keeps lies in the lower half
 """
 
 import argparse
@@ -13,6 +14,7 @@ import pathlib
 import minivtw
 from minivtw.analysis.charts import curve_chart, standalone, svg, text
 from minivtw.counting import plain_run, prompt_flops
+from minivtw.inputs.questions import read_questions
 from minivtw.methods import then
 from minivtw.model.cache import KVCache
 from minivtw.model.tokens import Ran
@@ -134,20 +136,36 @@ def sheet(vlm, picture, question, texts, columns=4):
     return standalone(svg(body, 2 * GAP + -(-len(texts) // columns) * (SIDE + 2 * GAP + 8), question))
 
 
+def lower_half(vlm, questions, words):
+    """Of the visual tokens that reach the last layer, the share that lies in the lower half of a square picture."""
+    kept, below = 0, 0
+    for question in questions:
+        left = left_before(vlm, question.image, question.question, method_of(words))
+        stayed = [place for place, layer in enumerate(left) if layer == vlm.config.layers]
+        kept, below = kept + len(stayed), below + sum(place >= len(left) // 2 for place in stayed)
+    return below / kept
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("methods", "curves", "sheet"))
-    parser.add_argument("files", nargs="*", type=pathlib.Path)
+    parser.add_argument("what", choices=("methods", "curves", "sheet", "bottom"))
+    parser.add_argument("files", nargs="*")
     parser.add_argument("--model")
     parser.add_argument("--saved", nargs="+", type=float, default=[0.25, 0.4, 0.6])
     parser.add_argument("--question", default="What color is the star?")
     chosen = parser.parse_args()
     if chosen.what == "curves":
         drawing, table = curves(chosen.files[0])
-        chosen.files[1].write_text(drawing, encoding="utf-8")
+        pathlib.Path(chosen.files[1]).write_text(drawing, encoding="utf-8")
         print(table)
         return
     vlm, picture = minivtw.load(chosen.model), HERE / "scene.png"
+    if chosen.what == "bottom":
+        folder, *methods = chosen.files
+        asked = read_questions(folder, ("image", "family", "question", "answer"))[::16]
+        for words in methods:
+            print(f"{lower_half(vlm, asked, words):6.1%} of what {words} keeps, on {len(asked)} questions")
+        return
     is_visual = vlm.prepare(picture, chosen.question).is_visual
     counts = int(is_visual.sum()), int((~is_visual).sum())
     texts = [text for saved in chosen.saved for text in at_budget(vlm.config, *counts, saved)]
@@ -156,7 +174,7 @@ def main():
         return
     kept = [words.replace("seed=0-4", "seed=0") for words in at_budget(vlm.config, *counts, chosen.saved[-1])]
     shown = [words for words in kept if not words.startswith(("freeze", "withdraw"))]
-    chosen.files[0].write_text(sheet(vlm, picture, chosen.question, shown), encoding="utf-8")
+    pathlib.Path(chosen.files[0]).write_text(sheet(vlm, picture, chosen.question, shown), encoding="utf-8")
 
 
 if __name__ == "__main__":

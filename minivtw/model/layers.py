@@ -11,7 +11,6 @@ import numpy as np
 from ..blocks import by_rows
 
 
-@by_rows
 def rms_norm(x, weight, eps):
     """Root-mean-square norm (Zhang & Sennrich 2019): x / sqrt(mean(x^2) + eps) * weight.
 
@@ -29,7 +28,6 @@ class LayerNorm(NamedTuple):
     bias: np.ndarray
 
 
-@by_rows
 def layer_norm(x, norm, eps):
     """Layer norm (Ba et al. 2016): (x - mean) / sqrt(variance + eps) * weight + bias.
 
