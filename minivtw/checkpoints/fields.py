@@ -35,7 +35,7 @@ class Fields:
 
     def __init__(self, values, where):
         self._values = values
-        self._where = where
+        self.where = where
         self._read = set()
         self._parts = {}
 
@@ -44,10 +44,10 @@ class Fields:
         value = self._values.get(key)
         if value is None:
             if default is REQUIRED:
-                raise InputError(f"{self._where} lacks {key}")
+                raise InputError(f"{self.where} lacks {key}")
             return default
         if not fits(value):
-            raise InputError(f"{key} in {self._where} must be {kind}, not {repr(value)[:80]}")
+            raise InputError(f"{key} in {self.where} must be {kind}, not {repr(value)[:80]}")
         return value
 
     def has(self, key):
@@ -88,7 +88,7 @@ class Fields:
             value = self.raw(key)
             if value is not None and value != expects:
                 computed = "nothing like it" if expects is None else f"only {repr(expects)[:80]}"
-                raise InputError(f"{key} in {self._where} is {repr(value)[:80]}, and {computed} is computed here")
+                raise InputError(f"{key} in {self.where} is {repr(value)[:80]}, and {computed} is computed here")
 
     def text(self, key, default=REQUIRED):
         return self._get(key, default, lambda v: isinstance(v, str), "text")
@@ -97,14 +97,14 @@ class Fields:
         """All of the object, when every value of it is text."""
         self._read.update(self._values)
         if not all(isinstance(value, str) for value in self._values.values()):
-            raise InputError(f"{self._where} must map names to text")
+            raise InputError(f"{self.where} must map names to text")
         return dict(self._values)
 
     def part(self, key, default=REQUIRED):
         """A nested object, as `Fields`: the same one at every call."""
         if key not in self._parts:
             values = self._get(key, default, lambda v: isinstance(v, dict), "an object")
-            self._parts[key] = Fields(values, f"{key} of {self._where}")
+            self._parts[key] = Fields(values, f"{key} of {self.where}")
         return self._parts[key]
 
     def beside(self, name, values, folder):
@@ -123,4 +123,4 @@ class Fields:
         return sorted(own + [f"{name}.{key}" for name, part in self._parts.items() for key in part.unread()])
 
     def error(self, message):
-        return InputError(f"{self._where} {message}")
+        return InputError(f"{self.where} {message}")
