@@ -19,6 +19,7 @@ from .files import file_of, read_json
 BUFFERS = ("rotary_emb.inv_freq", "rotary_embd.inv_freq", "embeddings.position_ids")
 INDEX = "model.safetensors.index.json"
 MOST_PROBLEMS = 100  # named in one error
+PIECE = 1 << 20  # numbers looked at at a time
 # How NumPy reads what a file holds. It has no bfloat16; those are halves of 16 bits, widened below.
 STORED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
@@ -90,6 +91,16 @@ class Shard:
         else:
             np.copyto(out, stored)
 
+    def is_finite(self, name):
+        """Whether every number of a tensor is finite; what is not a float is. A piece of it is held at a time."""
+        if self.dtypes[name] not in STORED:
+            return True
+        stored = np.memmap(self.path, STORED[self.dtypes[name]], "r", self._starts[name], math.prod(self.shapes[name]))
+        return all(
+            np.isfinite(widen_bfloat16(piece) if self.dtypes[name] == "BF16" else piece).all()
+            for piece in np.split(stored, range(PIECE, len(stored), PIECE))
+        )
+
 
 class Checkpoint:
     """The tensors of a model folder. `fill` builds a model from them; `vector`, `table` and `matrix` hand them out."""
@@ -139,6 +150,10 @@ class Checkpoint:
                 f"{self.folder} takes {needed / 1e9:.1f} GB of memory as float32, and {available / 1e9:.1f} GB are "
                 "free; --low-memory widens one layer at a time instead"
             )
+
+    def damaged(self):
+        """The names of the tensors that hold a number which is not finite. Reads all of the weights."""
+        return sorted(name for name, shard in self.shards.items() if not shard.is_finite(name))
 
     def __contains__(self, name):
         return name in self.shards

@@ -21,6 +21,7 @@ DEFAULTS = {
     **dict.fromkeys(("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"), IDEFICS3),
 }
 MOST_PIXELS_A_SIDE = 4096  # transformers makes no picture longer
+MOST_TILES_A_SIDE = 64
 
 
 class Names(NamedTuple):

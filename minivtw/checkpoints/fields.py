@@ -73,6 +73,21 @@ class Fields:
         )  # fmt: skip
         return tuple(self._get(key, default, fits, f"a list of {count} numbers from {least:g} to 1e6"))
 
+    def pairs(self, key, count, most):
+        """A list of at most `count` pairs of whole numbers from 1 to `most`, as tuples."""
+        is_pair = lambda pair: isinstance(pair, list) and len(pair) == 2 and all(
+            type(n) is int and 0 < n <= most for n in pair
+        )  # fmt: skip
+        fits = lambda v: isinstance(v, list) and 0 < len(v) <= count and all(map(is_pair, v))
+        kind = f"a list of at most {count:,} pairs of whole numbers from 1 to {most:,}"
+        return tuple(map(tuple, self._get(key, REQUIRED, fits, kind)))
+
+    def ids(self, key):
+        """A token id or a list of them, as a set; empty where the key is absent."""
+        listed = lambda v: v if isinstance(v, list) else [v]
+        fits = lambda v: all(type(n) is int and abs(n) <= MOST for n in listed(v))
+        return frozenset(listed(self._get(key, [], fits, "a token id or a list of them")))
+
     def flag(self, key, default=REQUIRED):
         """true or false."""
         return self._get(key, default, lambda v: type(v) is bool, "true or false")
