@@ -32,7 +32,9 @@ def shard_paths(folder):
         raise InputError(f"{folder} holds neither model.safetensors nor {INDEX}")
     index = read_json(folder, INDEX).get("weight_map")
     found = list(index.values()) if isinstance(index, dict) else [None]
-    names = [name for name in found if isinstance(name, str) and name.isprintable() and pathlib.Path(name).name == name]
+    names = [
+        name for name in found if isinstance(name, str) and name.isprintable() and pathlib.Path(name).name == name != ""
+    ]
     if len(names) < len(found):
         raise InputError(f"{path} must map tensor names to files beside it")
     paths = {name: file_of(folder, name) for name in sorted(set(names))}
