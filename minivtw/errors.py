@@ -5,7 +5,10 @@ from collections.abc import Iterator
 
 
 class InputError(ValueError):
-    """Something the caller gave cannot be used; the message is one complete sentence for them."""
+    """Something the caller gave cannot be used; the message is one complete sentence for them, in one line."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
+import numpy as np
+
 from . import interrupts
 from .errors import InputError
 from .vlm import VLM
@@ -29,7 +31,8 @@ def command(main: Callable[[list[str]], None]) -> None:
     try:
         open_streams()
         warnings.showwarning = lambda message, *_: say(message)
-        main(sys.argv[1:])
+        with np.errstate(all="ignore"):  # what is not finite is found where a layer ends
+            main(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = interrupts.INTERRUPTED
