@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from . import interrupts
 from .errors import InputError
+from .inputs.opening import hush
 from .vlm import VLM
 
 MOST_CHARACTERS = 500  # of a line on standard error
@@ -29,6 +30,7 @@ def command(main: Callable[[list[str]], None]) -> None:
     try:
         interrupts.raise_again()
         open_streams()
+        hush()
         warnings.showwarning = lambda message, *_: say(message)
         main(sys.argv[1:])
         sys.stdout.flush()

@@ -1,9 +1,7 @@
 """Several turns: the cache that stays between them gives what recomputing the whole conversation gives."""
 
-import io
 import json
 import pathlib
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -122,18 +120,8 @@ def pictures(tmp_path):
 def test_the_chat_door_holds_a_conversation(pictures):
     one, two = pictures
     typed = f"What color is the star?\n\n/image {two}\n/image nowhere.png\nAnd the ring?\n/quit\nnever read\n"
-    with mock.patch("sys.stdin", io.StringIO(typed)):
-        ran = run(
-            door.main,
-            one,
-            "--model",
-            GOLDEN / "idefics3-tiles",
-            "--withdraw",
-            2,
-            "--max-new-tokens",
-            NEW_TOKENS,
-            "--stats",
-        )
+    model = ("--model", GOLDEN / "idefics3-tiles", "--withdraw", 2, "--max-new-tokens", NEW_TOKENS)
+    ran = run(door.main, one, *model, "--stats", stdin=typed)
     chat = Chat(minivtw.load(GOLDEN / "idefics3-tiles"), 2)
     assert ran.code == 0
     for image, text in ((one, "What color is the star?"), (two, "And the ring?")):
