@@ -131,7 +131,7 @@ def tried(name, examples, strategy, check):
 CONFIGS = ["config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json"]
 
 
-@examples(quick=12, deep=500)
+@examples(quick=12, deep=400)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("base", [base.name for base in BASES])
 def test_any_value_of_a_config(models, base, examples):
@@ -159,7 +159,7 @@ STEPS = st.one_of(
 )
 
 
-@examples(quick=25, deep=3500)
+@examples(quick=25, deep=2000)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("base", ["clip-plain", "clip-qwen2", "idefics3-tiles"])
 def test_any_value_of_a_tokenizer(models, base, examples, capfd):
