@@ -17,7 +17,7 @@ from .cli import (
     stats_table,
 )
 from .errors import InputError
-from .inputs.images import open_image
+from .inputs.opening import open_image
 from .terminal import Printer, command, print_error, watched
 from .vlm import Chat
 

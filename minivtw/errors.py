@@ -1,7 +1,9 @@
 """The one error that a user is meant to see."""
 
 import contextlib
+import operator
 from collections.abc import Iterator
+from typing import Any
 
 
 class InputError(ValueError):
@@ -19,3 +21,14 @@ def reading(what: object) -> Iterator[None]:
     except OSError as error:
         where = "" if error.filename in (None, str(what)) else f" ({error.filename})"
         raise InputError(f"cannot read {what}: {error.strerror or error}{where}") from error
+
+
+def whole(value: Any, name: str, least: int = 0) -> int:
+    """An option that must be a whole number. Raises InputError."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} must be a whole number, not {value!r}") from None
+    if number < least:
+        raise InputError(f"{name} must be {least} or more, not {number}")
+    return number

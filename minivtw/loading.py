@@ -9,7 +9,7 @@ from .checkpoints.fields import Fields
 from .checkpoints.files import file_of, read_json
 from .checkpoints.hub import embedded_folder, model_folder, tokenizer_folder
 from .checkpoints.tokenizer import load_tokenizer
-from .errors import InputError, reading
+from .errors import reading, whole
 from .vlm import VLM
 
 
@@ -34,8 +34,8 @@ def config_of(folder: pathlib.Path) -> Fields:
 
 def assembled(folder: pathlib.Path, fields: Fields, checkpoint: Checkpoint, max_tiles: int | None = None) -> VLM:
     """A folder's config and weights -> `VLM`."""
-    if max_tiles is not None and max_tiles < 1:
-        raise InputError(f"max-tiles must be 1 or more, not {max_tiles}")
+    if max_tiles is not None:
+        max_tiles = whole(max_tiles, "max-tiles", least=1)
     parts = family(fields).load(fields, folder, checkpoint)
     tokenizer = load_tokenizer(tokenizer_folder(folder, parts.tokenizer), parts.extra_tokens)
     stop_ids = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.layout.turn_end or "")} - {None}

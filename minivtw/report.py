@@ -10,7 +10,7 @@ from .before import with_tower
 from .checkpoints.stored import stored_search
 from .cli import Parser, add_method_options, add_model_option, check_question
 from .errors import InputError
-from .inputs.images import open_image
+from .inputs.opening import open_image
 from .methods import withdraw
 from .model.tokens import EmbeddedPrompt
 from .search import ETA, kl_curve

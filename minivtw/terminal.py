@@ -15,6 +15,7 @@ import numpy as np
 
 from . import interrupts
 from .errors import InputError
+from .inputs.opening import hush
 from .vlm import VLM
 
 MOST_CHARACTERS = 500  # of a line on standard error
@@ -29,8 +30,8 @@ def command(main: Callable[[list[str]], None]) -> None:
     """
     code = 0
     try:
-        interrupts.raise_again()
         open_streams()
+        hush()
         warnings.showwarning = lambda message, *_: say(message)
         with np.errstate(all="ignore"):  # what is not finite is found where a layer ends
             main(sys.argv[1:])

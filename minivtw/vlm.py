@@ -16,8 +16,8 @@ from .checkpoints.hub import model_name
 from .checkpoints.parts import Parts
 from .checkpoints.stored import STORED, stored_method
 from .counting import Clock, turn_counts
-from .errors import InputError
-from .inputs.images import open_image
+from .errors import InputError, whole
+from .inputs.opening import open_image
 from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, encode, expand_marks, refuse_marks
 from .methods import withdraw as withdraw_before
 from .model.cache import KVCache
@@ -120,7 +120,8 @@ class VLM:
         vision, tiles, expansions, expected = self.parts.vision, None, [], 0
         if images and not vision:
             raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
-        refuse_marks(f"{system or ''}\n{text}", self.tokenizer)
+        for said in (text,) if system is None else (text, system):
+            refuse_marks(said, self.tokenizer)
         turn = self.parts.layout.turn(text, len(images), is_first, system)
         opened = [open_image(image) for image in images]
         if opened and vision:
@@ -221,8 +222,7 @@ class Chat:
         goes wrong, in here or in the callbacks, the conversation is then as it was before.
         """
         sampler, clock = Sampler(temperature, top_k, top_p, seed), Clock(self.vlm.load_seconds)
-        if max_new_tokens < 0:
-            raise InputError(f"max-new-tokens must be 0 or more, not {max_new_tokens}")
+        max_new_tokens = whole(max_new_tokens, "max-new-tokens")
         is_first = self.cache.next_position == 0
         prepared = self.vlm.prepare(image, prompt, is_first, self.system if is_first else None)  # 1. tokens
         turn = self._continued(prepared)
@@ -276,6 +276,8 @@ class Chat:
             hidden = vlm.decoder.embedding[token_ids[-1:]]  # (1, width)
             next_logits, tokens = vlm.advance(hidden, is_text, self.cache, self.method, observe)
             decoded.append(tokens.ran)
+        if stream:
+            stream(words.end())
         return token_ids, answer_text(vlm.tokenizer, token_ids, vlm.stop_ids), decoded
 
     def _stats(self, turn, token_ids, start, prefilled, decoded, seconds):

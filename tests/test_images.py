@@ -6,7 +6,7 @@ from PIL import Image
 
 from minivtw import InputError
 from minivtw.checkpoints.clip import ClipPixels, centre_crop
-from minivtw.inputs.images import open_image
+from minivtw.inputs.opening import open_image
 
 CLIP = ClipPixels(16, None, 3, (16, 16), 1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 

@@ -17,7 +17,7 @@ import minivtw
 from minivtw.checkpoints.checkpoint import Checkpoint
 from minivtw.checkpoints.clip import pixel_settings
 from minivtw.checkpoints.fields import Fields
-from minivtw.inputs.images import open_image
+from minivtw.inputs.opening import open_image
 from minivtw.loading import embedded_folder
 
 from .parity import GREEDY_TOKENS, PIXEL_TOLERANCE, TOLERANCE, compare_layers, observe, relative_error, stage

@@ -21,7 +21,7 @@ from minivtw import report, search
 from minivtw.analysis import charts, migration, page, redundancy, settling
 from minivtw.analysis.scoring import score
 from minivtw.counting import plain_run, prompt_flops
-from minivtw.inputs.images import open_image
+from minivtw.inputs.opening import open_image
 from minivtw.inputs.questions import digest
 from minivtw.methods import random_tokens, renumber, then, withdraw
 

@@ -7,7 +7,7 @@ import numpy as np
 from filling import HERE, embedded, fill, names, table, write
 
 from minivtw.analysis import charts, migration, page, redundancy
-from minivtw.inputs.images import open_image
+from minivtw.inputs.opening import open_image
 from minivtw.methods import withdraw
 from minivtw.search import LONGEST_ANSWER, walk
 

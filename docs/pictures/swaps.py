@@ -17,7 +17,7 @@ from PIL import ImageOps
 
 import minivtw
 from minivtw.analysis import charts, migration
-from minivtw.inputs.images import open_image
+from minivtw.inputs.opening import open_image
 from minivtw.inputs.questions import digest
 from minivtw.search import LONGEST_ANSWER, walk
 from minivtw.writing import write_whole

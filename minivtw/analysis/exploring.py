@@ -14,7 +14,7 @@ from PIL import Image
 from ..before import with_tower
 from ..checkpoints.hub import model_name
 from ..errors import InputError
-from ..inputs.images import open_image
+from ..inputs.opening import open_image
 from ..inputs.questions import read_questions
 from ..loading import embedded_folder
 from ..methods import then

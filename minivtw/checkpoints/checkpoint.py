@@ -177,6 +177,7 @@ class Checkpoint:
         out = np.empty((sum(rows), math.prod(shapes[0][1:])), np.float32)
         for name, shape, block in zip(names, shapes, np.split(out, np.cumsum(rows)[:-1]), strict=True):
             self.shards[name].read_into(name, block.reshape(shape))
+        out.flags.writeable = False  # and so is every view of it: threads may share the weights
         return out
 
     def _look_at(self, name, shape):

@@ -77,7 +77,8 @@ def on_tiles(vision, side):
     config = vision.config
     rows = fractional_positions(side // config.patch_size, config.image_size // config.patch_size)
     places = (rows[:, None] * (config.image_size // config.patch_size) + rows).ravel()  # (patches,)
-    table = vision.position_embedding[places]  # (patches, width)
+    table = vision.position_embedding[places]  # (patches, width), a copy
+    table.flags.writeable = False  # as in the checkpoint
     return dataclasses.replace(vision, config=config._replace(image_size=side), position_embedding=table)
 
 

@@ -4,7 +4,6 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers.decoders import DecodeStream
 
 from ..errors import InputError
 from .tokenizing import tokenizing
@@ -12,6 +11,7 @@ from .tokenizing import tokenizing
 MARK = "<image>"  # where an image goes in a prompt
 # Docling's instructions have these marks: places on a page, kinds of answers.
 SAYABLE = re.compile(r"<(loc_\d+|otsl|chart|code|formula)>")
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # Llama's tokens for what its vocabulary has no other token for
 
 
 class Prompt(NamedTuple):
@@ -26,11 +26,19 @@ class Prompt(NamedTuple):
 def refuse_marks(text, tokenizer):
     """Raise InputError for words that would become one of the model's own marks: a turn, an end, a tile.
 
-    `<image>` is not looked at: it says where an image goes.
+    `<image>` is not looked at: it says where an image goes. What is not text is an error, too.
     """
-    words = text.replace(MARK, "")
-    for token in tokenizer.get_added_tokens_decoder().values():
-        if token.special and token.content in words and not SAYABLE.fullmatch(token.content):
+    if not isinstance(text, str):
+        raise InputError(f"a prompt is text, not an object of type {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the prompt is not UTF-8 text") from error
+    words, unknown = text.replace(MARK, ""), getattr(tokenizer.model, "unk_token", None)
+    said = frozenset(encode(tokenizer, words, opens=False).tolist())  # some tokenizers change the text before they look
+    for index, token in tokenizer.get_added_tokens_decoder().items():
+        is_said = token.content in words or (index in said and token.content != unknown)
+        if token.special and is_said and not SAYABLE.fullmatch(token.content):
             raise InputError(f"the prompt says {token.content}, which is a mark of the model's own and cannot be said")
 
 
@@ -66,23 +74,40 @@ def hidden_ids(tokenizer, stop_ids):
     return (False, stop_ids) if tokenizer.token_to_id("<loc_0>") is not None else (True, frozenset())
 
 
-def answer_text(tokenizer, token_ids, stop_ids):
-    """The text of an answer's tokens."""
+def spoken(tokenizer, token_ids, stop_ids):
+    """The text of an answer's tokens, with the white space at its ends."""
     skips, hidden = hidden_ids(tokenizer, stop_ids)
     with tokenizing("the tokenizer cannot write the answer"):
-        return tokenizer.decode(
-            [token for token in token_ids if token not in hidden], skip_special_tokens=skips
-        ).strip()
+        return tokenizer.decode([token for token in token_ids if token not in hidden], skip_special_tokens=skips)
+
+
+def answer_text(tokenizer, token_ids, stop_ids):
+    """The text of an answer's tokens."""
+    return spoken(tokenizer, token_ids, stop_ids).strip()
 
 
 class TextStream:
-    """Token ids to text, piece by piece: a character that takes several tokens appears when it is whole."""
+    """Token ids to text, piece by piece: a character that takes several tokens appears when it is whole.
+
+    All pieces together are what `spoken` makes of all tokens. That is asked anew for each: what a run of Llama's bytes
+    means, for example, is open until it ends.
+    """
 
     def __init__(self, tokenizer, stop_ids=frozenset()):
-        self._tokenizer = tokenizer
-        skips, self._hidden = hidden_ids(tokenizer, stop_ids)
-        self._stream = DecodeStream(skip_special_tokens=skips)
+        self._tokenizer, self._stop_ids = tokenizer, stop_ids
+        self._token_ids, self._given = [], 0  # characters
 
     def add(self, token_id):
         """The text that this token completes; often a word, sometimes nothing yet."""
-        return "" if token_id in self._hidden else self._stream.step(self._tokenizer, token_id) or ""
+        self._token_ids.append(token_id)
+        is_byte = BYTE.fullmatch(self._tokenizer.id_to_token(token_id) or "")
+        return "" if is_byte or not spoken(self._tokenizer, [token_id], self._stop_ids) else self._more("\ufffd")
+
+    def end(self):
+        """What was held back when the answer ended."""
+        return self._more()
+
+    def _more(self, unfinished=()):
+        text = spoken(self._tokenizer, self._token_ids, self._stop_ids)
+        start, self._given = self._given, self._given if text.endswith(unfinished) else len(text)
+        return text[start : self._given]

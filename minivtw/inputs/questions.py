@@ -39,7 +39,7 @@ def read_questions(
             turns = [{name: turn[name] for name in needed} for turn in turns_of(json.loads(line))]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: needs an object with {listed(needed)}") from error
-        if not all(isinstance(value, str) for turn in turns for value in turn.values()):
+        if not all(is_text(value) for turn in turns for value in turn.values()):
             raise InputError(f"{path}, line {number}: {listed(needed)} must be text")
         picture = path.parent / turns[0]["image"]
         if not os.path.isfile(picture):  # never raises, whatever the name
@@ -49,6 +49,11 @@ def read_questions(
     if not questions:
         raise InputError(f"{path} holds no questions")
     return questions
+
+
+def is_text(value: Any) -> bool:
+    """JSON can also say what no text holds: half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def turns_of(content: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
 """Logits to the next token: the most probable one, or drawn from the probable ones."""
 
+from numbers import Real
+
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, whole
 from .layers import softmax
 
 
@@ -10,16 +12,12 @@ class Sampler:
     """temperature 0 is greedy; top_k 0 and top_p 1 keep every token. The same seed draws the same tokens."""
 
     def __init__(self, temperature=0.0, top_k=0, top_p=1.0, seed=0):
-        if not 0 <= temperature < np.inf:
+        if not isinstance(temperature, Real) or not 0 <= temperature < np.inf:
             raise InputError(f"the temperature must be 0 or more, not {temperature}")
-        if top_k < 0:
-            raise InputError(f"top-k must be 0 (off) or more, not {top_k}")
-        if not 0 < top_p <= 1:
+        if not isinstance(top_p, Real) or not 0 < top_p <= 1:
             raise InputError(f"top-p must be above 0 and at most 1, not {top_p}")
-        if seed < 0:
-            raise InputError(f"the seed must be 0 or more, not {seed}")
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        self._random = np.random.default_rng(seed)
+        self.temperature, self.top_k, self.top_p = temperature, whole(top_k, "top-k"), top_p
+        self._random = np.random.default_rng(whole(seed, "the seed"))
 
     def __call__(self, logits):
         """logits: (vocabulary,) float32. Returns a token id."""

@@ -1,0 +1,118 @@
+"""A picture from anywhere, opened safely: whatever is wrong with it is one InputError, and it cannot grow, run or wait."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import stat
+import warnings
+
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import InputError
+from .images import check_size
+
+# Of what Pillow reads, what is left alone: EPS is a program, which it would run; in the others another picture may lie
+# than the one whose size they say.
+NOT_READ = ("EPS", "FITS", "ICNS", "ICO", "IPTC")
+ORIENTATION = 0x0112  # EXIF's tag, and what undoes each of its values
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+BAND = 1 << 20  # pixels that are laid on white at once
+
+
+def open_image(source):
+    """A path, a binary stream or a Pillow image, to an upright RGB image; of an animation, the first frame.
+
+    Raises InputError for what is missing, broken, empty, too large or no picture; the cause is chained.
+    """
+    is_path, is_image = isinstance(source, str | os.PathLike), isinstance(source, Image.Image)
+    name = os.fspath(source) if is_path else "the image" if is_image else "the stream"
+    cannot = f"cannot read the image {name}" if is_path else f"cannot read {name}"
+    try:
+        if is_image:
+            return upright_rgb(source, name)
+        if not is_path and not hasattr(source, "read"):
+            kind = type(source).__name__
+            raise InputError(f"an image is a path, a binary stream or a Pillow image, not an object of type {kind}")
+        if is_path and not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe may wait for ever
+            raise InputError(f"{cannot}: a folder, a pipe or a device is no picture")
+        with open(source, "rb") if is_path else contextlib.nullcontext(source) as file:
+            if not file.seek(0, os.SEEK_END):
+                raise InputError(f"{name} is empty")
+            with Image.open(file) as image:
+                return upright_rgb(image, name)
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} is not an image that Pillow can read") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limit
+        raise InputError(f"{name} is too large: {error}") from error
+    except Exception as error:  # whatever the reading of a damaged file runs into, from AttributeError to struct.error
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"{cannot}: {why}") from error
+
+
+def upright_rgb(image, name):
+    """Turned as EXIF says, laid on white where transparent (as transformers' processors do), any mode made RGB."""
+    if image.format in NOT_READ:
+        raise InputError(f"{name} is of the kind {image.format}, which is not read; save it as PNG")
+    if image.width * image.height == 0:
+        raise InputError(f"{name} has no pixels")
+    check_size(image.width, image.height, name)
+    image.load()
+    turn = TURNS.get(orientation(image))
+    image = eight_bits(image)
+    has_holes = "A" in image.getbands() or "transparency" in image.info
+    image = on_white(image) if has_holes else image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def orientation(image):
+    """What EXIF says of how the camera was held; None where it says nothing that can be read."""
+    with contextlib.suppress(Exception):  # as in `open_image`; a picture is not the worse for damaged notes about it
+        value = image.getexif().get(ORIENTATION)
+        return value if isinstance(value, int) else None
+    return None
+
+
+def eight_bits(image):
+    """Levels of grey from 0 to 65535 to levels from 0 to 255. Pillow's own `convert` makes all above 255 white."""
+    if not image.mode.startswith("I") or (image.mode == "I" and image.getextrema()[1] <= 255):
+        return image
+    grey = image.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
+    if isinstance(image.info.get("transparency"), int):
+        grey.info["transparency"] = round(image.info["transparency"] / 257)
+    return grey
+
+
+def on_white(image):
+    """An image with transparent places, on white, RGB; in bands, because a composite takes four copies."""
+    laid, rows = Image.new("RGB", image.size), max(BAND // image.width, 1)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        laid.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, top))
+    return laid
+
+
+def hush():
+    """For commands: what Pillow and libtiff have to say besides does not reach standard error.
+
+    It changes the whole process, once and for good: a filter set for the time of one picture would be lost or left
+    behind where several threads open pictures.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    with contextlib.suppress(
+        AttributeError, OSError
+    ):  # where libtiff is part of Pillow's own library, it stays as it is
+        library = ctypes.CDLL(Image.core.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
