@@ -88,6 +88,7 @@ CASES = [
     (CLIP, "tokenizer.json", dict(model__unk_token="NOPE"), "not in its vocabulary, 'NOPE'"),
     (CLIP, "tokenizer.json", dict(model__continuing_subword_prefix="##"), "continuing_subword_prefix"),
     (CLIP, "tokenizer.json", dict(model__dropout=0.5), "dropout"),
+    (CLIP, "tokenizer.json", dict(post_processor__special_tokens={}), "puts '<s>', which its special_tokens lack"),
     (CLIP, "tokenizer.json", dict(model__type="Unigram"), "must be one of 'BPE'"),
     (CLIP, "tokenizer.json", dict(normalizer={"type": "Precompiled", "precompiled_charsmap": ""}), "must be one of"),
     (CLIP, "tokenizer.json", dict(pre_tokenizer={"type": "FixedLength", "length": 0}), "must be one of"),

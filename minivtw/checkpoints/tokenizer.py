@@ -68,8 +68,22 @@ def check(fields: Fields) -> None:
         growth = 1.0
         for step in steps:
             growth *= grows(step)
+            if step.raw("type") == "TemplateProcessing":
+                check_template(step)
         if len(steps) > MOST_STEPS or growth > MOST_GROWTH:
             raise fields.error(f"has a {name} that makes a text too long, or takes too many steps")
+
+
+def check_template(step: Fields) -> None:
+    """Raise InputError for a template that puts a token which it does not describe: the library panics at it."""
+    described = step.part("special_tokens", {})
+    for key in ("single", "pair"):
+        pieces = step.raw(key)
+        for piece in pieces if isinstance(pieces, list) else []:
+            token = piece.get("SpecialToken") if isinstance(piece, dict) else None
+            name = token.get("id") if isinstance(token, dict) else None
+            if isinstance(name, str) and not described.has(name):
+                raise step.error(f"puts {name[:80]!r}, which its special_tokens lack")
 
 
 def steps_of(fields: Fields, kinds: tuple[str, ...], inner: str, depth: int = 0) -> list[Fields]:
