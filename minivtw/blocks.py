@@ -32,7 +32,8 @@ get_blas_threads, set_blas_threads = blas_function("get_num_threads"), blas_func
 THREADS = (
     get_blas_threads() if set_blas_threads else 1
 )  # every core, or what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says
-WORKERS = ThreadPoolExecutor(THREADS)  # its threads begin with the first work
+# Its threads begin with the first work. They warn of nothing: what is not finite is found where a layer ends.
+WORKERS = ThreadPoolExecutor(THREADS, initializer=lambda: np.seterr(all="ignore"))
 
 
 BUSY = threading.Lock()  # held while the workers work

@@ -25,6 +25,7 @@ def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, li
         vlm = assembled(folder, fields, checkpoint, max_tiles)
     unusual = [str(warning.message) for warning in caught]
     unusual += [f"{key} is a setting that is not known here, and changes nothing" for key in fields.unread()]
+    unusual += [f"{name} holds numbers that are not finite: it is damaged" for name in checkpoint.damaged()]
     if folder_template(folder)[1] is None:
         unusual.append("no chat template: a conversation is written as the family's own layout says")
     if not vlm.stop_ids:

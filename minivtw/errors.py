@@ -7,7 +7,10 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something the caller gave cannot be used; the message is one complete sentence for them."""
+    """Something the caller gave cannot be used; the message is one complete sentence for them, in one line."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 @contextlib.contextmanager

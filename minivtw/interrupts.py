@@ -1,7 +1,6 @@
 """Ctrl-C while a command still imports: it ends as it would later (`terminal.command`), without a traceback."""
 
-import os
-import signal
+import os  # Python has loaded these two by itself: nothing else is imported before Ctrl-C is heard
 import sys
 
 INTERRUPTED = 130  # the exit code: 128 + SIGINT
@@ -15,16 +14,12 @@ def is_command() -> bool:
     return os.path.basename(started).removesuffix(".exe") == "minivtw"
 
 
-def leave(*_: object) -> None:
-    """End at once: nothing has been begun that would have to be tidied up."""
-    os._exit(INTERRUPTED)
+def end_quietly(kind, error, trace) -> None:
+    """What Python calls for an error that nobody caught: a Ctrl-C then finds nothing that would have to be tidied up."""
+    if issubclass(kind, KeyboardInterrupt):
+        os._exit(INTERRUPTED)
+    sys.__excepthook__(kind, error, trace)
 
 
-def raise_again() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt, as usual."""
-    if signal.getsignal(signal.SIGINT) is leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored: nohup, &
-    signal.signal(signal.SIGINT, leave)
+if is_command():
+    sys.excepthook = end_quietly

@@ -4,11 +4,12 @@ import pathlib
 import time
 
 from .checkpoints import family
-from .checkpoints.checkpoint import Checkpoint, read_json
+from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.fields import Fields
+from .checkpoints.files import file_of, read_json
 from .checkpoints.hub import embedded_folder, model_folder, tokenizer_folder
-from .errors import InputError, reading, whole
-from .inputs.prompts import load_tokenizer
+from .checkpoints.tokenizer import load_tokenizer
+from .errors import reading, whole
 from .vlm import VLM
 
 
@@ -43,12 +44,8 @@ def assembled(folder: pathlib.Path, fields: Fields, checkpoint: Checkpoint, max_
 
 def end_tokens(folder, fields):
     """The token ids that end an answer, from generation_config.json or else config.json."""
-    if (folder / "generation_config.json").exists():
-        generation = read_json(folder, "generation_config.json").get("eos_token_id")
-    else:
-        generation = None
-    ids = generation if generation is not None else fields.raw("eos_token_id", [])
-    ids = ids if isinstance(ids, list) else [ids]
-    if not all(type(token) is int for token in ids):
-        raise InputError(f"eos_token_id of {folder} must be a token id or a list of them, not {ids!r}")
-    return frozenset(ids)
+    if file_of(folder, "generation_config.json"):
+        generation = Fields(read_json(folder, "generation_config.json"), f"{folder}/generation_config.json")
+        if generation.has("eos_token_id"):
+            return generation.ids("eos_token_id")
+    return fields.ids("eos_token_id")

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
+import numpy as np
+
 from . import interrupts
 from .errors import InputError
 from .inputs.opening import hush
@@ -28,11 +30,11 @@ def command(main: Callable[[list[str]], None]) -> None:
     """
     code = 0
     try:
-        interrupts.raise_again()
         open_streams()
         hush()
         warnings.showwarning = lambda message, *_: say(message)
-        main(sys.argv[1:])
+        with np.errstate(all="ignore"):  # what is not finite is found where a layer ends
+            main(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = interrupts.INTERRUPTED

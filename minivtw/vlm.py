@@ -22,6 +22,7 @@ from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, e
 from .methods import withdraw as withdraw_before
 from .model.cache import KVCache
 from .model.decoder import forward, logits
+from .model.layers import check_finite
 from .model.sampling import Sampler
 from .model.tokens import Tokens, arriving
 from .model.vision import Tower
@@ -157,7 +158,7 @@ class VLM:
                 observe("connector.output", visual)
         if observe:
             observe("decoder.embeddings", hidden)
-        return hidden
+        return check_finite(hidden, "what enters the decoder")
 
     def advance(
         self,

@@ -112,7 +112,7 @@ class World(NamedTuple):
 
     def files(self):
         """Every file of the world with its content, but for weights and tokenizers."""
-        paths = (path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size < 10_000)
+        paths = (path for path in self.folder.rglob("*") if path.is_file() and path.suffix != ".safetensors")
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
 
 

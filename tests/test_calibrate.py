@@ -25,11 +25,9 @@ def embedded():
 
 @pytest.fixture
 def model(tmp_path):
-    """A copy of the embedded model that a test may write to, weights linked; no layer is stored with it."""
+    """A copy of the embedded model that a test may write to, no layer is stored with it."""
     folder = tmp_path / "model"
-    skip = shutil.ignore_patterns("withdrawal.json", "model.safetensors")
-    shutil.copytree(embedded_folder(), folder, ignore=skip)
-    (folder / "model.safetensors").symlink_to(embedded_folder() / "model.safetensors")
+    shutil.copytree(embedded_folder(), folder, ignore=shutil.ignore_patterns("withdrawal.json"))
     return folder
 
 

@@ -86,6 +86,18 @@ def test_links_lead_somewhere(page):
     assert not missing
 
 
+def test_the_limits_and_tests_of_the_promise_are_there():
+    page = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
+    limits = re.findall(r"^\| .* \| ([\d,]+)[^|]* \| `([\w/]+)\.py:(\w+)` \|", page, re.M)
+    assert len(limits) >= 8
+    for number, module, name in limits:
+        value = getattr(importlib.import_module("minivtw." + module.replace("/", ".")), name)
+        assert value == int(number.replace(",", "")), name
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    named = re.findall(r"`(test_\w+)`", page)
+    assert len(named) >= 5 and not [name for name in named if f"def {name}(" not in tests]
+
+
 def test_every_stop_of_the_tour_is_there():
     page = (ROOT / "docs" / "01-from-picture-to-answer.md").read_text(encoding="utf-8")
     stops = re.findall(r"^\| `minivtw/([\w/]+)\.py:([\w.]+)` \|", page, re.M)

@@ -13,7 +13,7 @@ from minivtw.model.vision import encode
 from tests.doors import assert_one_line_error, run
 from tests.families.conversation import picture
 from tests.families.test_families import FOLDERS, NAMES
-from tests.small_llava import CONFIG, write_folder
+from tests.small_llava import CONFIG, random_tensors, write_folder
 from tests.test_counting import Counted
 
 
@@ -70,10 +70,22 @@ def test_what_is_unusual_is_named_and_the_rest_is_not(tmp_path):
     assert ran.code == 0 and ran.err.count("\n") == 1 and ran.err.startswith("minivtw: ")
 
 
-def test_it_reads_no_weight(tmp_path, monkeypatch):
+def test_it_holds_no_weight(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "model")
     monkeypatch.setattr("minivtw.checkpoints.checkpoint.Shard.read_into", None)
     assert said(run(doctor.main, folder))["weights"].endswith("stored as F32")
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_damaged_weights_are_named(tmp_path, number, dtype):
+    tensors = {name: tensor.astype(dtype) for name, tensor in random_tensors().items()}
+    damaged = ["language_model.model.embed_tokens.weight", "vision_tower.vision_model.post_layernorm.bias"]
+    for name in damaged:
+        tensors[name].flat[-1] = number
+    ran = run(doctor.main, write_folder(tmp_path / "model", tensors))
+    assert ran.code == 0 and ran.err == "" and ran.out.count("not finite") == 2
+    assert all(f"unusual  {name} holds numbers that are not finite" in ran.out for name in damaged)
 
 
 @pytest.mark.parametrize("key, value", [("hidden_size", 17), ("num_hidden_layers", 10**9), ("rms_norm_eps", 10**400)])

@@ -169,7 +169,7 @@ LINE = st.one_of(
 )
 
 
-@examples(quick=60, deep=3000)
+@examples(quick=60, deep=1500)
 def test_any_lines_of_questions(world, tmp_path, examples):
     @settings(max_examples=examples, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
     @given(st.lists(LINE, max_size=3), st.sampled_from([("image", "question"), evaluate.SCORED]))
@@ -210,3 +210,32 @@ def test_any_names(world, examples):
         assert_promise(run(DOORS[door][0].main, *arguments))
 
     check()
+
+
+LONG = "word " * 200  # more than the small model's 256 positions
+
+
+@pytest.mark.parametrize(
+    "door, arguments",
+    [
+        ("generate", "{picture} {LONG} --model {model}"),
+        ("generate", "{picture} Hm? --model {model} --system {LONG}"),
+        ("report", "{picture} {LONG} --model {model}"),
+        ("bench", "{picture} {LONG} --model {model} --alone"),
+        ("evaluate", "{long} --model {model}"),
+        ("calibrate", "{model} --samples {long} --threshold 1e9"),
+    ],
+)
+def test_a_prompt_beyond_the_positions_is_refused_by_every_command(world, door, arguments):
+    folder = world.folder / "long"
+    folder.mkdir(exist_ok=True)
+    (folder / "questions.jsonl").write_text(json.dumps(QUESTION | {"question": LONG}))
+    names = world._asdict() | {"LONG": LONG, "long": folder}
+    ran = run(DOORS[door][0].main, *(each.format(**names) for each in arguments.split()))
+    assert_one_line_error(ran, "; the model has 256 positions")
+
+
+def test_a_chat_reports_a_prompt_beyond_the_positions_and_goes_on(world):
+    ran = run(chat.main, "--model", world.model, "--max-new-tokens", "2", stdin=f"Hm?\n{LONG}\nAnd?\n")
+    assert ran.code == 0 and ran.out.count("\n") == 2
+    assert ran.err.count("\n") == 1 and "; the model has 256 positions" in ran.err

@@ -245,6 +245,57 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     assert_one_line_error(run(fetch.main, "smol"), "cannot make")
 
 
+def as_whole_numbers(base):
+    save_file({"a": np.zeros((3, 3), np.int64)}, base / "model.safetensors")
+
+
+def with_one_word(base):
+    save_file({"model.embed_tokens.weight": np.zeros((), np.float32)}, base / "model.safetensors")
+
+
+def without_words(base):
+    save_file({"a": np.zeros(3, np.float32)}, base / "model.safetensors")
+
+
+def with_a_smaller_linear(base):
+    tensors = load_file(base / "model.safetensors")
+    save_file(tensors | {f"{LINEAR}.weight": np.zeros((5, 7), np.float32)}, base / "model.safetensors")
+
+
+def truncated(base):
+    content = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(content[:-9])
+
+
+def without_a_tokenizer(base):
+    (base / "tokenizer.json").write_bytes(b"\xff")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [as_whole_numbers, with_one_word, without_words, with_a_smaller_linear, truncated, without_a_tokenizer],
+)
+def test_a_damaged_base_is_one_line_and_makes_nothing(cache, damage):
+    damage(cache / "smollm2-135m-instruct")
+    assert_one_line_error(run(fetch.main, "smol"), "smollm2-135m-instruct")
+    assert [path.name for path in cache.iterdir()] == ["smollm2-135m-instruct"]
+
+
+def test_a_note_of_the_graft_that_is_not_text_makes_the_model_anew(cache):
+    folder = graft.fetch("smol")
+    (folder / graft.MADE_FROM).write_bytes(b"\xff")
+    assert run(fetch.main, "smol").code == 0
+    assert len((folder / graft.MADE_FROM).read_text()) == 64
+
+
+def test_a_move_that_fails_brings_the_older_model_back(tmp_path):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "old").touch()
+    with pytest.raises(FileNotFoundError):
+        graft.move(tmp_path / "none", tmp_path / "place", tmp_path / "older")
+    assert (tmp_path / "place" / "old").exists()
+
+
 def test_an_unknown_name(empty_cache):
     assert_one_line_error(run(fetch.main, "large"), "invalid choice: 'large'")
 

@@ -309,10 +309,22 @@ def test_a_stored_layer_that_does_not_fit(tmp_path, picture, content):
     assert run(main, picture, "Hm?", "--model", folder, "--withdraw", "off", "--max-new-tokens", "1").code == 0
 
 
+def test_a_model_folder_runs_nothing(tmp_path, picture, monkeypatch):
+    """Code runs only if the user names its file."""
+    folder = write_folder(tmp_path / "theirs")
+    (folder / "code.py").write_text("open('ran', 'w')\ndef method(index, tokens): return tokens")
+    (folder / "withdrawal.json").write_text('{"method": "freeze:layers=1+theirs/code.py:method"}')
+    monkeypatch.chdir(tmp_path)
+    assert_one_line_error(run(main, picture, "Hm?", "--model", "theirs"), "code is run only if --method names it")
+    assert not (tmp_path / "ran").exists()
+    named = run(main, picture, "Hm?", "--model", "theirs", "--method", "theirs/code.py:method", "--max-new-tokens", "1")
+    assert named.code == 0 and (tmp_path / "ran").exists()
+
+
 def test_weights_that_are_not_numbers(tmp_path, picture):
     tensors = random_tensors()
     tensors["language_model.model.norm.weight"][3] = np.nan
-    assert_one_line_error(run(main, picture, "Hm?", "--model", write_folder(tmp_path, tensors)), "not finite")
+    assert_one_line_error(run(main, picture, "Hm?", "--model", write_folder(tmp_path, tensors)), "finite")
 
 
 def test_a_failed_turn_leaves_the_conversation_as_it_was(vlm, picture):

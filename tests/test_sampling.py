@@ -61,8 +61,3 @@ def test_the_seed_decides_and_every_token_gets_its_share():
 def test_settings_that_make_no_sense_are_input_errors(options):
     with pytest.raises(InputError):
         Sampler(**options)
-
-
-def test_logits_that_are_not_numbers_are_an_input_error():
-    with pytest.raises(InputError):
-        Sampler()(np.float32([0, np.nan]))

@@ -2,7 +2,7 @@
 with the result of a benchmark also roofline.svg:
 
 OPENBLAS_NUM_THREADS=1 python docs/pictures/performance.py
-python -m minivtw.bench --shape smolvlm-256m --tokens 1148 --json > bench.json && python docs/pictures/performance.py bench.json
+python -m minivtw.bench --shape smolvlm-256m --tokens 1148 --withdraw off --json > bench.json && python docs/pictures/performance.py bench.json
 
 One layer of SigLIP-B/16 on one tile of 512 pixels, on one thread; processor seconds, so that other jobs on the machine
 count little. Every part is timed in turns, before and after, and the median counts.
@@ -25,6 +25,7 @@ HERE, ROUNDS = pathlib.Path(__file__).parent, 9
 COLORS = {"products": "#4a86c5", "attention": "#d98a3d", "activation": "#b5413b", "norms": "#4f9d72"}
 STYLE = (
     "text { font: 13px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11px } .in { fill: #fff; font-size: 11px } "
+    ".grid { stroke: #9aa5b1; opacity: .35 } .mid { text-anchor: middle } .end { text-anchor: end } "
     "@media (prefers-color-scheme: dark) { text { fill: #e6eaef } }"
 )
 
@@ -97,35 +98,43 @@ def draw(milliseconds):
 def roofline(result):
     """FLOP/s over FLOPs a byte: the roof that memory and arithmetic make, and each work of a benchmark under it."""
     compute, stream = result["sgemm_flops"], result["stream_bytes"]
-    points = [
-        (
-            f"{one['work']}{'' if one['method'] == 'off' else ', ' + one['method']}",
-            one["flops"] / one["bytes"],
-            one["flops"] / one["seconds"],
-        )
-        for one in result["rows"]
-    ]
-    place = lambda intensity, speed: (60 + 110 * (math.log10(intensity) + 1), 260 - 60 * (math.log10(speed) - 8.5))
+    place = lambda intensity, speed: (70 + 110 * (math.log10(intensity) + 1), 252 - 92 * (math.log10(speed) - 9))
     corner = place(compute / stream, compute)
     (left, low), (right, _) = place(0.1, 0.1 * stream), place(4000, compute)
-    body = [
-        f'<path d="M{left:.0f} {low:.0f} L{corner[0]:.0f} {corner[1]:.0f} L{right:.0f} {corner[1]:.0f}" fill="none" stroke="#66707c" stroke-width="2"/>'
-    ]
-    for name, intensity, speed in points:
-        x, y = place(intensity, speed)
-        label = f"{name}: {speed / 1e9:.0f} GFLOP/s at {intensity:.1f} FLOPs a byte"
+    body = []
+    for power in range(-1, 4):
+        x, _ = place(10**power, 1e9)
         body.append(
-            f'<circle cx="{x:.0f}" cy="{y:.0f}" r="5" fill="{COLORS["attention"]}"><title>{label}</title></circle>'
+            f'<path d="M{x:.0f} 30 V262" class="grid"/><text x="{x:.0f}" y="280" class="mid">{10**power:g}</text>'
         )
-        side = "end" if x > 300 else "start"
+    for power in range(9, 12):
+        _, y = place(1, 10**power)
+        body.append(f'<path d="M{left:.0f} {y:.0f} H{right:.0f}" class="grid"/>')
+        body.append(f'<text x="62" y="{y + 4:.0f}" class="end">{10 ** (power - 9)}</text>')
+    roof = f"M{left:.0f} {low:.0f} L{corner[0]:.0f} {corner[1]:.0f} L{right:.0f} {corner[1]:.0f}"
+    body.append(f'<path d="{roof}" fill="none" stroke="#66707c" stroke-width="2"/>')
+    rights = 0
+    for one in result["rows"]:
+        intensity, speed = one["flops"] / one["bytes"], one["flops"] / one["seconds"]
+        x, y = place(intensity, speed)
+        name = one["work"] if one["method"] == "off" else f"{one['work']}, {one['method']}"
+        label = f"{name}: {speed / 1e9:.3g} at {intensity:.3g}"
+        body.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="5" fill="{COLORS["attention"]}"/>')
+        end = "end" if x > 300 else "start"
+        rights += x > 300
         body.append(
-            f'<text x="{x + (-9 if side == "end" else 9):.0f}" y="{y + 14:.0f}" text-anchor="{side}" class="small">{name}</text>'
+            f'<text x="{x + (5 if end == "end" else 12):.0f}" y="{y + (8 + 18 * rights if x > 300 else 5):.0f}" class="{end}">{label}</text>'
         )
     body.append(
-        f'<text x="{right:.0f}" y="{corner[1] - 8:.0f}" text-anchor="end">a large product: {compute / 1e9:.0f} GFLOP/s</text>'
+        f'<text x="{right:.0f}" y="{corner[1] - 8:.0f}" class="end">a large product: {compute / 1e9:.0f} GFLOP/s</text>'
     )
-    body.append(f'<text x="{left:.0f}" y="{low + 34:.0f}">reading memory: {stream / 1e9:.1f} GB/s</text>')
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 590 330" width="590"><style>{STYLE}</style>{"".join(body)}</svg>\n'
+    body.append(
+        f'<text x="{corner[0] - 62:.0f}" y="{corner[1] + 40:.0f}" class="end">reading memory: {stream / 1e9:.1f} GB/s</text>'
+    )
+    body.append(
+        f'<text x="{right:.0f}" y="298" class="end">FLOPs for each byte that is read</text><text x="62" y="24">GFLOP/s</text>'
+    )
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 590 306" width="590"><style>{STYLE}</style>{"".join(body)}</svg>\n'
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Chapter 10's table and pictures: which methods to try, what they scored, which patches they keep.
 
 python docs/pictures/shelf.py methods [--model MODEL] [--saved 0.25 0.4 0.6]     method texts at equal budgets
-python docs/pictures/shelf.py curves SCORES.json shelf.svg     from what `minivtw.evaluate --json` wrote; prints a table
+python docs/pictures/shelf.py ladder SCORES.json … shelf.svg   from what `minivtw.evaluate --json` wrote; prints the tables
 python docs/pictures/shelf.py sheet kept.svg [--model MODEL]   the patches that each keeps for one question
 python docs/pictures/shelf.py bottom QUESTIONS METHOD …        how much of what it keeps lies in the lower half
 """
@@ -10,9 +10,10 @@ import argparse
 import base64
 import json
 import pathlib
+from html import escape
 
 import minivtw
-from minivtw.analysis.charts import curve_chart, standalone, svg, text
+from minivtw.analysis.charts import LEFT, RIGHT, WIDTH, line, rectangle, standalone, svg, text
 from minivtw.counting import plain_run, prompt_flops
 from minivtw.inputs.questions import read_questions
 from minivtw.methods import then
@@ -21,8 +22,13 @@ from minivtw.model.tokens import Ran
 from minivtw.shelf import method_of
 
 HERE = pathlib.Path(__file__).parent
-STYLES = [f"{color}{dash}" for dash in ("", " dashed") for color in ("visual", "sink", "nearest", "mark", "other")]
 SIDE, GAP = 108, 12  # pixels of a picture on the contact sheet
+BUDGETS = (0.25, 0.4, 0.6)  # shares of the prefill's operations
+NAMES, ROW, LEAST = (
+    LEFT + 60,
+    17,
+    0.35,
+)  # of the ladder: room for names, height of a row, the lowest score that is drawn
 
 
 def shelf(depth):
@@ -76,30 +82,77 @@ def at_budget(config, visual, words, target):
     yield f"freeze:layers={layer}-{depth - 1}"
 
 
-def curves(path):
-    """The chart of accuracy against FLOPs saved, random as a band, and the scores as a Markdown table."""
-    content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    families, found, band = list(content["runs"][0]["accuracy"]), {}, []
-    rows = [["method", *families, "mean", "unchanged", "saved", "cache kB"]]
+def short(run):
+    """What a run is called beside its dot."""
+    return "stored" if run["name"] == "auto" else (run["method"] or "off").split(":")[0]
+
+
+def saved_by(run):
+    return 1 - run["prefill_flops"] / run["prefill_flops_without_withdrawal"]
+
+
+def panels(content):
+    """[(budget, its runs, the best first)] of one evaluation; every run goes to the nearest budget."""
+    by_budget = {budget: [] for budget in BUDGETS}
     for run in content["runs"]:
-        saved = 1 - run["prefill_flops"] / run["prefill_flops_without_withdrawal"]
-        spread = run.get("spread", {}).get("mean", 0)
-        if run["name"].startswith("random:"):
-            band.append((saved, run["mean"] - spread, run["mean"] + spread))
-        tip = f"{run['name']}\n{run['mean']:.1%} correct, {saved:.1%} saved"
-        found.setdefault((run["method"] or "off").split(":")[0], []).append((saved, run["mean"], tip))
-        scores = [f"{100 * value:.1f}" for value in (*run["accuracy"].values(), run["mean"], run["agreement"], saved)]
+        if run["method"]:
+            by_budget[min(BUDGETS, key=lambda budget: abs(saved_by(run) - budget))].append(run)
+    ranked = ((budget, sorted(runs, key=lambda run: -run["mean"])) for budget, runs in by_budget.items())
+    return [(budget, runs) for budget, runs in ranked if len(runs) > 1]
+
+
+def ladder(contents):
+    """A dot a method, the best on top, a panel for every model and budget; random is a band, places are hollow dots."""
+    across = lambda share: NAMES + (max(share, LEAST) - LEAST) / (1 - LEAST) * (WIDTH - NAMES - RIGHT)
+    body, y = [], 4
+    for content in contents:
+        whole = next(run for run in content["runs"] if run["name"] == "off")
+        for budget, runs in panels(content):
+            title = f"{content['model']}, {content['questions']} questions, about {budget:.0%} of the prefill saved"
+            body.append(text(4, y + 16, title, "start", "strong"))
+            top, y = y + 26, y + 26 + ROW * len(runs)
+            for tick in range(40, 101, 10):
+                x = across(tick / 100)
+                anchor = "end" if tick == 100 else "middle"
+                body += [line(x, top, x, y, "grid"), text(x, y + 14, f"{tick}%", anchor)]
+            for run in runs:
+                if short(run) == "random":
+                    low, high = (across(run["mean"] + side * run.get("spread", {}).get("mean", 0)) for side in (-1, 1))
+                    box = rectangle(low, top, max(high - low, 1), y - top, "fill other")
+                    body.append(f'<g opacity="0.45">{box}</g>')
+            body.append(line(across(whole["mean"]), top, across(whole["mean"]), y, "eta"))
+            for row, run in enumerate(runs):
+                middle = top + ROW * (row + 0.5)
+                tip = f"{run['name']}: {run['mean']:.1%} correct, {saved_by(run):.1%} saved"
+                mean, place = across(run["mean"]), run["accuracy"].get("place")
+                if place is not None:
+                    body.append(f'<circle cx="{across(place):.1f}" cy="{middle:.1f}" r="4" class="line sink"/>')
+                dot = f'<circle cx="{mean:.1f}" cy="{middle:.1f}" r="4.5" class="fill visual"/>'
+                body.append(f"<g>{dot}<title>{escape(tip)}</title></g>")
+                kind = "strong" if short(run) in ("withdraw", "freeze", "stored") else ""
+                body.append(text(NAMES - 10, middle + 4.5, short(run), "end", kind))
+            y += 26
+    x = NAMES
+    for mark, words in (("fill visual", "correct"), ("line sink", "where is it?"), ("box", "random ± σ")):
+        circle = f'<circle cx="{x + 5:.1f}" cy="{y + 4:.1f}" r="4.5" class="{mark}"/>'
+        box = f'<g opacity="0.45">{rectangle(x, y - 2, 10, 12, "fill other")}</g>'
+        body += [box if mark == "box" else circle, text(x + 16, y + 9, words, "start")]
+        x += 112
+    return standalone(svg(body, y + 20, "accuracy of every method at equal budgets"))
+
+
+def table(content):
+    """The scores of one evaluation as a Markdown table."""
+    families = list(content["runs"][0]["accuracy"])
+    rows = [["method", *families, "mean", "unchanged", "saved", "cache kB"]]
+    rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
+    for run in content["runs"]:
+        spread = run.get("spread", {}).get("mean")
+        shares = (*run["accuracy"].values(), run["mean"], run["agreement"], saved_by(run))
+        scores = [f"{100 * value:.1f}" for value in shares]
         scores[len(families)] += f" ±{100 * spread:.1f}" if spread else ""
         rows.append([f"`{run['name']}`", *scores, f"{run['cache_bytes'] / 1e3:.0f}"])
-    rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
-    whole = found.pop("off", [])
-    series = [(name, STYLES[i % len(STYLES)], sorted(whole + points)) for i, (name, points) in enumerate(found.items())]
-    names = (
-        "prefill operations saved",
-        f"{content['model']}: correct, mean over families, {content['questions']} questions",
-    )
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return standalone(curve_chart(series, names, sorted(band), "accuracy against operations saved")), table
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def left_before(vlm, picture, question, method):
@@ -148,16 +201,17 @@ def lower_half(vlm, questions, words):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("methods", "curves", "sheet", "bottom"))
+    parser.add_argument("what", choices=("methods", "ladder", "sheet", "bottom"))
     parser.add_argument("files", nargs="*")
     parser.add_argument("--model")
-    parser.add_argument("--saved", nargs="+", type=float, default=[0.25, 0.4, 0.6])
+    parser.add_argument("--saved", nargs="+", type=float, default=BUDGETS)
     parser.add_argument("--question", default="What color is the star?")
     chosen = parser.parse_args()
-    if chosen.what == "curves":
-        drawing, table = curves(chosen.files[0])
-        pathlib.Path(chosen.files[1]).write_text(drawing, encoding="utf-8")
-        print(table)
+    if chosen.what == "ladder":
+        *scores, drawing = map(pathlib.Path, chosen.files)
+        contents = [json.loads(path.read_text(encoding="utf-8")) for path in scores]
+        drawing.write_text(ladder(contents), encoding="utf-8")
+        print(*map(table, contents), sep="\n\n")
         return
     vlm, picture = minivtw.load(chosen.model), HERE / "scene.png"
     if chosen.what == "bottom":

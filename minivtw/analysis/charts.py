@@ -167,31 +167,6 @@ def line_chart(columns, series, names, decades=None, threshold=None, layer=None,
     return svg(body, label=label)
 
 
-def curve_chart(curves, names, band=(), label=""):
-    """Values over shares from 0 to 1, each curve with points of its own, and a legend below.
-
-    curves: [(name, colour and style, [(x, y, what pointing at it says)])]; band: [(x, lowest, highest)], drawn behind;
-    names: (below, above).
-    """
-    axes = Axes([""])
-    across = lambda x: LEFT + x * (WIDTH - LEFT - RIGHT)
-    body = axes.drawn(*names)
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        body.append(text(across(tick), HEIGHT - BOTTOM + 16, f"{tick:.0%}", "end" if tick == 1 else "middle"))
-    edge = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
-    outline = " ".join(f"{across(x):.1f},{axes.y(y):.1f}" for x, y in edge)
-    body += [f'<polygon points="{outline}" class="fill other" opacity="0.4"/>'] if band else []
-    for number, (name, kind, points) in enumerate(curves):
-        line_points = " ".join(f"{across(x):.1f},{axes.y(y):.1f}" for x, y, _ in points)
-        body.append(f'<polyline points="{line_points}" class="line {kind}"/>')
-        for x, y, tip in points:
-            circle = f'<circle cx="{across(x):.1f}" cy="{axes.y(y):.1f}" r="3.2" class="fill {kind.split()[0]}"/>'
-            body.append(f"<g>{circle}<title>{escape(tip)}</title></g>")
-        column, row = LEFT + 108 * (number % 4), HEIGHT + 14 + 18 * (number // 4)
-        body += [line(column - 22, row - 4, column - 5, row - 4, f"line {kind}"), text(column, row, name, "start")]
-    return svg(body, HEIGHT + 8 + 18 * -(-len(curves) // 4), label)
-
-
 def stacked_bars(columns, groups, shares, names, even=None, layer=None, label=""):
     """A bar a column, cut into shares that sum to 1. shares: (columns, groups); even: what attention without preference
     would give the first group, drawn as a line."""

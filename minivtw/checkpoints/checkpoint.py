@@ -13,41 +13,34 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
+from .files import file_of, read_json
 
 # Buffers that older files carry. They are computed from the config, not learned.
 BUFFERS = ("rotary_emb.inv_freq", "rotary_embd.inv_freq", "embeddings.position_ids")
+INDEX = "model.safetensors.index.json"
 MOST_PROBLEMS = 100  # named in one error
+PIECE = 1 << 20  # numbers looked at at a time
 # How NumPy reads what a file holds. It has no bfloat16; those are halves of 16 bits, widened below.
 STORED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
-def read_json(folder, name):
-    """The object in a JSON file of a model folder. Raises InputError if it is missing or broken."""
-    path = pathlib.Path(folder) / name
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return content
-
-
 def shard_paths(folder):
     """The safetensors files of a model folder: the one file, or the shards that its index names."""
-    folder = pathlib.Path(folder)
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    if (folder / "model.safetensors.index.json").exists():
-        index = read_json(folder, "model.safetensors.index.json").get("weight_map")
-        found = list(index.values()) if isinstance(index, dict) else [None]
-        names = [name for name in found if isinstance(name, str) and pathlib.Path(name).name == name]
-        if len(names) < len(found):
-            raise InputError(f"{folder / 'model.safetensors.index.json'} must map tensor names to files beside it")
-        return [folder / name for name in sorted(set(names))]
-    raise InputError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json")
+    if whole := file_of(folder, "model.safetensors"):
+        return [whole]
+    if not (path := file_of(folder, INDEX)):
+        raise InputError(f"{folder} holds neither model.safetensors nor {INDEX}")
+    index = read_json(folder, INDEX).get("weight_map")
+    found = list(index.values()) if isinstance(index, dict) else [None]
+    names = [
+        name for name in found if isinstance(name, str) and name.isprintable() and pathlib.Path(name).name == name != ""
+    ]
+    if len(names) < len(found):
+        raise InputError(f"{path} must map tensor names to files beside it")
+    paths = {name: file_of(folder, name) for name in sorted(set(names))}
+    if lost := [name for name, path in paths.items() if path is None]:
+        raise InputError(f"{folder} lacks {', '.join(lost)}, which {INDEX} names")
+    return list(paths.values())
 
 
 def widen_bfloat16(halves, out=None):
@@ -100,6 +93,16 @@ class Shard:
         else:
             np.copyto(out, stored)
 
+    def is_finite(self, name):
+        """Whether every number of a tensor is finite; what is not a float is. A piece of it is held at a time."""
+        if self.dtypes[name] not in STORED:
+            return True
+        stored = np.memmap(self.path, STORED[self.dtypes[name]], "r", self._starts[name], math.prod(self.shapes[name]))
+        return all(
+            np.isfinite(widen_bfloat16(piece) if self.dtypes[name] == "BF16" else piece).all()
+            for piece in np.split(stored, range(PIECE, len(stored), PIECE))
+        )
+
 
 class Checkpoint:
     """The tensors of a model folder. `fill` builds a model from them; `vector`, `table` and `matrix` hand them out."""
@@ -149,6 +152,10 @@ class Checkpoint:
                 f"{self.folder} takes {needed / 1e9:.1f} GB of memory as float32, and {available / 1e9:.1f} GB are "
                 "free; --low-memory widens one layer at a time instead"
             )
+
+    def damaged(self):
+        """The names of the tensors that hold a number which is not finite. Reads all of the weights."""
+        return sorted(name for name, shard in self.shards.items() if not shard.is_finite(name))
 
     def __contains__(self, name):
         return name in self.shards

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ..inputs.images import check_size, normalised
 from ..model.layers import ACTIVATIONS, LayerNorm, Linear
 from ..model.vision import Vision, VisionConfig, VisionLayer
-from .checkpoint import read_json
 from .fields import MOST_LAYERS, REQUIRED, Fields
+from .files import file_of, read_json
 
 # What a config leaves out has its class's default.
 CLIP = dict(image=224, patch=32, width=768, heads=12, activation="quick_gelu", eps=1e-5)
@@ -21,6 +21,7 @@ DEFAULTS = {
     **dict.fromkeys(("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"), IDEFICS3),
 }
 MOST_PIXELS_A_SIDE = 4096  # transformers makes no picture longer
+MOST_TILES_A_SIDE = 64
 
 
 class Names(NamedTuple):
@@ -162,7 +163,7 @@ def image_processor_fields(fields, folder):
 
     fields: those of config.json, which keep the new ones beside their own.
     """
-    if (folder / "processor_config.json").exists():
+    if file_of(folder, "processor_config.json"):
         values = read_json(folder, "processor_config.json").get("image_processor")
         if values is not None:
             return fields.beside("processor_config.json", {"image_processor": values}, folder).part("image_processor")

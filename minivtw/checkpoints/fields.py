@@ -35,7 +35,7 @@ class Fields:
 
     def __init__(self, values, where):
         self._values = values
-        self._where = where
+        self.where = where
         self._read = set()
         self._parts = {}
 
@@ -44,10 +44,10 @@ class Fields:
         value = self._values.get(key)
         if value is None:
             if default is REQUIRED:
-                raise InputError(f"{self._where} lacks {key}")
+                raise InputError(f"{self.where} lacks {key}")
             return default
         if not fits(value):
-            raise InputError(f"{key} in {self._where} must be {kind}, not {repr(value)[:80]}")
+            raise InputError(f"{key} in {self.where} must be {kind}, not {repr(value)[:80]}")
         return value
 
     def has(self, key):
@@ -73,6 +73,21 @@ class Fields:
         )  # fmt: skip
         return tuple(self._get(key, default, fits, f"a list of {count} numbers from {least:g} to 1e6"))
 
+    def pairs(self, key, count, most):
+        """A list of at most `count` pairs of whole numbers from 1 to `most`, as tuples."""
+        is_pair = lambda pair: isinstance(pair, list) and len(pair) == 2 and all(
+            type(n) is int and 0 < n <= most for n in pair
+        )  # fmt: skip
+        fits = lambda v: isinstance(v, list) and 0 < len(v) <= count and all(map(is_pair, v))
+        kind = f"a list of at most {count:,} pairs of whole numbers from 1 to {most:,}"
+        return tuple(map(tuple, self._get(key, REQUIRED, fits, kind)))
+
+    def ids(self, key):
+        """A token id or a list of them, as a set; empty where the key is absent."""
+        listed = lambda v: v if isinstance(v, list) else [v]
+        fits = lambda v: all(type(n) is int and abs(n) <= MOST for n in listed(v))
+        return frozenset(listed(self._get(key, [], fits, "a token id or a list of them")))
+
     def flag(self, key, default=REQUIRED):
         """true or false."""
         return self._get(key, default, lambda v: type(v) is bool, "true or false")
@@ -88,7 +103,7 @@ class Fields:
             value = self.raw(key)
             if value is not None and value != expects:
                 computed = "nothing like it" if expects is None else f"only {repr(expects)[:80]}"
-                raise InputError(f"{key} in {self._where} is {repr(value)[:80]}, and {computed} is computed here")
+                raise InputError(f"{key} in {self.where} is {repr(value)[:80]}, and {computed} is computed here")
 
     def text(self, key, default=REQUIRED):
         return self._get(key, default, lambda v: isinstance(v, str), "text")
@@ -97,14 +112,14 @@ class Fields:
         """All of the object, when every value of it is text."""
         self._read.update(self._values)
         if not all(isinstance(value, str) for value in self._values.values()):
-            raise InputError(f"{self._where} must map names to text")
+            raise InputError(f"{self.where} must map names to text")
         return dict(self._values)
 
     def part(self, key, default=REQUIRED):
         """A nested object, as `Fields`: the same one at every call."""
         if key not in self._parts:
             values = self._get(key, default, lambda v: isinstance(v, dict), "an object")
-            self._parts[key] = Fields(values, f"{key} of {self._where}")
+            self._parts[key] = Fields(values, f"{key} of {self.where}")
         return self._parts[key]
 
     def beside(self, name, values, folder):
@@ -123,4 +138,4 @@ class Fields:
         return sorted(own + [f"{name}.{key}" for name, part in self._parts.items() for key in part.unread()])
 
     def error(self, message):
-        return InputError(f"{self._where} {message}")
+        return InputError(f"{self.where} {message}")

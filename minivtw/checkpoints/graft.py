@@ -14,12 +14,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..errors import InputError
-from ..inputs.prompts import MARK, load_tokenizer
+from ..inputs.prompts import MARK
 from . import llava
-from .checkpoint import STORED, Checkpoint, Shard, read_json, shard_paths
+from .checkpoint import STORED, Checkpoint, Shard, shard_paths
 from .fields import Fields
+from .files import read_json
 from .hub import FETCHED, embedded_folder, own_cache, shipped_folder
 from .smollm2 import sha256, write_smollm2
+from .tokenizer import load_tokenizer
 
 GRAFT = "graft.safetensors"  # in weights/minivtw-smol: tower, connector, LoRA
 WORDS = "language_model.model.embed_tokens.weight"

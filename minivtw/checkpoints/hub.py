@@ -8,9 +8,11 @@ import pathlib
 import re
 
 from ..errors import InputError
+from .files import file_of, read_text
 
 EMBEDDED = "minivtw-tiny"
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # such as HuggingFaceTB/SmolVLM-256M-Instruct
+REVISION = re.compile(r"\w[\w.-]*", re.ASCII)
 WEIGHTS, JSON, TEMPLATE = "*.safetensors", "*.json", "chat_template.jinja"
 # What `python -m minivtw.fetch` makes, and its folder in minivtw's own cache.
 FETCHED = {"smol": "minivtw-smol", "smollm2": "smollm2-135m-instruct"}
@@ -45,7 +47,7 @@ def model_folder(model):
 
 def tokenizer_folder(folder, name):
     """The folder of a model's tokenizer: its own or, where it has none, that of the model `name` on the hub."""
-    if name is None or (folder / "tokenizer.json").is_file():
+    if name is None or file_of(folder, "tokenizer.json"):
         return folder
     try:
         return fetched(name, [JSON])
@@ -84,9 +86,11 @@ def cache_folder():
 
 def snapshot(folder):
     """The files of a cached model, models--OWNER--NAME: the revision that its branch `main` is at, or the only one."""
-    main = folder / "refs" / "main"
-    if main.is_file():
-        return folder / "snapshots" / main.read_text().strip()
+    revision = read_text(folder, "refs/main")
+    if revision is not None:
+        if not REVISION.fullmatch(revision.strip()) or not (folder / "snapshots" / revision.strip()).is_dir():
+            raise InputError(f"{folder}/refs/main names {revision[:80]!r}, which is no revision among its snapshots")
+        return folder / "snapshots" / revision.strip()
     revisions = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
     if len(revisions) != 1:
         raise InputError(f"{folder} holds {len(revisions)} revisions and none is called main; choose a folder below it")

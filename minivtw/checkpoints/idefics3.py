@@ -18,8 +18,6 @@ from . import clip, llama
 from .layouts import SMOLVLM, folder_layout
 from .parts import Parts, VisionParts
 
-MOST_TILES_A_SIDE = 64
-
 
 def load(fields, folder, checkpoint):
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
@@ -108,7 +106,7 @@ def pixel_settings(config_fields, folder):
         fields.choice("resample", range(6), 1),
         *clip.level_settings(fields, [0.5, 0.5, 0.5]),
     )
-    if (settings.longest_edge or 0) > MOST_TILES_A_SIDE * settings.side:
+    if (settings.longest_edge or 0) > clip.MOST_TILES_A_SIDE * settings.side:
         raise fields.error(f"cuts pictures of {settings.longest_edge} pixels into tiles of {settings.side}")
     return settings
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..inputs.prompts import MARK
-from .checkpoint import read_json
+from .files import file_of, read_json, read_text
 
 # Vicuna's own system message. The hub's template leaves it out; the paper's measurements have it.
 VICUNA_SYSTEM = (
@@ -165,15 +165,14 @@ def layout_of(template: str) -> Layout | None:
 
 def folder_template(folder: pathlib.Path) -> tuple[str, str] | tuple[None, None]:
     """(the file, the text) of a model folder's chat template, (None, None) without one. Raises InputError."""
-    if (folder / "chat_template.jinja").is_file():
-        try:
-            return "chat_template.jinja", (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {folder / 'chat_template.jinja'}: {error}") from error
+    template = read_text(folder, "chat_template.jinja")
+    if template is not None:
+        return "chat_template.jinja", template
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = read_json(folder, name).get("chat_template") if (folder / name).is_file() else None
+        template = read_json(folder, name).get("chat_template") if file_of(folder, name) else None
         if isinstance(template, list):  # several, by name
-            template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+            named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+            template = named[0].get("template") if named else None
         if isinstance(template, str):
             return name, template
     return None, None

@@ -30,7 +30,6 @@ from .layouts import CHATML, Layout, known_layout
 from .parts import Parts, VisionParts
 
 BILINEAR = 2  # Pillow's number
-MOST_TILES_A_SIDE = 64
 TOWER_NAMES = clip.Names(
     layer="blocks.{}.", attention_norm="ln1", qkv=("attn.qkv_proj",), output="attn.out_proj", mlp_norm="ln2",
     patches="patch_embedding.conv", positions="patch_embedding.position_embedding", post_norm="layer_norm",
@@ -84,7 +83,9 @@ def grid_tile(fields, config, tokens, extra):
     """Tiles, the view of the whole first, each with the token of its place: `VisionParts.tile` of the third layout."""
     pixels = GridPixels(
         side=config.image_size,
-        longest_edge=fields.whole("max_img_size", most=config.image_size * MOST_TILES_A_SIDE),
+        longest_edge=fields.whole(
+            "max_img_size", most=min(config.image_size * clip.MOST_TILES_A_SIDE, clip.MOST_PIXELS_A_SIDE)
+        ),
         fills=fields.flag("resize_to_max_side_len", False),
         views="global_image_token" in extra,
     )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..inputs.images import check_size, normalised
+from ..inputs.images import normalised
 from ..model.connector import connect
 from . import clip, llava
 from .layouts import CHATML, folder_layout
@@ -149,15 +149,13 @@ def pixel_settings(config_fields, folder, vision_config):
     """The settings of the folder's image processor -> AnyResolution."""
     pixels = clip.pixel_settings(config_fields, folder, vision_config.image_size)
     fields = clip.image_processor_fields(config_fields, folder)
-    pinpoints = fields.raw("image_grid_pinpoints")
-    config_fields.refuse_unless(image_grid_pinpoints=pinpoints)
+    pinpoints = fields.pairs("image_grid_pinpoints", 1000, clip.MOST_PIXELS_A_SIDE)
+    config_fields.refuse_unless(image_grid_pinpoints=fields.raw("image_grid_pinpoints"))
     ratio = re.fullmatch(r"anyres_max_([1-9]\d?)", config_fields.text("vision_aspect_ratio", "anyres_max_9"))
-    if ratio is None or not isinstance(pinpoints, list) or not 0 < len(pinpoints) <= 1000:
-        raise fields.error("has no image_grid_pinpoints, or its config no vision_aspect_ratio of the kind anyres_max_9")
+    if ratio is None:
+        raise config_fields.error("has no vision_aspect_ratio of the kind anyres_max_9")
     side, patches = vision_config.image_size, vision_config.image_size // vision_config.patch_size
     for point in pinpoints:
-        is_pair = isinstance(point, list) and len(point) == 2 and all(type(n) is int and n > 0 for n in point)
-        if not is_pair or point[0] % side or point[1] % side:
-            raise fields.error(f"has image_grid_pinpoints that tiles of {side} pixels do not fill: {repr(point)[:80]}")
-        check_size(*point, "the resized image")
-    return AnyResolution(tuple(map(tuple, pinpoints)), side, patches, int(ratio[1]), pixels)
+        if point[0] % side or point[1] % side or max(point) > side * clip.MOST_TILES_A_SIDE:
+            raise fields.error(f"has image_grid_pinpoints that tiles of {side} pixels do not fill: {list(point)}")
+    return AnyResolution(pinpoints, side, patches, int(ratio[1]), pixels)

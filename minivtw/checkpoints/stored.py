@@ -3,8 +3,8 @@
 import pathlib
 from typing import Any
 
-from .checkpoint import read_json
 from .fields import Fields
+from .files import file_of, read_json
 
 STORED = "withdrawal.json"
 
@@ -13,7 +13,7 @@ def stored_method(folder: pathlib.Path) -> str | None:
     """The text of the method stored with a model; None where nothing is stored. Raises InputError for a broken file, and
     for a method in a Python file: what a model folder holds is never run.
     """
-    if not (folder / STORED).exists():
+    if not file_of(folder, STORED):
         return None
     fields = Fields(read_json(folder, STORED), f"{folder}/{STORED}")
     if fields.has("method"):
@@ -28,4 +28,4 @@ def stored_method(folder: pathlib.Path) -> str | None:
 
 def stored_search(folder: pathlib.Path) -> dict[str, Any]:
     """How the stored method was found: `criterion`, `threshold` and what else the file holds; empty where there is none."""
-    return read_json(folder, STORED) if (folder / STORED).exists() else {}
+    return read_json(folder, STORED) if file_of(folder, STORED) else {}

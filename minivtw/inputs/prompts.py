@@ -1,13 +1,12 @@
 """Text to token ids and back: the tokenizer, and where the visual tokens of each image stand in the prompt."""
 
-import pathlib
 import re
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ..errors import InputError
+from .tokenizing import tokenizing
 
 MARK = "<image>"  # where an image goes in a prompt
 # Docling's instructions have these marks: places on a page, kinds of answers.
@@ -22,21 +21,6 @@ class Prompt(NamedTuple):
     is_visual: np.ndarray  # (tokens,) booleans
     tiles: np.ndarray | None  # (tiles, channels, height, width) float32
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) of each image
-
-
-def load_tokenizer(folder, extra_tokens=()):
-    """The tokenizer.json of a model folder, and behind its tokens the special ones that it lacks."""
-    path = pathlib.Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{folder} lacks tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-        tokenizer.add_special_tokens(list(extra_tokens))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise InputError(f"{path} is not a tokenizer: {error}") from error
-    tokenizer.no_padding()  # what a training run left in the file
-    tokenizer.no_truncation()
-    return tokenizer
 
 
 def refuse_marks(text, tokenizer):
@@ -69,13 +53,11 @@ def encode(tokenizer, text, opens=True):
 
     Llama's tokenizer puts a space before every text. Where a text goes on with one (`opens` False), that is the one.
     """
-    try:
+    with tokenizing("the tokenizer cannot read the prompt"):
         goes_on = not opens and text.startswith(" ")
         if goes_on and tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("▁"):
             text = text[1:]
         return np.array(tokenizer.encode(text, add_special_tokens=opens).ids, np.int64)
-    except Exception as error:  # the tokenizers library raises plain Exception, and TypeError for what is not UTF-8
-        raise InputError(f"the tokenizer cannot read the prompt: {error}") from error
 
 
 def check_vocabulary(token_ids, vocabulary):
@@ -95,7 +77,8 @@ def hidden_ids(tokenizer, stop_ids):
 def spoken(tokenizer, token_ids, stop_ids):
     """The text of an answer's tokens, with the white space at its ends."""
     skips, hidden = hidden_ids(tokenizer, stop_ids)
-    return tokenizer.decode([token for token in token_ids if token not in hidden], skip_special_tokens=skips)
+    with tokenizing("the tokenizer cannot write the answer"):
+        return tokenizer.decode([token for token in token_ids if token not in hidden], skip_special_tokens=skips)
 
 
 def answer_text(tokenizer, token_ids, stop_ids):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .attention import attention, attention_probabilities, rotary, rotate, split_heads
-from .layers import Linear, linear, rms_norm, swiglu
+from .layers import Linear, check_finite, linear, rms_norm, swiglu
 from .tokens import Passed, Ran
 
 
@@ -107,10 +107,11 @@ def forward(decoder, tokens, method=None, start=0, stop=None, observe=None):
         if method:  # such as Visual Tokens Withdrawal
             tokens = method(index, tokens)
         tokens = decoder_layer(decoder, index, tokens, seen)
+        check_finite(tokens.hidden, f"layer {index} of the decoder")
     return tokens
 
 
 def logits(decoder, hidden):
     """Final norm and head. hidden: (tokens, width). Returns (tokens, vocabulary)."""
     head = decoder.embedding.T if decoder.head is None else decoder.head
-    return rms_norm(hidden, decoder.norm, decoder.config.rms_norm_eps) @ head
+    return check_finite(rms_norm(hidden, decoder.norm, decoder.config.rms_norm_eps) @ head, "the decoder's head")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..blocks import by_rows
+from ..errors import InputError
 
 
 def rms_norm(x, weight, eps):
@@ -19,6 +20,13 @@ def rms_norm(x, weight, eps):
     normed = x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) / np.float32(x.shape[-1]) + np.float32(eps))
     normed *= weight
     return normed
+
+
+def check_finite(x, where):
+    """x, unless a number of it is not finite: then InputError, which names `where` it was computed."""
+    if not np.isfinite(x).all():
+        raise InputError(f"numbers stop being finite in {where}; python -m minivtw.doctor MODEL names damaged weights")
+    return x
 
 
 class LayerNorm(NamedTuple):
@@ -107,7 +115,7 @@ ERF_TABLE = np.array([math.erf(step / ERF_STEPS) for step in range(4 * ERF_STEPS
 
 def erf(x):
     """The error function of a float32 array, within 3e-8 of the exact value before rounding."""
-    steps = np.minimum(np.abs(x), 4.0).astype(np.float64) * ERF_STEPS
+    steps = np.fmin(np.abs(x), 4.0).astype(np.float64) * ERF_STEPS
     below = steps.astype(np.int64)
     left, right = ERF_TABLE[below], ERF_TABLE[below + 1]
     return np.copysign(left + (steps - below) * (right - left), x).astype(np.float32)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .attention import attention, attention_probabilities, split_heads
-from .layers import ACTIVATIONS, LayerNorm, Linear, layer_norm, linear, mlp
+from .layers import ACTIVATIONS, LayerNorm, Linear, check_finite, layer_norm, linear, mlp
 
 
 class VisionConfig(NamedTuple):
@@ -116,6 +116,7 @@ def encode(vision, pixels, observe=None, tower=None):
         if tower and index == config.used_layers - 1:
             tower.entering.append(hidden)
         hidden = vision_layer(hidden, vision.layers[index], config, seen)
+        check_finite(hidden, f"layer {index} of the vision tower")
         if seen:
             seen("hidden", hidden)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from minivtw.checkpoints import family
-from minivtw.checkpoints.checkpoint import read_json
 from minivtw.checkpoints.fields import Fields
-from minivtw.inputs.prompts import load_tokenizer
+from minivtw.checkpoints.files import read_json
+from minivtw.checkpoints.tokenizer import load_tokenizer
 from minivtw.vlm import VLM
 
 CONFIGS = pathlib.Path(os.environ.get("MINIVTW_CONFIGS") or pathlib.Path(__file__).parents[3] / "shared" / "configs")

@@ -120,8 +120,9 @@ def pictures(tmp_path):
 def test_the_chat_door_holds_a_conversation(pictures):
     one, two = pictures
     typed = f"What color is the star?\n\n/image {two}\n/image nowhere.png\nAnd the ring?\n/quit\nnever read\n"
-    model = ("--model", GOLDEN / "idefics3-tiles", "--withdraw", 2, "--max-new-tokens", NEW_TOKENS)
-    ran = run(door.main, one, *model, "--stats", stdin=typed)
+    model = GOLDEN / "idefics3-tiles"
+    options = ("--model", model, "--withdraw", 2, "--max-new-tokens", NEW_TOKENS, "--stats")
+    ran = run(door.main, one, *options, stdin=typed)
     chat = Chat(minivtw.load(GOLDEN / "idefics3-tiles"), 2)
     assert ran.code == 0
     for image, text in ((one, "What color is the star?"), (two, "And the ring?")):

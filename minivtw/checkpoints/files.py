@@ -1,0 +1,58 @@
+"""The files of a model folder: ordinary ones, that lie in it, and are not longer than they need to be."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from ..errors import InputError
+
+MOST_BYTES = 100_000_000  # of a text file; the largest published tokenizer.json takes about a third
+
+
+def file_of(folder: str | os.PathLike, name: str) -> pathlib.Path | None:
+    """The path of a file of a model folder, None where there is none. What is no ordinary file, and a link that leads out
+    of the folder, raise InputError; only the snapshots of a hub cache link to the `blobs` beside them.
+    """
+    path, home = pathlib.Path(folder, name), pathlib.Path(os.path.realpath(folder))
+    if not os.path.lexists(path):
+        return None
+    homes = [home]
+    if home.parent.name == "snapshots":
+        homes.append(pathlib.Path(os.path.realpath(home.parent.parent / "blobs")))
+    target = pathlib.Path(os.path.realpath(path))
+    if not any(target.is_relative_to(allowed) for allowed in homes):
+        raise InputError(f"{path} is a link out of the model folder, to {target}; only what lies in the folder is read")
+    if not target.is_file():
+        raise InputError(f"{path} is not a file" if target.exists() else f"{path} is a link to nothing")
+    return path
+
+
+def read_text(folder: str | os.PathLike, name: str) -> str | None:
+    """The text of a file of a model folder, None where there is none. Raises InputError."""
+    path = file_of(folder, name)
+    if path is None:
+        return None
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise InputError(f"{path} is {size / 1e6:,.0f} MB long; at most {MOST_BYTES / 1e6:.0f} are read")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text in UTF-8: {error}") from error
+
+
+def read_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a model folder. Raises InputError if it is missing or broken."""
+    path, text = pathlib.Path(folder, name), read_text(folder, name)
+    if text is None:
+        raise InputError(f"{folder} lacks {name}")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object")
+    return content
