@@ -104,7 +104,7 @@ def test_a_long_error_keeps_its_beginning_and_its_end(world):
 def test_a_chat_goes_on_after_a_line_that_is_not_text(world):
     ran = run(chat.main, world.picture, *short("--model", world.model), stdin="\udcff\n/image\n/image nope.png\nhi\n")
     assert ran.code == 0 and ran.err.count("\n") == 3 and ran.out.count("\n") == 1
-    assert "the tokenizer cannot read the prompt" in ran.err and "nope.png" in ran.err
+    assert "the prompt is not UTF-8 text" in ran.err and "nope.png" in ran.err
 
 
 def test_a_chat_without_standard_input_ends(world, monkeypatch):

@@ -133,7 +133,7 @@ def test_locked_folders_are_one_line(world, monkeypatch):
     def locked(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
-    for name in ("is_dir", "exists", "is_file", "read_text"):
+    for name in ("is_dir", "is_file", "read_text", "stat"):
         with monkeypatch.context() as patch:
             patch.setattr(pathlib.Path, name, locked)
             ran = run(generate.main, world.picture, "Hm?", "--model", world.model, "--max-new-tokens", 1)

@@ -35,7 +35,7 @@ def open_image(source):
     """
     is_path, is_image = isinstance(source, str | os.PathLike), isinstance(source, Image.Image)
     name = os.fspath(source) if is_path else "the image" if is_image else "the stream"
-    cannot = f"cannot read the image {name}" if is_path else f"cannot read {name}"
+    cannot = f"cannot read the image {name or repr(name)}" if is_path else f"cannot read {name}"
     try:
         if is_image:
             return upright_rgb(source, name)
