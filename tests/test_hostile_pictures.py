@@ -109,7 +109,7 @@ def assert_picture_or_line(content):
     return True
 
 
-@examples(quick=15, deep=400)
+@examples(quick=15, deep=300)
 def test_any_bytes(examples, monkeypatch):
     """Of each example, one picture of every format and mode."""
     monkeypatch.setenv(RAISED, "1000000")  # room enough, and quick
@@ -167,7 +167,7 @@ ODD_TAG = (
 )
 
 
-@examples(quick=40, deep=2500)
+@examples(quick=40, deep=1200)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "MPO"])
 def test_any_exif(examples, kind):
     """No note about a picture makes the picture worse: it is shown, turned if Pillow can read how."""
