@@ -85,6 +85,7 @@ CASES = [
     (SHARDS, "model.safetensors.index.json", dict(weight_map={"a": "\ud800"}), "files beside it"),
     (SHARDS, "model.safetensors.index.json", dict(weight_map={"a": ""}), "files beside it"),
     (SHARDS, "model.safetensors.index.json", dict(weight_map={"a\nb": "nowhere.safetensors"}), "nowhere.safetensors"),
+    (SHARDS, "model.safetensors.index.json", dict(weight_map={"a": "x" * 300}), "File name too long"),
     (CLIP, "tokenizer.json", dict(model__unk_token="NOPE"), "not in its vocabulary, 'NOPE'"),
     (CLIP, "tokenizer.json", dict(model__continuing_subword_prefix="##"), "continuing_subword_prefix"),
     (CLIP, "tokenizer.json", dict(model__dropout=0.5), "dropout"),

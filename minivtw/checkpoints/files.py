@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, reading
 
 MOST_BYTES = 100_000_000  # of a text file; the largest published tokenizer.json takes about a third
 
@@ -15,8 +15,11 @@ def file_of(folder: str | os.PathLike, name: str) -> pathlib.Path | None:
     of the folder, raise InputError; only the snapshots of a hub cache link to the `blobs` beside them.
     """
     path, home = pathlib.Path(folder, name), pathlib.Path(os.path.realpath(folder))
-    if not os.path.lexists(path):
-        return None
+    with reading(path):
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
     homes = [home]
     if home.parent.name == "snapshots":
         homes.append(pathlib.Path(os.path.realpath(home.parent.parent / "blobs")))
@@ -34,12 +37,11 @@ def read_text(folder: str | os.PathLike, name: str) -> str | None:
     if path is None:
         return None
     try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise InputError(f"{path} is {size / 1e6:,.0f} MB long; at most {MOST_BYTES / 1e6:.0f} are read")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        with reading(path):
+            size = path.stat().st_size
+            if size > MOST_BYTES:
+                raise InputError(f"{path} is {size / 1e6:,.0f} MB long; at most {MOST_BYTES / 1e6:.0f} are read")
+            return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text in UTF-8: {error}") from error
 
