@@ -96,7 +96,7 @@ def test_what_the_hub_says_becomes_one_line(tmp_path):
 def test_offline_nothing_is_asked(tmp_path):
     """The offline switch of huggingface-hub, with the package itself: no file, no network, one line."""
     code = (
-        "import sys; from minivtw.cli import command; from minivtw.generate import main; "
+        "import sys; from minivtw.terminal import command; from minivtw.generate import main; "
         f"sys.argv = ['generate', 'Hi?', '--model', {NAME!r}]; command(main)"
     )
     root = pathlib.Path(__file__).parents[1]

@@ -266,7 +266,8 @@ def in_mode(mode, seed=0):
 def test_pixels_of_every_mode(processors, mode):
     image = in_mode(mode)
     assert image.mode == mode
-    compare_pixels(processors, image)
+    # Pillow's own conversion, and so theirs, makes all 16-bit levels above 255 white; here they are 257 times those of L.
+    compare_pixels(processors, image, upright=in_mode("L") if mode == "I;16" else None)
 
 
 @pytest.mark.parametrize(
