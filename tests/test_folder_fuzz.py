@@ -163,7 +163,7 @@ STEPS = st.one_of(
 )
 
 
-@examples(quick=25, deep=2000)
+@examples(quick=25, deep=1400)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("base", ["clip-plain", "clip-qwen2", "idefics3-tiles"])
 def test_any_value_of_a_tokenizer(models, base, examples, capfd):
@@ -182,7 +182,7 @@ def parts_of(path):
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
-@examples(quick=25, deep=1500)
+@examples(quick=25, deep=1000)
 @pytest.mark.parametrize("base", ["clip-plain", "nanovlm-first"])
 def test_any_entry_of_a_safetensors_header(models, base, examples):
     path = models[base] / "model.safetensors"

@@ -109,7 +109,7 @@ def assert_picture_or_line(content):
     return True
 
 
-@examples(quick=15, deep=300)
+@examples(quick=15, deep=200)
 def test_any_bytes(examples, monkeypatch):
     """Of each example, one picture of every format and mode."""
     monkeypatch.setenv(RAISED, "1000000")  # room enough, and quick

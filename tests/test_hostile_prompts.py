@@ -48,7 +48,7 @@ def pieces(vlm):
     ).map("".join)
 
 
-@examples(quick=25, deep=400)
+@examples(quick=25, deep=300)
 @each_folder
 def test_no_words_become_a_mark(folder, examples):
     """Of the special tokens of a prompt, all are those that the layout puts around the plainest words."""
@@ -122,7 +122,7 @@ def tokenizers():
     return found | {"byte fallback": byte_fallback()}
 
 
-@examples(quick=60, deep=2500)
+@examples(quick=60, deep=1500)
 @pytest.mark.parametrize("name, tokenizer", tokenizers().items())
 def test_any_tokens_stream_to_the_text_of_the_answer(name, tokenizer, examples):
     most = tokenizer.get_vocab_size() + 3  # a model's vocabulary may be larger than its tokenizer's
