@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .looking import text_after_image
 from .model.tokens import Tokens
 from .specs import Layer, Layers, Method, named, spec_of
 
@@ -48,7 +49,7 @@ def adaptive(share: float = 0.1, quiet: int = 2) -> Method:
 def visual_share(tokens: Tokens) -> float:
     """How much of the text's attention went to visual tokens in the layer just passed: mean over heads, and over the
     text tokens after the first visual one. From 0 to 1; 0 where there is no such token."""
-    rows = np.flatnonzero(~tokens.is_visual & (np.cumsum(tokens.is_visual) > 0))
+    rows = text_after_image(tokens)
     return float(tokens.attention(rows)[:, :, tokens.is_visual].sum(-1).mean()) if len(rows) else 0.0
 
 

@@ -75,7 +75,7 @@ class Bench:
         self.take(self.measure(start))
 
     def measure(self, schedule: Schedule, every: int = 1) -> Measured:
-        """What a schedule costs and saves on every so manyth sample, from the first layer on that it treats differently."""
+        """What a schedule costs and saves, on every n-th sample, from the first layer on that it treats differently."""
         method, start = schedule.method(), schedule.first_change(self.taken.schedule)
         costs, saved = [], []
         for walked, plain in zip(self.walks[::every], self.plain[::every]):
@@ -138,7 +138,7 @@ def price(measured: Measured, taken: Measured) -> float:
 
 
 def sifted(bench: Bench, leaves: int) -> list[tuple[float, int, tuple]]:
-    """A heap of (price, a number, step) of all steps, as every so manyth sample tells them."""
+    """A heap of (price, a number, step) of all steps, measured on every third sample."""
     start, queue = bench.measure(bench.taken.schedule, SIFTING), []
     for number, step in enumerate(every_step(bench.decoder.config.layers, leaves)):
         schedule = after(bench.taken.schedule, step)
