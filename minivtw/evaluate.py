@@ -142,14 +142,19 @@ def title(run):
     return f"K={run['withdraw_layer']}" + " (auto)" * (run["name"] == "auto")
 
 
-def first_of_each_family(questions: list[Question], limit: int | None) -> list[Question]:
-    """At most `limit` questions of each family; None: all."""
+def to_ask(questions: list[Question], without: str | None, limit: int | None) -> list[Question]:
+    """The questions of all families but one, and of each the first `limit`; None: of no family too many.
+
+    Raises InputError where there is no such family, or no other.
+    """
     asked: dict[str, int] = defaultdict(int)
     chosen = []
     for question in questions:
         asked[question.family] += 1
-        if limit is None or asked[question.family] <= limit:
+        if question.family != without and (limit is None or asked[question.family] <= limit):
             chosen.append(question)
+    if without is not None and (without not in asked or not chosen):
+        raise InputError(f"--without leaves out one family of several; there is {', '.join(sorted(asked))}")
     return chosen
 
 
@@ -168,6 +173,7 @@ def main(arguments):
         help="other methods to try beside them; seed=0-4 tries five seeds and gives their mean and spread",
     )  # fmt: skip
     options.add_argument("--limit", type=int, metavar="N", help="ask only the first N questions of each family")
+    options.add_argument("--without", metavar="FAMILY", help="leave out the questions of this family")
     options.add_argument("--json", metavar="FILE", help="also write the figures there")
     chosen = options.parse_args(arguments)
     if chosen.limit is not None and chosen.limit < 1:
@@ -175,7 +181,7 @@ def main(arguments):
     if chosen.json:
         check_writable(chosen.json)
 
-    questions = first_of_each_family(read_questions(chosen.folder, SCORED), chosen.limit)
+    questions = to_ask(read_questions(chosen.folder, SCORED), chosen.without, chosen.limit)
     vlm = load(chosen.model)
     rows = {text: seeds(text) for text in chosen.method}
     methods = methods_to_try(vlm, chosen.withdraw, [one for row in rows.values() for one in row])

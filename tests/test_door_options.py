@@ -56,7 +56,7 @@ DOORS = {
         "--samples": ANY, "--criterion": st.sampled_from(["kl", "attention", "answer", "x"]), "--threshold": ANY,
         "--limit": NUMBER, "--save": ANY, "--schedule": None, "--json": None,
     }),
-    "evaluate": (evaluate, "{questions} --model {model}", SHARED | {"--limit": NUMBER, "--json": ANY}),
+    "evaluate": (evaluate, "{questions} --model {model}", SHARED | {"--limit": NUMBER, "--without": ANY, "--json": ANY}),
     "bench": (bench, "{picture} Hm? --model {model} --repeats 1 --new-tokens 1", SHARED | {
         "--repeats": COUNT, "--new-tokens": COUNT, "--tiles": NUMBER, "--tokens": NUMBER, "--json": None,
         "--shape": st.sampled_from(["", "nope", "smolvlm"]),

@@ -135,6 +135,12 @@ def test_a_limit_asks_the_first_of_each_family(small, tmp_path):
     assert content["questions"] == 2 and content["runs"][0]["accuracy"] == {"a": 1, "b": 1}
 
 
+def test_a_family_is_left_out(small, tmp_path):
+    model, folder = small
+    run(main, folder, "--model", model, "--withdraw", "off", "--without", "a", "--json", tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text())["runs"][0]["accuracy"].keys() == {"b"}
+
+
 @pytest.mark.parametrize(
     "line, words",
     [
@@ -162,6 +168,7 @@ def test_broken_questions_are_named(small, tmp_path, line, words):
         (("--withdraw", "off,9"), "from 0 to 4"),
         (("--withdraw", ""), "auto, off or a layer"),
         (("--limit", "0"), "--limit"),
+        (("--without", "c"), "there is a, b"),
     ],
 )
 def test_options_that_make_no_sense(small, options, words):

@@ -288,6 +288,16 @@ def test_a_note_of_the_graft_that_is_not_text_makes_the_model_anew(cache):
     assert len((folder / graft.MADE_FROM).read_text()) == 64
 
 
+def test_another_stored_schedule_makes_the_model_anew(cache):
+    folder, shipped = graft.fetch("smol"), graft.shipped_folder("minivtw-smol")
+    (folder / "mine").touch()
+    assert graft.fetch("smol") == folder and (folder / "mine").exists()  # the same files: left alone
+    (shipped / "withdrawal.json").write_text('{"method": "withdraw:layer=1"}')
+    graft.fetch("smol")
+    assert not (folder / "mine").exists()
+    assert (folder / "withdrawal.json").read_text() == (shipped / "withdrawal.json").read_text()
+
+
 def test_a_move_that_fails_brings_the_older_model_back(tmp_path):
     (tmp_path / "place").mkdir()
     (tmp_path / "place" / "old").touch()

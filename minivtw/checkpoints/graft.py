@@ -4,6 +4,7 @@ What was trained for smol (tower, connector, and for every linear of the decoder
 2106.09685) is in weights/minivtw-smol; here it is merged with SmolLM2's weights.
 """
 
+import hashlib
 import pathlib
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from .tokenizer import load_tokenizer
 
 GRAFT = "graft.safetensors"  # in weights/minivtw-smol: tower, connector, LoRA
 WORDS = "language_model.model.embed_tokens.weight"
-MADE_FROM = "graft.sha256"  # in the merged folder: which graft it has
+MADE_FROM = "graft.sha256"  # in the merged folder: which shipped files it has
 LORA = (".lora_A.weight", ".lora_B.weight")
 ROOM = 1.5e9  # bytes on disk while a model is made
 
@@ -72,17 +73,23 @@ def write_smol(folder, base):
         tensors |= float32_tensors(path)
     merged = merged_tensors(tensors, float32_tensors(grafted / GRAFT))
     save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / MADE_FROM).write_text(sha256(grafted / GRAFT))
+    (folder / MADE_FROM).write_text(shipped_files(grafted))
     # Every tensor is there, in the shape that the config says.
     llava.load(Fields(read_json(folder, "config.json"), f"{folder}/config.json"), folder, Checkpoint(folder))
 
 
+def shipped_files(grafted):
+    """One digest of the graft and of the files beside it, among them the stored schedule."""
+    files = [grafted / GRAFT, *sorted(grafted.glob("*.json"))]
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+
+
 def is_current(name, folder):
-    """Whether a model is in the cache, and merged with the graft that this version ships."""
+    """Whether a model is in the cache, and made from the files that this version ships."""
     if name != "smol" or not folder.is_dir():
         return folder.is_dir()
     made_from = folder / MADE_FROM
-    return made_from.is_file() and made_from.read_bytes() == sha256(shipped_folder("minivtw-smol") / GRAFT).encode()
+    return made_from.is_file() and made_from.read_bytes() == shipped_files(shipped_folder("minivtw-smol")).encode()
 
 
 def fetch(
