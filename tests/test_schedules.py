@@ -15,7 +15,7 @@ from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.schedules import Schedule
 from minivtw.shelf import method_of
-from minivtw.specs import spec_of
+from minivtw.specs import spec_of, withdrawal_layer
 
 from .random_models import cases, places_with_visual, prefill, random_decoder, random_prompt
 
@@ -156,7 +156,7 @@ def test_calibrate_finds_stores_and_auto_uses_a_schedule(tmp_path, capsys):
     assert spec_of(vlm.method("auto")) == found["method"]
     sample = read_questions(model / "samples", most=1)[0]
     stats = vlm.answer(sample.image, sample.question, max_new_tokens=1).stats
-    assert stats["method"] == found["method"] and stats["withdraw_layer"] is None
+    assert stats["method"] == found["method"] and stats["withdraw_layer"] == withdrawal_layer(vlm.method("auto"))
     assert 1 - stats["flops"]["prefill"] / stats["flops"]["prefill_without_withdrawal"] > 0.4
 
 
