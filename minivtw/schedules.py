@@ -15,7 +15,7 @@ price seldom falls as others are taken, so from then on only the step that looks
 """
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ from .specs import Method, first_layer
 
 KEPT = (0.75, 0.5)  # shares of the visual tokens that thinning out may keep
 THINNERS = ("uniform", "looked_at")  # methods of the shelf
-NOISE = 1e-3  # of the tokens: steps that change fewer differ in what they save alone
+NOISE = 1e-4  # of the tokens: steps that change fewer differ in what they save alone
 SIFTING = 3  # the first look at a step takes every third sample
 
 
@@ -86,6 +86,12 @@ class Bench:
         self._progress(self.tried)
         return Measured(schedule, float(np.mean(costs)), float(np.mean(saved)))
 
+    def saves_more(self, schedule: Schedule) -> bool:
+        """Whether a schedule saves more than the one that was taken last, on the first sample: a look before measuring."""
+        _, ran = tail(self.decoder, self.walks[0], schedule.method(), schedule.first_change(self.taken.schedule))
+        config, now = self.decoder.config, self.walks[0].entering[-1].ran
+        return prompt_flops(config, ran) < prompt_flops(config, now)
+
     def take(self, chosen: Measured) -> None:
         """Carry all samples through the layers under the chosen schedule; the next ones are measured from there."""
         start = chosen.schedule.first_change(self.taken.schedule)
@@ -131,24 +137,24 @@ def after(schedule: Schedule, step: tuple) -> Schedule | None:
             return None if schedule.thinned == step[1] else schedule._replace(thinned=step[1])
 
 
-def price(measured: Measured, taken: Measured) -> float:
-    """What a step changes for each share of the FLOPs that it saves; infinite where it saves none."""
-    gained = measured.saved - taken.saved
+def price(measured: Measured, taken: Measured, goal: float) -> float:
+    """What a step changes for each share of the FLOPs that it saves, up to the goal; infinite where it saves none."""
+    gained = min(measured.saved, goal) - taken.saved
     return max(measured.changed - taken.changed, NOISE) / gained if gained > 0 else np.inf
 
 
-def sifted(bench: Bench, leaves: int) -> list[tuple[float, int, tuple]]:
+def sifted(bench: Bench, leaves: int, goal: float) -> list[tuple[float, int, tuple]]:
     """A heap of (price, a number, step) of all steps, measured on every third sample."""
     start, queue = bench.measure(bench.taken.schedule, SIFTING), []
     for number, step in enumerate(every_step(bench.decoder.config.layers, leaves)):
         schedule = after(bench.taken.schedule, step)
         if schedule:
-            queue.append((price(bench.measure(schedule, SIFTING), start), number, step))
+            queue.append((price(bench.measure(schedule, SIFTING), start, goal), number, step))
     heapq.heapify(queue)
     return queue
 
 
-def cheapest_step(bench: Bench, queue: list[tuple[float, int, tuple]]) -> Measured | None:
+def cheapest_step(bench: Bench, queue: list[tuple[float, int, tuple]], goal: float) -> Measured | None:
     """Measure steps in the order of their last price until the cheapest is one that was measured just now.
 
     queue: a heap of (price, a number, step), which keeps the new prices.
@@ -161,23 +167,27 @@ def cheapest_step(bench: Bench, queue: list[tuple[float, int, tuple]]) -> Measur
                 heapq.heappush(queue, (last, number, step))
             return fresh[step]
         schedule = after(bench.taken.schedule, step)
-        if schedule is None:
+        if schedule is None or not bench.saves_more(schedule):
             continue
         measured = bench.measure(schedule)
         if measured.saved > bench.taken.saved:
             fresh[step] = measured
-            heapq.heappush(queue, (price(measured, bench.taken), number, step))
+            heapq.heappush(queue, (price(measured, bench.taken, goal), number, step))
     return None
 
 
-def tails(bench: Bench, leaves: int, saved: float) -> list[Measured]:
-    """The contiguous schedules that save at least as much: frozen from a layer up to `leaves`, and withdrawn earlier."""
-    candidates = (
-        [Schedule(leaves, frozenset(range(first, leaves))) for first in reversed(range(leaves))],
-        [Schedule(earlier) for earlier in reversed(range(leaves))],
-    )
-    measured = (map(bench.measure, schedules) for schedules in candidates)
-    return [first for kind in measured if (first := next((one for one in kind if one.saved >= saved), None))]
+def tails(bench: Bench, leaves: int, goal: float, most: float) -> Iterator[Measured]:
+    """Contiguous schedules, frozen from a layer up to `leaves` or withdrawn earlier: those that change `most` at most.
+
+    Of either kind they come in the order of what they save, up to the first that reaches the goal.
+    """
+    frozen = (Schedule(leaves, frozenset(range(first, leaves))) for first in reversed(range(leaves)))
+    for kind in (frozen, map(Schedule, reversed(range(leaves)))):
+        for measured in map(bench.measure, kind):
+            if measured.changed <= most:
+                yield measured
+            if measured.changed > most or measured.saved >= goal:
+                break
 
 
 def search(
@@ -192,15 +202,16 @@ def search(
 
     walks: samples with their whole answers (`search.walk`); leaves: the K to start from; save: stop as soon as this
     share of the prefill FLOPs is saved; threshold: stop before more than this share of the tokens changes. A contiguous
-    schedule that saves as much and changes fewer takes the last place. Returns the path, and how many schedules were measured.
-    Raises InputError where `save` cannot be reached.
+    schedule that saves enough as well and changes fewer takes the last place. Returns the path, and how many schedules
+    were measured. Raises InputError where `save` cannot be reached.
     """
     bench = Bench(decoder, walks, Schedule(leaves), progress)
-    path, goal = [bench.taken], np.inf if save is None else save
-    queue = sifted(bench, leaves)
+    goal, most = (np.inf if limit is None else limit for limit in (save, threshold))
+    rivals = list(tails(bench, leaves, goal, most))  # now, where the samples enter their deep layers as they are
+    path, queue = [bench.taken], sifted(bench, leaves, goal)
     while bench.taken.saved < goal:
-        measured = cheapest_step(bench, queue)
-        if measured is None or (threshold is not None and measured.changed > threshold):
+        measured = cheapest_step(bench, queue, goal)
+        if measured is None or measured.changed > most:
             break
         bench.take(measured)
         path.append(measured)
@@ -208,5 +219,6 @@ def search(
         raise InputError(
             f"no schedule within the threshold saves {save:.0%}; the search ends at {bench.taken.saved:.1%}"
         )
-    better = [one for one in tails(bench, leaves, bench.taken.saved) if one.changed < bench.taken.changed]
+    enough, changed = min(goal, bench.taken.saved), bench.taken.changed
+    better = [one for one in rivals if one.saved >= enough and one.changed < changed]
     return [*path, *sorted(better, key=lambda one: -one.changed)], bench.tried
