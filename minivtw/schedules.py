@@ -198,7 +198,7 @@ def search(
     threshold: float | None = None,
     progress: Callable[[int], None] = lambda tried: None,
 ) -> tuple[list[Measured], int]:
-    """The path of a greedy search: schedules, each saving more than the one before; the last is the one looked for.
+    """The path of a greedy search: schedules, each saving more than the one before, and last the one looked for.
 
     walks: samples with their whole answers (`search.walk`); leaves: the K to start from; save: stop as soon as this
     share of the prefill FLOPs is saved; threshold: stop before more than this share of the tokens changes. A contiguous
@@ -215,10 +215,8 @@ def search(
             break
         bench.take(measured)
         path.append(measured)
-    if save is not None and bench.taken.saved < save:
-        raise InputError(
-            f"no schedule within the threshold saves {save:.0%}; the search ends at {bench.taken.saved:.1%}"
-        )
-    enough, changed = min(goal, bench.taken.saved), bench.taken.changed
-    better = [one for one in rivals if one.saved >= enough and one.changed < changed]
+    enough, taken = (bench.taken.saved if save is None else save), bench.taken
+    better = [one for one in rivals if one.saved >= enough and (one.changed < taken.changed or taken.saved < enough)]
+    if taken.saved < enough and not better:
+        raise InputError(f"no schedule within the threshold saves {enough:.0%}; the search ends at {taken.saved:.1%}")
     return [*path, *sorted(better, key=lambda one: -one.changed)], bench.tried

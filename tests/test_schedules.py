@@ -97,6 +97,29 @@ def test_it_beats_or_equals_the_contiguous_schedules(samples, save):
     assert all(changed >= found.changed - 1e-5 for changed, saved in measured if saved >= min(save, found.saved))
 
 
+def test_a_contiguous_schedule_is_found_where_the_steps_lead_nowhere(samples, monkeypatch):
+    decoder, _, walks = samples
+    monkeypatch.setattr(schedules, "cheapest_step", lambda *_: None)
+    path, _ = schedules.search(decoder, walks, CONFIG.layers - 1, 0.5)
+    assert path[-1].saved >= 0.5 and path[-1].schedule.thinned is None
+
+
+def test_what_is_saved_beyond_the_goal_lowers_no_price():
+    taken, far = schedules.Measured(Schedule(4), 0.1, 0.2), schedules.Measured(Schedule(3), 0.3, 0.8)
+    assert schedules.price(far, taken, 0.4) == pytest.approx(0.2 / 0.2)
+    assert schedules.price(far, taken, np.inf) == pytest.approx(0.2 / 0.6)
+    assert schedules.price(taken, taken, np.inf) == np.inf
+
+
+def test_a_look_at_one_sample_tells_what_saves_more(samples):
+    decoder, _, walks = samples
+    bench = schedules.Bench(decoder, walks, Schedule(CONFIG.layers - 1), lambda tried: None)
+    bench.take(bench.measure(Schedule(CONFIG.layers - 1, frozenset([1]), "uniform:layer=1,keep=0.5")))
+    for step in schedules.every_step(CONFIG.layers, CONFIG.layers - 1):
+        if schedule := schedules.after(bench.taken.schedule, step):
+            assert bench.saves_more(schedule) == (bench.measure(schedule).saved > bench.taken.saved)
+
+
 def test_a_threshold_ends_the_search(samples):
     decoder, _, walks = samples
     whole, _ = schedules.search(decoder, walks, CONFIG.layers - 1, 0.6)
