@@ -6,20 +6,21 @@ layer does with them, so that a share of the prefill's operations is saved, or a
 
 import argparse
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
 from . import load
 from .checkpoints.stored import STORED, stored_search
 from .cli import Parser
-from .errors import InputError
+from .errors import InputError, reading
 from .inputs.questions import digest, read_questions
 from .model.tokens import EmbeddedPrompt
-from .schedules import search
+from .schedules import FIRST, Seen, search
 from .search import CRITERIA, LONGEST_ANSWER, choose, mean_curve, walk, walked_curve
 from .specs import spec_of
 from .terminal import command, counter_line, progress_line
-from .writing import check_writable, write_whole
+from .writing import check_writable, kind_of, write_whole
 
 SAMPLES = 20
 CHANGED = 0.01  # of the answers' tokens, by a schedule that is to save as much as it can
@@ -54,18 +55,22 @@ def calibrate(vlm, samples, criterion="kl", threshold=None, progress=lambda done
     }
 
 
-def find_schedule(vlm, samples, save=None, threshold=None, progress=lambda done: None):
+def find_schedule(vlm, samples, save=None, threshold=None, measured=None, progress=lambda done: None):
     """Find a schedule on samples, from the K on by which whole answers hold. Returns what `withdrawal.json` holds.
 
     save: the share of the prefill FLOPs to save; threshold: the share of the answers' tokens that may change (default:
-    none if `save` is given, else 0.01). K is found by the whole answers and that criterion's own threshold. Raises
+    none if `save` is given, else 0.01); measured: a file that keeps what is measured, from which the search goes on. K is
+    found by the whole answers and that criterion's own threshold, on the samples that a race begins with. Raises
     InputError.
     """
-    eta = CRITERIA["answer"].threshold
-    walks = [walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in embedded(vlm, samples)]
-    curve = np.mean([walked_curve(vlm.decoder, walked) for walked in walks], axis=0)
+    about = {"count": len(samples), "sha256": digest(samples)}
+    known = {} if measured is None else Notebook(measured, {"model": vlm.folder.name, "samples": about})
+    mixed = [samples[index] for index in np.random.default_rng(0).permutation(len(samples))]
+    walks = Walks(vlm, list(embedded(vlm, mixed)))
+    curve = np.mean([walked_curve(vlm.decoder, walked) for walked in walks[:FIRST]], axis=0)
     limit = CHANGED if threshold is None and save is None else threshold
-    path, tried = search(vlm.decoder, walks, choose(curve, "answer", eta), save, limit, progress)
+    leaves = choose(curve, "answer", CRITERIA["answer"].threshold)
+    path = search(vlm.decoder, walks, leaves, save, limit, known, progress)
     return {
         "method": spec_of(path[-1].schedule.method()),
         "criterion": "schedule",
@@ -74,10 +79,62 @@ def find_schedule(vlm, samples, save=None, threshold=None, progress=lambda done:
         "changed": float(f"{path[-1].changed:.6g}"),
         "saved": float(f"{path[-1].saved:.6g}"),
         "path": [[spec_of(one.schedule.method()), round(one.changed, 6), round(one.saved, 4)] for one in path],
-        "tried": tried,
+        "tried": len({method for _, method in known}),
         "curve": [float(f"{value:.6g}") for value in curve],
-        "samples": {"count": len(samples), "sha256": digest(samples)},
+        "samples": about,
     }
+
+
+class Notebook(dict):
+    """What a search has measured, for `schedules.Bench`, kept in a file too: a line each, behind a first one about what.
+
+    Raises InputError for a file that holds anything else.
+    """
+
+    def __init__(self, path, about):
+        super().__init__()
+        self._path, first, text = check_writable(path), json.dumps(about) + "\n", ""
+        with reading(path):
+            if kind_of(path) is not None:
+                text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else "no file"
+        if not (text.startswith(first) or first.startswith(text)):
+            raise InputError(f"{path} does not hold what was measured with this model on these samples")
+        whole = text[: text.rfind("\n") + 1] or first  # without a line that was not finished
+        for number, line in enumerate(whole.splitlines()[1:], 2):
+            try:
+                index, method, *seen = json.loads(line)
+                super().__setitem__((index, method), Seen(*seen))
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{path}, line {number}: is not what --measured writes") from error
+        write_whole(path, whole)
+
+    def __setitem__(self, key, seen):
+        super().__setitem__(key, seen)
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps([*key, *seen]) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+class Walks(Sequence):
+    """Prompts carried through all layers with their greedy answers; the first few are kept, the others walk again."""
+
+    def __init__(self, vlm, prompts):
+        self._vlm, self._prompts, self._kept = vlm, prompts, {}
+
+    def __len__(self):
+        return len(self._prompts)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        if index in self._kept:
+            return self._kept[index]
+        walked = walk(self._vlm.decoder, self._prompts[index], LONGEST_ANSWER, self._vlm.stop_ids)
+        if index < FIRST:
+            self._kept[index] = walked
+        return walked
 
 
 def path_table(found, layers):
@@ -131,6 +188,10 @@ def main(arguments):
         "--schedule", action="store_true", help="find the schedule that saves the most within the threshold"
     )
     options.add_argument(
+        "--measured", metavar="FILE",
+        help="keep what the search for a schedule measures in this file, and go on from what it holds",
+    )  # fmt: skip
+    options.add_argument(
         "--store", action="store_true", help="store what was found with the model, for `--withdraw auto`"
     )
     options.add_argument("--json", action="store_true", help="print one JSON object")
@@ -140,6 +201,9 @@ def main(arguments):
     if chosen.limit < 1:
         raise InputError(f"--limit must be 1 or more, not {chosen.limit}")
 
+    if chosen.measured is not None and not (chosen.save or chosen.schedule):
+        raise InputError("--measured keeps what --save or --schedule measures")
+
     vlm = load(chosen.model)
     if chosen.store:
         check_writable(vlm.folder / STORED)
@@ -148,7 +212,9 @@ def main(arguments):
         raise InputError(f"{vlm.folder} ships no samples; give a folder of them with --samples")
     samples = read_questions(folder, most=chosen.limit)
     if chosen.save or chosen.schedule:
-        found = find_schedule(vlm, samples, chosen.save, chosen.threshold, counter_line("schedules measured"))
+        found = find_schedule(
+            vlm, samples, chosen.save, chosen.threshold, chosen.measured, counter_line("answers measured")
+        )
         text = path_table(found, vlm.config.layers)
     else:
         found = calibrate(vlm, samples, chosen.criterion, chosen.threshold, progress_line(len(samples)))

@@ -1,21 +1,26 @@
 """Which layers: the search for a schedule, for what each layer does with each visual token: work on it, read it, do without.
 
 A schedule thins the visual tokens out before one layer, freezes what is left of them in some layers, and withdraws them
-before layer K. There are 2^K sets of layers to freeze alone, so the search is greedy: from withdrawal at the first K that
-costs next to nothing, it takes the step that changes the fewest tokens of the answers for the operations that it saves,
-until enough is saved or no step is cheap enough. A step is to freeze one more layer, to withdraw one layer earlier, or to
-thin out at another place or by more.
+before layer K. There are 2^K sets of layers to freeze alone, so nobody tries all. From withdrawal at the first K that
+costs next to nothing the search goes in three steps.
 
-What a step costs is measured on samples: how far the distributions of the answer's tokens move from those of the model
+    order   freeze each layer alone: what that changes tells in which order to freeze them
+    race    every place and share of thinning out, completed by as many frozen layers, in this order, as the goal needs
+    change  one thing about the winner (a layer frozen or worked on, the place, the share, K), again completed to the
+            goal; the winner of these runs on, until no change is better
+
+What a schedule costs is measured on samples: how far the distributions of the answer's tokens move from those of the model
 that is left alone (total variation), in the mean over an answer's tokens and over the samples. Unlike a divergence it
-has an end, so that one lost answer is one lost answer; and a long answer counts as much as a word. Up to the first layer
-that a step changes, all samples are kept as they entered it. All steps are tried once, on every third sample. A step's
-price seldom falls as others are taken, so from then on only the step that looks cheapest is measured, on all samples
-(lazy greedy: Minoux 1978): if it still is the cheapest, the others need not be.
+has an end, so that one lost answer is one lost answer; and a long answer counts as much as a word. Most schedules are
+clearly worse on a few samples, and the best differ by less than few samples tell: so a race begins on a few, drops the
+worse half, and doubles the samples (successive halving: Jamieson and Talwalkar, arXiv 1502.07943). Up to the first layer that a
+schedule changes, a sample runs once for all of them.
 """
 
-import heapq
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,15 +28,30 @@ import numpy as np
 from .counting import plain_run, prompt_flops
 from .errors import InputError
 from .methods import freeze, then, withdraw
-from .model.decoder import Decoder, forward
-from .search import Walk, from_layer, tail, total_variation
+from .model.decoder import Decoder
+from .model.tokens import Ran
+from .search import Walk, tail, total_variation
 from .shelf import method_of
-from .specs import Method, first_layer
+from .specs import Method, first_layer, spec_of
 
-KEPT = (0.75, 0.5)  # shares of the visual tokens that thinning out may keep
+NOISE = 1e-4  # of the tokens: who changes no more than this, beyond what the start changes, is as good as the start
+FIRST = 35  # samples that a race begins with
+ROUNDS = 3  # races among what is one change away, at most
 THINNERS = ("uniform", "looked_at")  # methods of the shelf
-NOISE = 1e-4  # of the tokens: steps that change fewer differ in what they save alone
-SIFTING = 3  # the first look at a step takes every third sample
+KEPT = (0.75, 0.6, 0.5)  # shares of the visual tokens that thinning out may keep
+FINER = 0.05  # ... and by how much a change moves them
+GOALS = tuple(round(0.05 * step, 2) for step in range(1, 20))  # shares to save, where only a threshold is given
+
+
+class Thinned(NamedTuple):
+    """A method of the shelf that keeps some of the visual tokens before one layer."""
+
+    name: str
+    layer: int
+    keep: float
+
+    def method(self) -> Method:
+        return method_of(f"{self.name}:layer={self.layer},keep={self.keep:g}")
 
 
 class Schedule(NamedTuple):
@@ -39,155 +59,216 @@ class Schedule(NamedTuple):
 
     leaves: int  # K, the layer before which they all leave
     frozen: frozenset[int] = frozenset()  # layers before K in which they are read, and not worked on
-    thinned: str | None = None  # a method of the shelf that keeps some of them, by its text
+    thinned: Thinned | None = None
 
     def method(self) -> Method:
         """The schedule as a method, which is stored and used by its text."""
-        steps = [method_of(self.thinned)] if self.thinned else []
+        steps = [self.thinned.method()] if self.thinned else []
         steps += [freeze(self.frozen)] if self.frozen else []
         return then(*steps, withdraw(self.leaves)) if steps else withdraw(self.leaves)
 
-    def first_change(self, other: "Schedule") -> int:
-        """The first layer that two schedules treat differently."""
-        layers = set(self.frozen ^ other.frozen)
-        if self.thinned != other.thinned:
-            layers |= {first_layer(method_of(one)) for one in (self.thinned, other.thinned) if one}
-        if self.leaves != other.leaves:
-            layers.add(min(self.leaves, other.leaves))
-        return min(layers, default=0)
+    def leaving(self, layer: int) -> "Schedule":
+        """The same, with another K."""
+        thinned = self.thinned if self.thinned and self.thinned.layer < layer else None
+        return Schedule(layer, frozenset(one for one in self.frozen if one < layer), thinned)
+
+
+class Seen(NamedTuple):
+    """What a schedule did to one sample."""
+
+    changed: float  # share of the answer's tokens, from 0 to 1
+    flops: int  # of the prefill
+    plain: int  # ... with everything left as it is
 
 
 class Measured(NamedTuple):
-    """A schedule with what it costs and what it saves, in the mean over the samples."""
+    """What a schedule changes and saves on the samples that it was measured on."""
 
     schedule: Schedule
     changed: float  # share of the answers' tokens, from 0 to 1
     saved: float  # share of the prefill FLOPs
+    cost: float  # what it changes beyond the start, on the same samples; `NOISE` at the least
 
 
 class Bench:
-    """Samples on which schedules are measured, as they enter every layer under the schedule that was taken last."""
+    """Samples, and what every schedule has changed on the first of them, as far as it was measured.
 
-    def __init__(self, decoder: Decoder, walks: Sequence[Walk], start: Schedule, progress: Callable[[int], None]):
-        self.decoder, self.walks, self.tried, self._progress = decoder, list(walks), 0, progress
-        self.plain = [prompt_flops(decoder.config, plain_run(decoder.config, len(one.entering[0]))) for one in walks]
-        self.taken = Measured(Schedule(decoder.config.layers), 0.0, 0.0)  # so far: everything stays as it is
-        self.take(self.measure(start))
-
-    def measure(self, schedule: Schedule, every: int = 1) -> Measured:
-        """What a schedule costs and saves, on every n-th sample, from the first layer on that it treats differently."""
-        method, start = schedule.method(), schedule.first_change(self.taken.schedule)
-        costs, saved = [], []
-        for walked, plain in zip(self.walks[::every], self.plain[::every]):
-            said, ran = tail(self.decoder, walked, method, start)
-            costs.append(total_variation(said, walked.full).mean())
-            saved.append(1 - prompt_flops(self.decoder.config, ran) / plain)
-        self.tried += 1
-        self._progress(self.tried)
-        return Measured(schedule, float(np.mean(costs)), float(np.mean(saved)))
-
-    def saves_more(self, schedule: Schedule) -> bool:
-        """Whether a schedule saves more than the one that was taken last, on the first sample: a look before measuring."""
-        _, ran = tail(self.decoder, self.walks[0], schedule.method(), schedule.first_change(self.taken.schedule))
-        config, now = self.decoder.config, self.walks[0].entering[-1].ran
-        return prompt_flops(config, ran) < prompt_flops(config, now)
-
-    def take(self, chosen: Measured) -> None:
-        """Carry all samples through the layers under the chosen schedule; the next ones are measured from there."""
-        start = chosen.schedule.first_change(self.taken.schedule)
-        self.walks = [carried(self.decoder, walked, chosen.schedule.method(), start) for walked in self.walks]
-        self.taken = chosen
-
-
-def carried(decoder: Decoder, walked: Walk, method: Method, start: int) -> Walk:
-    """A walk whose tokens enter the layers after `start` as they do under a method that changes nothing before it."""
-    prompt, said = from_layer(decoder, walked, start)
-    entering, following = walked.entering[: start + 1], walked.following[: start + 1]
-    for index in range(start, len(decoder.layers)):
-        prompt = forward(decoder, prompt, method, start=index, stop=index + 1)
-        entering.append(prompt)
-        if said:
-            said = forward(decoder, said, method, start=index, stop=index + 1)
-        following.append(said.hidden if said else walked.following[index + 1])
-    return walked._replace(entering=entering, following=following)
-
-
-def every_step(layers: int, leaves: int) -> list[tuple]:
-    """All steps that a search may take, as what is put in place of what: ("frozen", layer), ("leaves",), ("thinned", text)."""
-    thinners = [
-        f"{name}:layer={layer},keep={keep:g}"
-        for name in THINNERS
-        for layer in range(1, leaves, max(1, layers // 12))
-        for keep in KEPT
-    ]
-    freezes = [("frozen", layer) for layer in range(leaves)]
-    return [*freezes, ("leaves",), *(("thinned", text) for text in thinners)]
-
-
-def after(schedule: Schedule, step: tuple) -> Schedule | None:
-    """The schedule one step further; None where the step has nothing left to change."""
-    match step:
-        case ("frozen", layer):
-            frozen = schedule.frozen | {layer}
-            return schedule._replace(frozen=frozen) if layer < schedule.leaves and frozen != schedule.frozen else None
-        case ("leaves",):
-            frozen = frozenset(layer for layer in schedule.frozen if layer < schedule.leaves - 1)
-            return schedule._replace(leaves=schedule.leaves - 1, frozen=frozen) if schedule.leaves else None
-        case _:
-            return None if schedule.thinned == step[1] else schedule._replace(thinned=step[1])
-
-
-def price(measured: Measured, taken: Measured, goal: float) -> float:
-    """What a step changes for each share of the FLOPs that it saves, up to the goal; infinite where it saves none."""
-    gained = min(measured.saved, goal) - taken.saved
-    return max(measured.changed - taken.changed, NOISE) / gained if gained > 0 else np.inf
-
-
-def sifted(bench: Bench, leaves: int, goal: float) -> list[tuple[float, int, tuple]]:
-    """A heap of (price, a number, step) of all steps, measured on every third sample."""
-    start, queue = bench.measure(bench.taken.schedule, SIFTING), []
-    for number, step in enumerate(every_step(bench.decoder.config.layers, leaves)):
-        schedule = after(bench.taken.schedule, step)
-        if schedule:
-            queue.append((price(bench.measure(schedule, SIFTING), start, goal), number, step))
-    heapq.heapify(queue)
-    return queue
-
-
-def cheapest_step(bench: Bench, queue: list[tuple[float, int, tuple]], goal: float) -> Measured | None:
-    """Measure steps in the order of their last price until the cheapest is one that was measured just now.
-
-    queue: a heap of (price, a number, step), which keeps the new prices.
+    known: (index of a sample, a schedule's text) -> `Seen`, what was measured before; it is added to.
     """
-    fresh: dict[tuple, Measured] = {}
-    while queue:
-        last, number, step = heapq.heappop(queue)
-        if step in fresh:
-            if step == ("leaves",):  # can be taken again
-                heapq.heappush(queue, (last, number, step))
-            return fresh[step]
-        schedule = after(bench.taken.schedule, step)
-        if schedule is None or not bench.saves_more(schedule):
-            continue
-        measured = bench.measure(schedule)
-        if measured.saved > bench.taken.saved:
-            fresh[step] = measured
-            heapq.heappush(queue, (price(measured, bench.taken, goal), number, step))
-    return None
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        walks: Sequence[Walk],
+        start: Schedule,
+        known: dict[tuple[int, str], Seen] | None = None,
+        progress: Callable[[int], None] = lambda done: None,
+    ):
+        self.decoder, self.walks, self._progress = decoder, walks, progress
+        self.known = {} if known is None else known
+        self._begin = str(spec_of(start.method()))
+        self.start = self.measure([start], len(walks))[0]
+        lengths = [(int(one.is_visual.sum()), len(one)) for one in (walked.entering[0] for walked in walks)]
+        self._lengths, self._longest = Counter(lengths), walks[max(range(len(walks)), key=lambda one: lengths[one][1])]
+        self._thinned = cache(self._left)
+
+    def measure(self, schedules: Iterable[Schedule], count: int) -> list[Measured]:
+        """Schedules on the first `count` samples."""
+        texts = {schedule: str(spec_of(schedule.method())) for schedule in schedules}
+        for index in range(count):
+            if new := [schedule for schedule, text in texts.items() if (index, text) not in self.known]:
+                for schedule, seen in zip(new, self.on_sample(index, new)):
+                    self.known[index, texts[schedule]] = seen
+                self._progress(len(self.known))
+        means = [np.mean([self.known[index, text] for index in range(count)], axis=0) for text in texts.values()]
+        begin = np.mean([self.known[index, self._begin].changed for index in range(count)])
+        return [
+            Measured(schedule, float(changed), float(1 - flops / plain), max(float(changed - begin), NOISE))
+            for schedule, (changed, flops, plain) in zip(texts, means)
+        ]
+
+    def on_sample(self, index: int, schedules: Iterable[Schedule]) -> list[Seen]:
+        """Schedules on one sample, each from the first layer on that it treats otherwise."""
+        walked, config, seen = self.walks[index], self.decoder.config, []
+        plain = prompt_flops(config, plain_run(config, len(walked.entering[0])))
+        for schedule in schedules:
+            method = schedule.method()
+            said, ran = tail(self.decoder, walked, method, first_layer(method))
+            changed = float(total_variation(said, walked.full).mean())
+            seen.append(Seen(changed, prompt_flops(config, ran), plain))
+        return seen
+
+    def _left(self, thinned: Thinned | None) -> list[tuple[float, int]]:
+        """What thinning out alone leaves in each layer: the share of the visual tokens, and the FLOPs that it asks for."""
+        plain, method = self._longest.entering[0], thinned.method() if thinned else None
+        if not method or not plain.is_visual.any():
+            return [(1.0, 0)] * self.decoder.config.layers
+        _, ran = tail(self.decoder, self._longest, method, first_layer(method))
+        visual = int(plain.is_visual.sum())
+        return [(1 - (len(plain) - one.entered) / visual, one.asked) for one in ran]
+
+    def saved(self, schedule: Schedule) -> float:
+        """What a schedule saves on all samples, counted from their lengths and from one run of what it thins out."""
+        config, flops, plain = self.decoder.config, 0, 0
+        for (visual, tokens), times in self._lengths.items():
+            ran = []
+            for layer, (share, asked) in enumerate(self._thinned(schedule.thinned)):
+                left = round(visual * share) if layer < schedule.leaves else 0
+                entered = tokens - visual + left
+                worked = tokens - visual if layer in schedule.frozen else entered
+                ran.append(Ran(entered, worked, entered, asked if layer <= schedule.leaves else 0))
+            flops += times * prompt_flops(config, ran)
+            plain += times * prompt_flops(config, plain_run(config, tokens))
+        return 1 - flops / plain
+
+    def fitted(self, schedule: Schedule, order: Sequence[int], goal: float, held: Collection[int] = ()) -> Schedule:
+        """Freeze layers in this order until the goal is reached, then work again on the last that it does not need.
+
+        What the `held` layers do stays as it is. Where all are frozen and it is not enough, K becomes smaller.
+        """
+        free = [layer for layer in order if layer < schedule.leaves and layer not in held]
+        for layer in free:
+            if self.saved(schedule) >= goal:
+                break
+            schedule = schedule._replace(frozen=schedule.frozen | {layer})
+        for layer in reversed(free):
+            if layer in schedule.frozen and self.saved(worked := without(schedule, layer)) >= goal:
+                schedule = worked
+        if self.saved(schedule) < goal and schedule.leaves:
+            return self.fitted(schedule.leaving(schedule.leaves - 1), order, goal, held)
+        return schedule
 
 
-def tails(bench: Bench, leaves: int, goal: float, most: float) -> Iterator[Measured]:
-    """Contiguous schedules, frozen from a layer up to `leaves` or withdrawn earlier: those that change `most` at most.
+def without(schedule: Schedule, layer: int) -> Schedule:
+    """The same, worked on in this layer."""
+    return schedule._replace(frozen=schedule.frozen - {layer})
 
-    Of either kind they come in the order of what they save, up to the first that reaches the goal.
-    """
+
+def freezing_order(bench: Bench, leaves: int) -> list[int]:
+    """The layers before `leaves`, first the one in which freezing alone changes the fewest tokens; of equals the deepest."""
+    alone = [Schedule(leaves, frozenset([layer])) for layer in reversed(range(leaves))]
+    measured = bench.measure(alone, min(2 * FIRST, len(bench.walks)))
+    return [layer for one in sorted(measured, key=lambda one: one.cost) for layer in one.schedule.frozen]
+
+
+def contiguous(bench: Bench, leaves: int, goal: float) -> Iterator[Schedule]:
+    """The two that a race has to beat: frozen from one layer on up to `leaves`, and withdrawn earlier."""
     frozen = (Schedule(leaves, frozenset(range(first, leaves))) for first in reversed(range(leaves)))
     for kind in (frozen, map(Schedule, reversed(range(leaves)))):
-        for measured in map(bench.measure, kind):
-            if measured.changed <= most:
-                yield measured
-            if measured.changed > most or measured.saved >= goal:
-                break
+        yield from [one for one in kind if bench.saved(one) >= goal][:1]
+
+
+def field(layers: int, leaves: int) -> Iterator[Schedule]:
+    """Every place and share of thinning out, at every twelfth of the depth, and no thinning out; nothing frozen yet."""
+    yield Schedule(leaves)
+    for name in THINNERS:
+        for layer in range(1, leaves, max(1, layers // 12)):
+            yield from (Schedule(leaves, thinned=Thinned(name, layer, keep)) for keep in KEPT)
+
+
+def neighbours(bench: Bench, schedule: Schedule, order: Sequence[int], goal: float) -> Iterator[Schedule]:
+    """What is one change away from a schedule, each completed to the goal by what costs least."""
+    leaves, frozen, thinned = schedule
+    for layer in order:
+        if layer < leaves:
+            yield bench.fitted(schedule._replace(frozen=frozen ^ {layer}), order, goal, [layer])
+    depth = bench.decoder.config.layers
+    changed = [schedule.leaving(layer) for layer in (leaves - 1, leaves + 1) if 0 <= layer <= depth]
+    if thinned:
+        places = [thinned._replace(layer=thinned.layer + step) for step in (-2, -1, 1, 2)]
+        shares = [thinned._replace(keep=round(thinned.keep + step * FINER, 2)) for step in (-2, -1, 1, 2)]
+        others = [thinned._replace(name=name) for name in THINNERS]
+        valid = [one for one in (*places, *shares, *others) if 0 < one.layer < leaves and 0 < one.keep < 1]
+        changed += [schedule._replace(thinned=one) for one in valid]
+    yield from (bench.fitted(one, order, goal) for one in changed)
+
+
+def race(bench: Bench, runners: Iterable[Schedule], goal: float, staying: Collection[Schedule] = ()) -> Measured:
+    """The schedule that changes the fewest tokens on all samples, of those that save enough there.
+
+    The worse half leaves each time that the samples are doubled; who is `staying` is measured on all, and wins where it
+    is as good as any. Of other equals, one that thins nothing out wins.
+    """
+
+    def rank(one: Measured) -> tuple:
+        return one.saved < goal, one.cost, one.schedule not in staying, one.schedule.thinned is not None
+
+    left, count = list(dict.fromkeys([*runners, *staying])), min(FIRST, len(bench.walks))
+    while count < len(bench.walks):
+        ranked = sorted(bench.measure(left, count), key=lambda one: one.cost)
+        half = [one.schedule for one in ranked[: (len(ranked) + 1) // 2]]
+        left, count = list(dict.fromkeys([*half, *staying])), min(2 * count, len(bench.walks))
+    return min(bench.measure(left, count), key=rank)
+
+
+def reach(bench: Bench, goal: float) -> list[Measured]:
+    """Where the search starts and the winners of the races for one goal, the best last."""
+    path, leaves = [bench.start], bench.start.schedule.leaves
+    if bench.start.saved >= goal:
+        return path
+    order = freezing_order(bench, leaves)
+    runners = [bench.fitted(one, order, goal) for one in field(bench.decoder.config.layers, leaves)]
+    path.append(race(bench, runners, goal, list(contiguous(bench, leaves, goal))))
+    for _ in range(ROUNDS):
+        best = path[-1].schedule
+        winner = race(bench, neighbours(bench, best, order, goal), goal, [best])
+        if winner.schedule == best:
+            break
+        path.append(winner)
+    return path
+
+
+def within(bench: Bench, most: float) -> list[Measured]:
+    """The path to the greatest of the `GOALS` that is reached with at most this change, by halving their interval."""
+    path, low, high = [bench.start], bisect_right(GOALS, bench.start.saved), len(GOALS)
+    while low < high:
+        middle = (low + high) // 2
+        tried = reach(bench, GOALS[middle])
+        if tried[-1].changed <= most and tried[-1].saved >= GOALS[middle]:
+            path, low = tried, middle + 1
+        else:
+            high = middle
+    return path
 
 
 def search(
@@ -196,27 +277,23 @@ def search(
     leaves: int,
     save: float | None = None,
     threshold: float | None = None,
-    progress: Callable[[int], None] = lambda tried: None,
-) -> tuple[list[Measured], int]:
-    """The path of a greedy search: schedules, each saving more than the one before, and last the one looked for.
+    known: dict[tuple[int, str], Seen] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Measured]:
+    """The winners of the races, the schedule looked for last.
 
-    walks: samples with their whole answers (`search.walk`); leaves: the K to start from; save: stop as soon as this
-    share of the prefill FLOPs is saved; threshold: stop before more than this share of the tokens changes. A contiguous
-    schedule that saves enough as well and changes fewer takes the last place. Returns the path, and how many schedules
-    were measured. Raises InputError where `save` cannot be reached.
+    walks: samples with their whole answers (`search.walk`), in no particular order; leaves: the K to start from; save: the
+    share of the prefill FLOPs to save; threshold: the share of the tokens that may change; without `save`, as much is
+    saved as it allows, in steps of five per cent; known: as for `Bench`. Raises InputError where
+    `save` cannot be reached.
     """
-    bench = Bench(decoder, walks, Schedule(leaves), progress)
-    goal, most = (np.inf if limit is None else limit for limit in (save, threshold))
-    rivals = list(tails(bench, leaves, goal, most))  # now, where the samples enter their deep layers as they are
-    path, queue = [bench.taken], sifted(bench, leaves, goal)
-    while bench.taken.saved < goal:
-        measured = cheapest_step(bench, queue, goal)
-        if measured is None or measured.changed > most:
-            break
-        bench.take(measured)
-        path.append(measured)
-    enough, taken = (bench.taken.saved if save is None else save), bench.taken
-    better = [one for one in rivals if one.saved >= enough and (one.changed < taken.changed or taken.saved < enough)]
-    if taken.saved < enough and not better:
-        raise InputError(f"no schedule within the threshold saves {enough:.0%}; the search ends at {taken.saved:.1%}")
-    return [*path, *sorted(better, key=lambda one: -one.changed)], bench.tried
+    bench = Bench(decoder, walks, Schedule(leaves), known, progress)
+    most = np.inf if threshold is None else threshold
+    if save is None:
+        return within(bench, most)
+    path = reach(bench, save)
+    if path[-1].saved < save:
+        raise InputError(f"no schedule saves {save:.0%}; the search ends at {path[-1].saved:.1%}")
+    if path[-1].changed > most:
+        raise InputError(f"no schedule within the threshold saves {save:.0%}; the best changes {path[-1].changed:.2%}")
+    return path

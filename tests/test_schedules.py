@@ -13,11 +13,11 @@ from minivtw.counting import plain_run, prompt_flops
 from minivtw.inputs.questions import read_questions
 from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt
-from minivtw.schedules import Schedule
+from minivtw.schedules import Schedule, Thinned
 from minivtw.shelf import method_of
 from minivtw.specs import spec_of, withdrawal_layer
 
-from .random_models import cases, places_with_visual, prefill, random_decoder, random_prompt
+from .random_models import prefill, random_decoder, random_prompt
 
 CONFIG = DecoderConfig(
     vocabulary=31, width=16, layers=5, heads=4, kv_heads=2, head_dim=8, mlp_width=24,
@@ -36,8 +36,8 @@ def samples():
 
 
 def plainly(decoder, prompts, walks, schedule):
-    """What a schedule costs and saves, from the bottom: prompt and answer in one run, nothing shared."""
-    costs, saved = [], []
+    """What a schedule changes and saves, from the bottom: prompt and answer in one run, nothing shared."""
+    changed, flops, plain = [], 0, 0
     for prompt, walked in zip(prompts, walks):
         run = prefill(decoder, prompt, schedule.method())
         said = EmbeddedPrompt(decoder.embedding[walked.answer[:-1]], np.zeros(len(walked.answer) - 1, bool))
@@ -46,92 +46,151 @@ def plainly(decoder, prompts, walks, schedule):
             np.exp(scores - np.logaddexp.reduce(scores, -1, keepdims=True))
             for scores in (np.concatenate([run.logits[-1:], after]), walked.full)
         )
-        costs.append(np.abs(said - full).sum(-1).mean() / 2)
-        saved.append(1 - prompt_flops(CONFIG, run.ran) / prompt_flops(CONFIG, plain_run(CONFIG, len(prompt.hidden))))
-    return np.mean(costs), np.mean(saved)
+        changed.append(np.abs(said - full).sum(-1).mean() / 2)
+        flops += prompt_flops(CONFIG, run.ran)
+        plain += prompt_flops(CONFIG, plain_run(CONFIG, len(prompt.hidden)))
+    return np.mean(changed), 1 - flops / plain
+
+
+def bench_on(samples, leaves=CONFIG.layers - 1):
+    decoder, _, walks = samples
+    return schedules.Bench(decoder, walks, Schedule(leaves))
+
+
+def searched(samples, save=None, threshold=None):
+    """The path of a search, and a bench with all that it measured."""
+    decoder, _, walks = samples
+    known = {}
+    path = schedules.search(decoder, walks, CONFIG.layers - 1, save, threshold, known)
+    return path, schedules.Bench(decoder, walks, path[0].schedule, known)
 
 
 def some_schedules(layers):
     thinned = st.sampled_from(
-        [None, "uniform:layer=1,keep=0.5", "looked_at:layer=2,keep=0.75", "uniform:layer=0,keep=0.5"]
+        [None, Thinned("uniform", 1, 0.5), Thinned("looked_at", 2, 0.75), Thinned("uniform", 0, 0.5)]
     )
     return st.builds(
-        lambda leaves, frozen, thin: Schedule(leaves, frozenset(layer for layer in frozen if layer < leaves), thin),
+        lambda leaves, frozen, thin: Schedule(layers, frozen, thin).leaving(leaves),
         st.integers(0, layers), st.frozensets(st.integers(0, layers - 1)), thinned,
     )  # fmt: skip
 
 
 @settings(max_examples=60)
-@given(st.lists(some_schedules(CONFIG.layers), min_size=1, max_size=4))
-def test_what_is_shared_between_schedules_changes_no_price(samples, chosen):
+@given(st.lists(some_schedules(CONFIG.layers), min_size=1, max_size=4, unique=True))
+def test_what_schedules_share_changes_no_price(samples, chosen):
     decoder, prompts, walks = samples
-    bench = schedules.Bench(decoder, walks, Schedule(CONFIG.layers), lambda tried: None)
-    for schedule in chosen:
-        measured = bench.measure(schedule)
-        changed, saved = plainly(decoder, prompts, walks, schedule)
+    bench = bench_on(samples)
+    for measured in bench.measure(chosen, len(walks)):
+        changed, saved = plainly(decoder, prompts, walks, measured.schedule)
         assert measured.changed == pytest.approx(changed, rel=1e-3, abs=1e-5)
         assert measured.saved == pytest.approx(saved, abs=1e-12)
-        bench.take(measured)
-    assert bench.tried == len(chosen) + 1
+    assert len(bench.known) == len(walks) * len({Schedule(CONFIG.layers - 1), *chosen})
+
+
+@settings(max_examples=60)
+@given(some_schedules(CONFIG.layers))
+def test_what_is_counted_is_what_runs(samples, schedule):
+    bench = bench_on(samples)
+    measured, counted = bench.measure([schedule], len(bench.walks))[0].saved, bench.saved(schedule)
+    if schedule.thinned and schedule.thinned.name == "looked_at":
+        # what it asks for is counted as on the longest sample
+        assert counted <= measured + 1e-12 and counted == pytest.approx(measured, abs=0.01)
+    else:
+        assert counted == pytest.approx(measured, abs=1e-12)
+
+
+@settings(max_examples=100)
+@given(some_schedules(CONFIG.layers), st.permutations(range(CONFIG.layers)), st.floats(0, 0.9), st.integers(0, 4))
+def test_a_fitted_schedule_saves_enough_and_freezes_no_layer_that_it_need_not(samples, schedule, order, goal, held):
+    bench = bench_on(samples)
+    fitted = bench.fitted(schedule, order, goal, [held])
+    assert bench.saved(fitted) >= goal or fitted.leaves == 0
+    if held < fitted.leaves:
+        assert (held in fitted.frozen) == (held in schedule.frozen)
+    for layer in fitted.frozen - {held}:
+        assert bench.saved(schedules.without(fitted, layer)) < goal
+    if (
+        fitted.leaves == schedule.leaves and not schedule.thinned
+    ):  # every layer saves as much: the first in order are added
+        added = [order.index(layer) for layer in fitted.frozen - schedule.frozen]
+        free = [order.index(layer) for layer in range(fitted.leaves) if layer not in {held, *schedule.frozen}]
+        assert all(place in added for place in free if place < max(added, default=0))
 
 
 @pytest.mark.parametrize("save", [0.2, 0.5, 0.7])
-def test_the_path_saves_more_at_every_step_and_enough_at_the_end(samples, save):
+def test_the_last_of_the_path_is_the_best_that_was_measured(samples, save):
     decoder, prompts, walks = samples
-    path, tried = schedules.search(decoder, walks, CONFIG.layers - 1, save)
-    assert path[0].schedule == Schedule(CONFIG.layers - 1)
-    saved = [one.saved for one in path]
-    assert path[-1].saved >= save and saved == sorted(saved)
-    assert plainly(decoder, prompts, walks, path[-1].schedule)[0] == pytest.approx(path[-1].changed, rel=1e-3, abs=1e-5)
-    assert tried >= len(path)
+    path, bench = searched(samples, save)
+    assert path[0] == bench.start and path[0].schedule == Schedule(CONFIG.layers - 1)
+    changed, saved = plainly(decoder, prompts, walks, path[-1].schedule)
+    assert path[-1].changed == pytest.approx(changed, rel=1e-3, abs=1e-5) and saved == pytest.approx(path[-1].saved)
+    every = {text: [bench.known[index, text] for index in range(len(walks))] for _, text in bench.known}
+    means = {text: np.mean(seen, axis=0) for text, seen in every.items()}
+    enough = {text: changed for text, (changed, flops, plain) in means.items() if 1 - flops / plain >= save}
+    best = max(min(enough.values()) - bench.start.changed, schedules.NOISE)
+    assert spec_of(path[-1].schedule.method()) in enough and path[-1].cost == pytest.approx(best)
+    costs = [one.cost for one in path[1:]]
+    assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
 
 
 @pytest.mark.parametrize("save", [0.3, 0.5])
-def test_it_beats_or_equals_the_contiguous_schedules(samples, save):
+def test_it_beats_or_equals_the_contiguous_schedules(samples, save, monkeypatch):
+    monkeypatch.setattr(schedules, "FIRST", 1)  # so that some leave the race before all samples have been seen
     decoder, prompts, walks = samples
     leaves = CONFIG.layers - 1
-    found = schedules.search(decoder, walks, leaves, save)[0][-1]
+    path, _ = searched(samples, save)
     rivals = [Schedule(leaves, frozenset(range(first, leaves))) for first in range(leaves)]
     rivals += [Schedule(earlier) for earlier in range(leaves)]
     measured = [plainly(decoder, prompts, walks, rival) for rival in rivals]
-    assert all(changed >= found.changed - 1e-5 for changed, saved in measured if saved >= min(save, found.saved))
+    allowed = path[0].changed + path[-1].cost - 1e-5
+    assert path[-1].saved >= save and all(changed >= allowed for changed, saved in measured if saved >= save)
 
 
-def test_a_contiguous_schedule_is_found_where_the_steps_lead_nowhere(samples, monkeypatch):
-    decoder, _, walks = samples
-    monkeypatch.setattr(schedules, "cheapest_step", lambda *_: None)
-    path, _ = schedules.search(decoder, walks, CONFIG.layers - 1, 0.5)
-    assert path[-1].saved >= 0.5 and path[-1].schedule.thinned is None
+def test_in_a_race_the_worse_half_leaves_each_time(samples, monkeypatch):
+    monkeypatch.setattr(schedules, "FIRST", 1)
+    bench = bench_on(samples)
+    runners = [Schedule(4, frozenset(frozen)) for frozen in ([0], [1], [2], [3], [0, 1], [1, 2], [2, 3])]
+    worst = max(bench.measure(runners, 1), key=lambda one: one.cost).schedule
+    winner = schedules.race(bench, runners, 0.0, [worst])
+    seen = {one: sum(text == spec_of(one.method()) for _, text in bench.known) for one in runners}
+    assert sorted(seen.values()) == [1, 1, 2, 3, 3, 3, 3]  # 7, then 4 and who stays, then 3 and who stays
+    finalists = bench.measure([one for one in runners if seen[one] == 3], 3)
+    assert seen[worst] == 3 and winner == min(finalists, key=lambda one: one.cost)
 
 
-def test_what_is_saved_beyond_the_goal_lowers_no_price():
-    taken, far = schedules.Measured(Schedule(4), 0.1, 0.2), schedules.Measured(Schedule(3), 0.3, 0.8)
-    assert schedules.price(far, taken, 0.4) == pytest.approx(0.2 / 0.2)
-    assert schedules.price(far, taken, np.inf) == pytest.approx(0.2 / 0.6)
-    assert schedules.price(taken, taken, np.inf) == np.inf
+def test_of_equals_the_one_at_hand_wins_and_else_the_simpler(samples, monkeypatch):
+    monkeypatch.setattr(schedules, "NOISE", 1.0)  # so that nothing changes more
+    bench = bench_on(samples)
+    thin, frozen = Schedule(4, thinned=Thinned("uniform", 1, 0.5)), Schedule(4, frozenset([1, 2]))
+    assert schedules.race(bench, [thin, frozen], 0.0).schedule == frozen
+    assert schedules.race(bench, [thin, frozen], 0.0, [thin]).schedule == thin
+    assert schedules.freezing_order(bench, 4) == [3, 2, 1, 0]  # and the deepest layer first
 
 
-def test_a_look_at_one_sample_tells_what_saves_more(samples):
-    decoder, _, walks = samples
-    bench = schedules.Bench(decoder, walks, Schedule(CONFIG.layers - 1), lambda tried: None)
-    bench.take(bench.measure(Schedule(CONFIG.layers - 1, frozenset([1]), "uniform:layer=1,keep=0.5")))
-    for step in schedules.every_step(CONFIG.layers, CONFIG.layers - 1):
-        if schedule := schedules.after(bench.taken.schedule, step):
-            assert bench.saves_more(schedule) == (bench.measure(schedule).saved > bench.taken.saved)
+@given(some_schedules(CONFIG.layers), st.permutations(range(CONFIG.layers)))
+def test_neighbours_save_enough_and_differ_in_what_was_changed(samples, schedule, order):
+    bench = bench_on(samples)
+    goal = min(bench.saved(schedule), 0.5)
+    around = list(schedules.neighbours(bench, schedule, order, goal))
+    assert all(bench.saved(one) >= goal for one in around if one.leaves)
+    for layer, one in zip([layer for layer in order if layer < schedule.leaves], around):
+        assert one.leaves < schedule.leaves or (layer in one.frozen) != (layer in schedule.frozen)
+    assert {one.leaves for one in around} - {schedule.leaves} or schedule.leaves in (0, CONFIG.layers)
 
 
 def test_a_threshold_ends_the_search(samples):
-    decoder, _, walks = samples
-    whole, _ = schedules.search(decoder, walks, CONFIG.layers - 1, 0.6)
-    limit = (whole[0].changed + whole[1].changed) / 2 if whole[1].changed > whole[0].changed else whole[0].changed
-    path, _ = schedules.search(decoder, walks, CONFIG.layers - 1, threshold=limit)
-    assert all(one.changed <= limit for one in path) and path[-1].saved < whole[-1].saved
+    far, _ = searched(samples, 0.7)
+    limit = (far[0].changed + far[-1].changed) / 2
+    path, _ = searched(samples, threshold=limit)
+    assert path[-1].changed <= limit and path[0].saved <= path[-1].saved < 0.7
+    with pytest.raises(InputError, match="within the threshold saves 70%"):
+        searched(samples, 0.7, limit)
+    assert searched(samples, 0.7, far[-1].changed)[0] == far
 
 
 def test_what_cannot_be_saved_is_an_input_error(samples):
-    decoder, _, walks = samples
-    with pytest.raises(InputError, match="saves 99%; the search ends at"):
-        schedules.search(decoder, walks, CONFIG.layers - 1, 0.99)
+    with pytest.raises(InputError, match="no schedule saves 99%; the search ends at"):
+        searched(samples, 0.99)
 
 
 @given(some_schedules(12))
@@ -139,30 +198,15 @@ def test_a_schedule_is_stored_as_the_text_of_its_method(schedule):
     assert spec_of(method_of(spec_of(schedule.method()))) == spec_of(schedule.method())
 
 
-def test_a_step_that_has_nothing_to_change_is_none():
-    assert schedules.after(Schedule(3, frozenset([1])), ("frozen", 1)) is None
-    assert schedules.after(Schedule(3), ("frozen", 3)) is None
-    assert schedules.after(Schedule(0), ("leaves",)) is None
-    thinned = Schedule(3, thinned="uniform:layer=0,keep=0.5")
-    assert schedules.after(thinned, ("thinned", "uniform:layer=0,keep=0.5")) is None
-    assert schedules.after(thinned, ("thinned", "uniform:layer=1,keep=0.5")) == Schedule(
-        3, thinned="uniform:layer=1,keep=0.5"
-    )
-    assert schedules.after(Schedule(3, frozenset([1, 2])), ("leaves",)) == Schedule(2, frozenset([1]))
-
-
-@settings(max_examples=30)
-@given(cases(layers=st.integers(2, 5), places=places_with_visual), some_schedules(5))
-def test_carrying_on_is_running_from_the_bottom(case, schedule):
-    decoder, prompt, _ = case
-    layers = decoder.config.layers
-    fits = Schedule(min(schedule.leaves, layers), frozenset(layer for layer in schedule.frozen if layer < layers))
-    walked = schedules.carried(
-        decoder, search.walk(decoder, prompt, 3), fits.method(), fits.first_change(Schedule(layers))
-    )
-    np.testing.assert_allclose(
-        walked.entering[-1].hidden, prefill(decoder, prompt, fits.method()).hidden, rtol=1e-4, atol=1e-4
-    )
+def test_samples_walk_when_they_are_asked_for_and_the_first_are_kept(monkeypatch):
+    monkeypatch.setattr(calibrate, "FIRST", 1)
+    vlm = minivtw.load()
+    prompts = list(calibrate.embedded(vlm, read_questions(vlm.folder / "samples", most=2)))
+    walks = calibrate.Walks(vlm, prompts)
+    assert len(walks) == 2 and walks[0] is walks[0] and walks[1] is not walks[1]
+    for prompt, walked in zip(prompts, walks):
+        again = search.walk(vlm.decoder, prompt, search.LONGEST_ANSWER, vlm.stop_ids)
+        assert walked.answer == again.answer and np.array_equal(walked.full, again.full)
 
 
 def test_calibrate_finds_stores_and_auto_uses_a_schedule(tmp_path, capsys):
@@ -181,6 +225,63 @@ def test_calibrate_finds_stores_and_auto_uses_a_schedule(tmp_path, capsys):
     stats = vlm.answer(sample.image, sample.question, max_new_tokens=1).stats
     assert stats["method"] == found["method"] and stats["withdraw_layer"] == withdrawal_layer(vlm.method("auto"))
     assert 1 - stats["flops"]["prefill"] / stats["flops"]["prefill_without_withdrawal"] > 0.4
+
+
+def find(path, limit="2", save="65%"):
+    calibrate.main(["--save", save, "--limit", limit, "--json", *(["--measured", str(path)] if path else [])])
+
+
+def test_a_search_goes_on_from_what_it_kept(tmp_path, capsys, monkeypatch):
+    notes = tmp_path / "notes.jsonl"
+    find(None)
+    whole = json.loads(capsys.readouterr().out)
+    on_sample, asked = schedules.Bench.on_sample, []
+
+    def broken_off(bench, index, chosen):
+        asked.append(len(chosen))
+        if len(asked) == 7:
+            raise KeyboardInterrupt
+        return on_sample(bench, index, chosen)
+
+    monkeypatch.setattr(schedules.Bench, "on_sample", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        find(notes)
+    kept = notes.read_text().splitlines()
+    assert len(kept) == 1 + sum(asked[:6])  # the first line says what was measured
+    notes.write_text("\n".join(kept) + '\n[1, "withdraw:lay')  # killed while it wrote
+    before, asked[:] = sum(asked[:6]), [0] * 7
+    find(notes)
+    assert json.loads(capsys.readouterr().out) == whole
+    assert sum(asked) == len(notes.read_text().splitlines()) - 1 - before  # nothing is measured twice
+    asked[:] = [0] * 7
+    find(notes)
+    assert json.loads(capsys.readouterr().out) == whole and sum(asked) == 0
+
+
+@pytest.mark.parametrize("content", ["dear diary\n", "dear diary", '{"model": "another"}\n'])
+def test_a_file_that_holds_something_else_stays_as_it_is(tmp_path, content):
+    notes = tmp_path / "notes.jsonl"
+    notes.write_text(content)
+    with pytest.raises(InputError, match="does not hold what was measured"):
+        find(notes)
+    assert notes.read_text() == content
+
+
+def test_a_broken_line_is_named(tmp_path, capsys):
+    notes = tmp_path / "notes.jsonl"
+    find(notes)
+    with notes.open("a") as file:
+        file.write("[1]\n")
+    number = len(notes.read_text().splitlines())
+    with pytest.raises(InputError, match=f"line {number}: is not what --measured writes"):
+        find(notes)
+    with pytest.raises(InputError, match="these samples"):
+        find(notes, limit="1")
+
+
+def test_measured_alone_is_refused(tmp_path):
+    with pytest.raises(InputError, match="--measured keeps what"):
+        calibrate.main(["--measured", str(tmp_path / "notes")])
 
 
 @pytest.mark.parametrize("value", ["0", "100%", "half", "-3%"])
