@@ -6,7 +6,8 @@ layer does with them, so that a share of the prefill's operations is saved, or a
 
 import argparse
 import json
-from collections.abc import Sequence
+import math
+import stat
 
 import numpy as np
 
@@ -66,11 +67,18 @@ def find_schedule(vlm, samples, save=None, threshold=None, measured=None, progre
     about = {"count": len(samples), "sha256": digest(samples)}
     known = {} if measured is None else Notebook(measured, {"model": vlm.folder.name, "samples": about})
     mixed = [samples[index] for index in np.random.default_rng(0).permutation(len(samples))]
-    walks = Walks(vlm, list(embedded(vlm, mixed)))
-    curve = np.mean([walked_curve(vlm.decoder, walked) for walked in walks[:FIRST]], axis=0)
+    prompts = list(embedded(vlm, mixed))
+    first = [walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in prompts[:FIRST]]
+
+    def walked(
+        index,
+    ):  # every schedule is measured on the first; keeping them all would take 20 MB each on minivtw-smol
+        return first[index] if index < len(first) else walk(vlm.decoder, prompts[index], LONGEST_ANSWER, vlm.stop_ids)
+
+    curve = np.mean([walked_curve(vlm.decoder, one) for one in first], axis=0)
     limit = CHANGED if threshold is None and save is None else threshold
     leaves = choose(curve, "answer", CRITERIA["answer"].threshold)
-    path = search(vlm.decoder, walks, leaves, save, limit, known, progress)
+    path = search(vlm.decoder, prompts, walked, leaves, save, limit, known, progress)
     return {
         "method": spec_of(path[-1].schedule.method()),
         "criterion": "schedule",
@@ -94,17 +102,22 @@ class Notebook(dict):
     def __init__(self, path, about):
         super().__init__()
         self._path, first, text = check_writable(path), json.dumps(about) + "\n", ""
-        with reading(path):
-            if kind_of(path) is not None:
-                text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else "no file"
+        if kind_of(path) not in (None, stat.S_IFREG):
+            raise InputError(f"cannot keep what is measured in {path}: it is not a file")
+        if self._path.exists():
+            with reading(path):
+                text = self._path.read_text(encoding="utf-8", errors="replace")
         if not (text.startswith(first) or first.startswith(text)):
             raise InputError(f"{path} does not hold what was measured with this model on these samples")
         whole = text[: text.rfind("\n") + 1] or first  # without a line that was not finished
         for number, line in enumerate(whole.splitlines()[1:], 2):
             try:
-                index, method, *seen = json.loads(line)
-                super().__setitem__((index, method), Seen(*seen))
-            except (ValueError, TypeError) as error:
+                index, method, changed, flops, plain = json.loads(line)
+                seen = Seen(float(changed), int(flops), int(plain))
+                if not (math.isfinite(seen.changed) and seen.plain > 0):
+                    raise ValueError("no measurement")
+                super().__setitem__((int(index), str(method)), seen)
+            except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: is not what --measured writes") from error
         write_whole(path, whole)
 
@@ -115,26 +128,6 @@ class Notebook(dict):
                 file.write(json.dumps([*key, *seen]) + "\n")
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}") from error
-
-
-class Walks(Sequence):
-    """Prompts carried through all layers with their greedy answers; the first few are kept, the others walk again."""
-
-    def __init__(self, vlm, prompts):
-        self._vlm, self._prompts, self._kept = vlm, prompts, {}
-
-    def __len__(self):
-        return len(self._prompts)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        if index in self._kept:
-            return self._kept[index]
-        walked = walk(self._vlm.decoder, self._prompts[index], LONGEST_ANSWER, self._vlm.stop_ids)
-        if index < FIRST:
-            self._kept[index] = walked
-        return walked
 
 
 def path_table(found, layers):

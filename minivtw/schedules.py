@@ -13,14 +13,15 @@ What a schedule costs is measured on samples: how far the distributions of the a
 that is left alone (total variation), in the mean over an answer's tokens and over the samples. Unlike a divergence it
 has an end, so that one lost answer is one lost answer; and a long answer counts as much as a word. Most schedules are
 clearly worse on a few samples, and the best differ by less than few samples tell: so a race begins on a few, drops the
-worse half, and doubles the samples (successive halving: Jamieson and Talwalkar, arXiv 1502.07943). Up to the first layer that a
-schedule changes, a sample runs once for all of them.
+worse half, and doubles the samples (successive halving: Jamieson and Talwalkar, arXiv 1502.07943). Up to the first
+layer that a schedule changes, a sample runs once for all of them.
 """
 
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from .counting import plain_run, prompt_flops
 from .errors import InputError
 from .methods import freeze, then, withdraw
 from .model.decoder import Decoder
-from .model.tokens import Ran
+from .model.tokens import EmbeddedPrompt, Ran
 from .search import Walk, tail, total_variation
 from .shelf import method_of
 from .specs import Method, first_layer, spec_of
@@ -93,23 +94,25 @@ class Measured(NamedTuple):
 class Bench:
     """Samples, and what every schedule has changed on the first of them, as far as it was measured.
 
-    known: (index of a sample, a schedule's text) -> `Seen`, what was measured before; it is added to.
+    walked: gives a sample's prompt and answer as `search.walk` does, by its index; known: (index, a schedule's text) ->
+    `Seen`, what was measured before; it is added to.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        walks: Sequence[Walk],
+        prompts: Sequence[EmbeddedPrompt],
+        walked: Callable[[int], Walk],
         start: Schedule,
         known: dict[tuple[int, str], Seen] | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ):
-        self.decoder, self.walks, self._progress = decoder, walks, progress
+        self.decoder, self.count, self._walked, self._progress = decoder, len(prompts), walked, progress
         self.known = {} if known is None else known
         self._begin = str(spec_of(start.method()))
-        self.start = self.measure([start], len(walks))[0]
-        lengths = [(int(one.is_visual.sum()), len(one)) for one in (walked.entering[0] for walked in walks)]
-        self._lengths, self._longest = Counter(lengths), walks[max(range(len(walks)), key=lambda one: lengths[one][1])]
+        self.start = self.measure([start], self.count)[0]
+        lengths = [(int(one.is_visual.sum()), len(one.hidden)) for one in prompts]
+        self._lengths, self._longest = Counter(lengths), max(range(self.count), key=lambda one: lengths[one][1])
         self._thinned = cache(self._left)
 
     def measure(self, schedules: Iterable[Schedule], count: int) -> list[Measured]:
@@ -129,7 +132,7 @@ class Bench:
 
     def on_sample(self, index: int, schedules: Iterable[Schedule]) -> list[Seen]:
         """Schedules on one sample, each from the first layer on that it treats otherwise."""
-        walked, config, seen = self.walks[index], self.decoder.config, []
+        walked, config, seen = self._walked(index), self.decoder.config, []
         plain = prompt_flops(config, plain_run(config, len(walked.entering[0])))
         for schedule in schedules:
             method = schedule.method()
@@ -140,12 +143,12 @@ class Bench:
 
     def _left(self, thinned: Thinned | None) -> list[tuple[float, int]]:
         """What thinning out alone leaves in each layer: the share of the visual tokens, and the FLOPs that it asks for."""
-        plain, method = self._longest.entering[0], thinned.method() if thinned else None
-        if not method or not plain.is_visual.any():
+        if thinned is None:
             return [(1.0, 0)] * self.decoder.config.layers
-        _, ran = tail(self.decoder, self._longest, method, first_layer(method))
-        visual = int(plain.is_visual.sum())
-        return [(1 - (len(plain) - one.entered) / visual, one.asked) for one in ran]
+        walked, method = self._walked(self._longest), thinned.method()
+        _, ran = tail(self.decoder, walked, method, first_layer(method))
+        tokens, visual = len(walked.entering[0]), max(1, int(walked.entering[0].is_visual.sum()))
+        return [(1 - (tokens - one.entered) / visual, one.asked) for one in ran]
 
     def saved(self, schedule: Schedule) -> float:
         """What a schedule saves on all samples, counted from their lengths and from one run of what it thins out."""
@@ -156,7 +159,7 @@ class Bench:
                 left = round(visual * share) if layer < schedule.leaves else 0
                 entered = tokens - visual + left
                 worked = tokens - visual if layer in schedule.frozen else entered
-                ran.append(Ran(entered, worked, entered, asked if layer <= schedule.leaves else 0))
+                ran.append(Ran(entered, worked, entered, asked))
             flops += times * prompt_flops(config, ran)
             plain += times * prompt_flops(config, plain_run(config, tokens))
         return 1 - flops / plain
@@ -187,7 +190,7 @@ def without(schedule: Schedule, layer: int) -> Schedule:
 def freezing_order(bench: Bench, leaves: int) -> list[int]:
     """The layers before `leaves`, first the one in which freezing alone changes the fewest tokens; of equals the deepest."""
     alone = [Schedule(leaves, frozenset([layer])) for layer in reversed(range(leaves))]
-    measured = bench.measure(alone, min(2 * FIRST, len(bench.walks)))
+    measured = bench.measure(alone, min(2 * FIRST, bench.count))
     return [layer for one in sorted(measured, key=lambda one: one.cost) for layer in one.schedule.frozen]
 
 
@@ -195,7 +198,7 @@ def contiguous(bench: Bench, leaves: int, goal: float) -> Iterator[Schedule]:
     """The two that a race has to beat: frozen from one layer on up to `leaves`, and withdrawn earlier."""
     frozen = (Schedule(leaves, frozenset(range(first, leaves))) for first in reversed(range(leaves)))
     for kind in (frozen, map(Schedule, reversed(range(leaves)))):
-        yield from [one for one in kind if bench.saved(one) >= goal][:1]
+        yield from islice((one for one in kind if bench.saved(one) >= goal), 1)
 
 
 def field(layers: int, leaves: int) -> Iterator[Schedule]:
@@ -233,11 +236,11 @@ def race(bench: Bench, runners: Iterable[Schedule], goal: float, staying: Collec
     def rank(one: Measured) -> tuple:
         return one.saved < goal, one.cost, one.schedule not in staying, one.schedule.thinned is not None
 
-    left, count = list(dict.fromkeys([*runners, *staying])), min(FIRST, len(bench.walks))
-    while count < len(bench.walks):
+    left, count = list(dict.fromkeys([*runners, *staying])), min(FIRST, bench.count)
+    while count < bench.count:
         ranked = sorted(bench.measure(left, count), key=lambda one: one.cost)
         half = [one.schedule for one in ranked[: (len(ranked) + 1) // 2]]
-        left, count = list(dict.fromkeys([*half, *staying])), min(2 * count, len(bench.walks))
+        left, count = list(dict.fromkeys([*half, *staying])), min(2 * count, bench.count)
     return min(bench.measure(left, count), key=rank)
 
 
@@ -273,7 +276,8 @@ def within(bench: Bench, most: float) -> list[Measured]:
 
 def search(
     decoder: Decoder,
-    walks: Sequence[Walk],
+    prompts: Sequence[EmbeddedPrompt],
+    walked: Callable[[int], Walk],
     leaves: int,
     save: float | None = None,
     threshold: float | None = None,
@@ -282,12 +286,11 @@ def search(
 ) -> list[Measured]:
     """The winners of the races, the schedule looked for last.
 
-    walks: samples with their whole answers (`search.walk`), in no particular order; leaves: the K to start from; save: the
-    share of the prefill FLOPs to save; threshold: the share of the tokens that may change; without `save`, as much is
-    saved as it allows, in steps of five per cent; known: as for `Bench`. Raises InputError where
-    `save` cannot be reached.
+    prompts: the samples, in no particular order; walked, known: as for `Bench`; leaves: the K to start from; save: the
+    share of the prefill FLOPs to save; threshold: the share of the answers' tokens that may change. Without `save`, as
+    much is saved as the threshold allows, in steps of five per cent. Raises InputError where `save` cannot be reached.
     """
-    bench = Bench(decoder, walks, Schedule(leaves), known, progress)
+    bench = Bench(decoder, prompts, walked, Schedule(leaves), known, progress)
     most = np.inf if threshold is None else threshold
     if save is None:
         return within(bench, most)

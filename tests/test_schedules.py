@@ -53,16 +53,16 @@ def plainly(decoder, prompts, walks, schedule):
 
 
 def bench_on(samples, leaves=CONFIG.layers - 1):
-    decoder, _, walks = samples
-    return schedules.Bench(decoder, walks, Schedule(leaves))
+    decoder, prompts, walks = samples
+    return schedules.Bench(decoder, prompts, walks.__getitem__, Schedule(leaves))
 
 
 def searched(samples, save=None, threshold=None):
     """The path of a search, and a bench with all that it measured."""
-    decoder, _, walks = samples
+    decoder, prompts, walks = samples
     known = {}
-    path = schedules.search(decoder, walks, CONFIG.layers - 1, save, threshold, known)
-    return path, schedules.Bench(decoder, walks, path[0].schedule, known)
+    path = schedules.search(decoder, prompts, walks.__getitem__, CONFIG.layers - 1, save, threshold, known)
+    return path, schedules.Bench(decoder, prompts, walks.__getitem__, path[0].schedule, known)
 
 
 def some_schedules(layers):
@@ -75,7 +75,7 @@ def some_schedules(layers):
     )  # fmt: skip
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(st.lists(some_schedules(CONFIG.layers), min_size=1, max_size=4, unique=True))
 def test_what_schedules_share_changes_no_price(samples, chosen):
     decoder, prompts, walks = samples
@@ -91,7 +91,7 @@ def test_what_schedules_share_changes_no_price(samples, chosen):
 @given(some_schedules(CONFIG.layers))
 def test_what_is_counted_is_what_runs(samples, schedule):
     bench = bench_on(samples)
-    measured, counted = bench.measure([schedule], len(bench.walks))[0].saved, bench.saved(schedule)
+    measured, counted = bench.measure([schedule], bench.count)[0].saved, bench.saved(schedule)
     if schedule.thinned and schedule.thinned.name == "looked_at":
         # what it asks for is counted as on the longest sample
         assert counted <= measured + 1e-12 and counted == pytest.approx(measured, abs=0.01)
@@ -109,9 +109,8 @@ def test_a_fitted_schedule_saves_enough_and_freezes_no_layer_that_it_need_not(sa
         assert (held in fitted.frozen) == (held in schedule.frozen)
     for layer in fitted.frozen - {held}:
         assert bench.saved(schedules.without(fitted, layer)) < goal
-    if (
-        fitted.leaves == schedule.leaves and not schedule.thinned
-    ):  # every layer saves as much: the first in order are added
+    if fitted.leaves == schedule.leaves and not schedule.thinned:
+        # every layer saves as much, so the first in order are added
         added = [order.index(layer) for layer in fitted.frozen - schedule.frozen]
         free = [order.index(layer) for layer in range(fitted.leaves) if layer not in {held, *schedule.frozen}]
         assert all(place in added for place in free if place < max(added, default=0))
@@ -176,6 +175,11 @@ def test_neighbours_save_enough_and_differ_in_what_was_changed(samples, schedule
     for layer, one in zip([layer for layer in order if layer < schedule.leaves], around):
         assert one.leaves < schedule.leaves or (layer in one.frozen) != (layer in schedule.frozen)
     assert {one.leaves for one in around} - {schedule.leaves} or schedule.leaves in (0, CONFIG.layers)
+    if schedule.thinned and schedule.thinned.layer and schedule.leaves == CONFIG.layers:
+        thinned = [one.thinned for one in around if one.thinned]
+        for varied in zip(*thinned):  # the method, its layer, its share
+            assert len(set(varied)) > 1
+        assert all(0 <= one.layer < CONFIG.layers and 0 < one.keep < 1 for one in thinned)
 
 
 def test_a_threshold_ends_the_search(samples):
@@ -198,15 +202,19 @@ def test_a_schedule_is_stored_as_the_text_of_its_method(schedule):
     assert spec_of(method_of(spec_of(schedule.method()))) == spec_of(schedule.method())
 
 
-def test_samples_walk_when_they_are_asked_for_and_the_first_are_kept(monkeypatch):
+def test_only_the_first_samples_are_kept_walked(monkeypatch):
+    vlm, walked = minivtw.load(), []
+    samples = read_questions(vlm.folder / "samples", most=3)
+
+    def counted(decoder, prompt, *options):
+        walked.append(len(prompt.hidden))
+        return search.walk(decoder, prompt, *options)
+
+    every = calibrate.find_schedule(vlm, samples, 0.6)
+    monkeypatch.setattr(calibrate, "walk", counted)
+    assert calibrate.find_schedule(vlm, samples, 0.6) == every and len(walked) == 3
     monkeypatch.setattr(calibrate, "FIRST", 1)
-    vlm = minivtw.load()
-    prompts = list(calibrate.embedded(vlm, read_questions(vlm.folder / "samples", most=2)))
-    walks = calibrate.Walks(vlm, prompts)
-    assert len(walks) == 2 and walks[0] is walks[0] and walks[1] is not walks[1]
-    for prompt, walked in zip(prompts, walks):
-        again = search.walk(vlm.decoder, prompt, search.LONGEST_ANSWER, vlm.stop_ids)
-        assert walked.answer == again.answer and np.array_equal(walked.full, again.full)
+    assert calibrate.find_schedule(vlm, samples, 0.6)["saved"] >= 0.6 and len(walked) > 2 * 3
 
 
 def test_calibrate_finds_stores_and_auto_uses_a_schedule(tmp_path, capsys):
@@ -267,16 +275,28 @@ def test_a_file_that_holds_something_else_stays_as_it_is(tmp_path, content):
     assert notes.read_text() == content
 
 
-def test_a_broken_line_is_named(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "line",
+    ["[1]", "nonsense", '[0, "withdraw:layer=4", "much", 1, 2]', '[0, "withdraw:layer=4", NaN, 1, 2]',
+     '[0, "withdraw:layer=4", 0.1, 1, 0]', '[0, "withdraw:layer=4", 0.1, 1e999, 2]', "[" * 100_000],
+)  # fmt: skip
+def test_a_broken_line_is_named(tmp_path, line):
     notes = tmp_path / "notes.jsonl"
-    find(notes)
+    about = {"model": "m", "samples": {}}
+    calibrate.Notebook(notes, about)[0, "withdraw:layer=4"] = schedules.Seen(0.1, 1, 2)
+    assert calibrate.Notebook(notes, about) == {(0, "withdraw:layer=4"): schedules.Seen(0.1, 1, 2)}
     with notes.open("a") as file:
-        file.write("[1]\n")
-    number = len(notes.read_text().splitlines())
-    with pytest.raises(InputError, match=f"line {number}: is not what --measured writes"):
-        find(notes)
+        file.write(f"{line}\n")
+    with pytest.raises(InputError, match="line 3: is not what --measured writes"):
+        calibrate.Notebook(notes, about)
     with pytest.raises(InputError, match="these samples"):
-        find(notes, limit="2")
+        calibrate.Notebook(notes, {"model": "another", "samples": {}})
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    for path in (tmp_path, "/dev/null"):
+        with pytest.raises(InputError, match="is a folder|is not a file"):
+            calibrate.Notebook(path, {})
 
 
 def test_measured_alone_is_refused(tmp_path):
