@@ -68,6 +68,10 @@ class Schedule(NamedTuple):
         steps += [freeze(self.frozen)] if self.frozen else []
         return then(*steps, withdraw(self.leaves)) if steps else withdraw(self.leaves)
 
+    def without(self, layer: int) -> "Schedule":
+        """The same, worked on in this layer."""
+        return self._replace(frozen=self.frozen - {layer})
+
     def leaving(self, layer: int) -> "Schedule":
         """The same, with another K."""
         thinned = self.thinned if self.thinned and self.thinned.layer < layer else None
@@ -154,12 +158,10 @@ class Bench:
         """What a schedule saves on all samples, counted from their lengths and from one run of what it thins out."""
         config, flops, plain = self.decoder.config, 0, 0
         for (visual, tokens), times in self._lengths.items():
-            ran = []
+            text, ran = tokens - visual, []
             for layer, (share, asked) in enumerate(self._thinned(schedule.thinned)):
                 left = round(visual * share) if layer < schedule.leaves else 0
-                entered = tokens - visual + left
-                worked = tokens - visual if layer in schedule.frozen else entered
-                ran.append(Ran(entered, worked, entered, asked))
+                ran.append(Ran(text + left, text + left * (layer not in schedule.frozen), text + left, asked))
             flops += times * prompt_flops(config, ran)
             plain += times * prompt_flops(config, plain_run(config, tokens))
         return 1 - flops / plain
@@ -175,16 +177,11 @@ class Bench:
                 break
             schedule = schedule._replace(frozen=schedule.frozen | {layer})
         for layer in reversed(free):
-            if layer in schedule.frozen and self.saved(worked := without(schedule, layer)) >= goal:
+            if layer in schedule.frozen and self.saved(worked := schedule.without(layer)) >= goal:
                 schedule = worked
         if self.saved(schedule) < goal and schedule.leaves:
             return self.fitted(schedule.leaving(schedule.leaves - 1), order, goal, held)
         return schedule
-
-
-def without(schedule: Schedule, layer: int) -> Schedule:
-    """The same, worked on in this layer."""
-    return schedule._replace(frozen=schedule.frozen - {layer})
 
 
 def freezing_order(bench: Bench, leaves: int) -> list[int]:

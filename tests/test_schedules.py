@@ -108,7 +108,7 @@ def test_a_fitted_schedule_saves_enough_and_freezes_no_layer_that_it_need_not(sa
     if held < fitted.leaves:
         assert (held in fitted.frozen) == (held in schedule.frozen)
     for layer in fitted.frozen - {held}:
-        assert bench.saved(schedules.without(fitted, layer)) < goal
+        assert bench.saved(fitted.without(layer)) < goal
     if fitted.leaves == schedule.leaves and not schedule.thinned:
         # every layer saves as much, so the first in order are added
         added = [order.index(layer) for layer in fitted.frozen - schedule.frozen]
