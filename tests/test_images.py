@@ -1,11 +1,13 @@
 """Opening pictures safely. That their pixel values equal those of transformers is shown in test_parity.py."""
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
 from minivtw import InputError
 from minivtw.checkpoints.clip import ClipPixels, centre_crop
+from minivtw.inputs.images import resized
 from minivtw.inputs.opening import open_image
 
 CLIP = ClipPixels(16, None, 3, (16, 16), 1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -89,3 +91,17 @@ def test_the_crop_is_the_middle_and_black_beyond_the_edge():
     image = Image.fromarray(np.arange(5 * 3, dtype=np.uint8).reshape(3, 5)).convert("RGB")
     assert np.asarray(centre_crop(image, 1, 3))[:, :, 0].tolist() == [[6, 7, 8]]
     assert np.asarray(centre_crop(image, 5, 5))[:, :, 0].tolist()[0] == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("resample", range(6))
+@pytest.mark.parametrize("width, height", [(30, 300), (300, 30), (64, 61), (5, 9)])
+def test_an_image_is_resized_the_width_first_whatever_pillow_does(width, height, resample):
+    """Pillow before 13 always did, later ones only where the height does not shrink by much more than the width."""
+    image = Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8))
+    ours, pillows = (np.asarray(it) for it in (resized(image, (16, 20), resample), image.resize((16, 20), resample)))
+    height_first = np.asarray(image.resize((width, 20), resample).resize((16, 20), resample))
+    assert np.array_equal(pillows, ours) or np.array_equal(pillows, height_first)
+    by_hand = np.asarray(image.resize((16, height), resample).resize((16, 20), resample))
+    assert np.array_equal(ours, by_hand)
+    if int(PIL.__version__.split(".")[0]) < 13:
+        assert np.array_equal(pillows, ours)

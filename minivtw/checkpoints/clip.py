@@ -5,7 +5,7 @@ transformers calls them `CLIPVisionConfig`, `SiglipVisionConfig` and, for SigLIP
 
 from typing import NamedTuple
 
-from ..inputs.images import check_size, normalised
+from ..inputs.images import normalised, resized
 from ..model.layers import ACTIVATIONS, LayerNorm, Linear
 from ..model.vision import Vision, VisionConfig, VisionLayer
 from .fields import MOST_LAYERS, REQUIRED, Fields
@@ -143,8 +143,7 @@ class ClipPixels(NamedTuple):
             shorter, longer = sorted((height, width))
             longer = int(self.shortest_edge * longer / shorter)  # truncated, as in transformers
             height, width = (self.shortest_edge, longer) if height <= width else (longer, self.shortest_edge)
-        check_size(width, height, "the resized image")
-        return image.resize((width, height), self.resample)
+        return resized(image, (width, height), self.resample)
 
     @property
     def size(self):

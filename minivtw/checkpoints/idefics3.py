@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..inputs.images import normalised
+from ..inputs.images import normalised, resized
 from ..model.connector import ShuffleConnector, shuffle_connect
 from ..model.layers import Linear
 from . import clip, llama
@@ -135,14 +135,14 @@ class TiledPixels(NamedTuple):
         edge = self.edge_within(image.height, image.width, most_tiles)
         if edge:
             height, width = scaled(image.height, image.width, edge)
-            image = image.resize((width, height), self.resample)
+            image = resized(image, (width, height), self.resample)
         rows, columns = self.grid(image.height, image.width)
-        image = image.resize((columns * side, rows * side), self.resample)
+        image = resized(image, (columns * side, rows * side), self.resample)
         if rows * columns == 1:
             return self.normalised(image)[None], (0, 0)
         boxes = [(column * side, row * side) for row in range(rows) for column in range(columns)]
         views = [image.crop((left, top, left + side, top + side)) for left, top in boxes]
-        views.append(image.resize((side, side), self.resample))
+        views.append(resized(image, (side, side), self.resample))
         return np.stack([self.normalised(view) for view in views]), (rows, columns)
 
     def normalised(self, image):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..inputs.images import normalised
+from ..inputs.images import normalised, resized
 from ..inputs.prompts import MARK
 from ..model.connector import ShuffleConnector, shuffle_connect
 from ..model.decoder import DecoderConfig
@@ -130,7 +130,7 @@ class GridPixels(NamedTuple):
         """
         side = self.side
         rows, columns = self.grid_within(image.height, image.width, most_tiles)
-        image = image.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
+        image = resized(image, (columns * side, rows * side), Image.Resampling.BICUBIC)
         pixels = normalised(image, 1 / 255, None, None)  # (3, rows * side, columns * side)
         grid = pixels.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
         tiles = grid.reshape(rows * columns, 3, side, side)
@@ -157,7 +157,7 @@ class GridPixels(NamedTuple):
 
 def view_of_whole(pixels, side):
     """Pixels (3, height, width) shrunk to (3, side, side), bilinear and in floats, not in levels."""
-    channels = [Image.fromarray(channel).resize((side, side), Image.Resampling.BILINEAR) for channel in pixels]
+    channels = [resized(Image.fromarray(channel), (side, side), Image.Resampling.BILINEAR) for channel in pixels]
     return np.stack([np.asarray(channel, np.float32) for channel in channels])
 
 

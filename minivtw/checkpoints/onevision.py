@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..inputs.images import normalised
+from ..inputs.images import normalised, resized
 from ..model.connector import connect
 from . import clip, llava
 from .layouts import CHATML, folder_layout
@@ -67,7 +67,7 @@ class AnyResolution(NamedTuple):
 
     def tiles(self, image, grid):
         """A Pillow RGB image -> tiles (1 + rows * columns, 3, side, side) float32: the whole, then row by row."""
-        views = [image.resize((self.side, self.side), self.pixels.resample)]
+        views = [resized(image, (self.side, self.side), self.pixels.resample)]
         if grid.rows:
             tall, wide = grid.rows * self.side, grid.columns * self.side
             by_width, by_height = wide / image.width, tall / image.height
@@ -76,8 +76,8 @@ class AnyResolution(NamedTuple):
             else:
                 height, width = tall, min(math.ceil(image.width * by_height), wide)
             framed = Image.new("RGB", (wide, tall))
-            resized = image.resize((width, height), self.pixels.resample)
-            framed.paste(resized, ((wide - width) // 2, (tall - height) // 2))
+            fitted = resized(image, (width, height), self.pixels.resample)
+            framed.paste(fitted, ((wide - width) // 2, (tall - height) // 2))
             corners = [(left, top) for top in range(0, tall, self.side) for left in range(0, wide, self.side)]
             views += [framed.crop((left, top, left + self.side, top + self.side)) for left, top in corners]
         return np.stack([normalised(view, self.pixels.scale, self.pixels.mean, self.pixels.std) for view in views])

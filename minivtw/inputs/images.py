@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+from PIL import Image
 
 from ..errors import InputError
 
@@ -19,6 +20,19 @@ def check_size(width, height, name):
         raise InputError(
             f"{name} would be {width} x {height} pixels; at most {int(said):,} are allowed ({RAISED} sets another number)"
         )
+
+
+def resized(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
+    """A Pillow image resized to (width, height), the width first; resample: Pillow's number of the interpolation.
+
+    Levels are rounded between the two passes, so their order shows in the pixels, by up to 19 of 255. Pillow takes the
+    height of a tall image first from version 13 on, and the width before; published models were trained on the latter.
+    Raises InputError for more pixels than an image may have, in either pass.
+    """
+    for width, height in ((size[0], image.height), size):
+        check_size(width, height, "the resized image")
+        image = image.resize((width, height), resample)
+    return image
 
 
 def normalised(image, scale, mean, std):
