@@ -1,6 +1,45 @@
-"""One hypothesis profile for all: no deadlines, because the machine may be busy."""
+"""What all tests share: how hypothesis draws, and Pillow as the comparisons with transformers need it.
 
+The suite draws the same examples for everybody who has the same commit and the same hypothesis. `pytest -m deep` and
+`--hypothesis-seed=N` draw anew, with a seed that is printed at the top; an example that was found becomes a named case.
+"""
+
+import secrets
+
+import PIL
+import pytest
 from hypothesis import settings
+from PIL import Image
 
-settings.register_profile("minivtw", deadline=None)
-settings.load_profile("minivtw")
+# Spelled out against hypothesis' default, because with CI set the profile at hand is another one.
+shared = dict(parent=settings.get_profile("default"), deadline=None, database=None, print_blob=True)
+settings.register_profile("minivtw", **shared, derandomize=True)
+settings.register_profile("random", **shared, derandomize=False)
+
+
+@pytest.hookimpl(tryfirst=True)  # before hypothesis reads the seed
+def pytest_configure(config):
+    draws_anew = "deep" in config.option.markexpr and "not deep" not in config.option.markexpr
+    if draws_anew and config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(secrets.randbelow(2**32))
+    settings.load_profile("minivtw" if config.option.hypothesis_seed is None else "random")
+
+
+def pytest_report_header(config):
+    seed = config.option.hypothesis_seed
+    return (
+        f"properties: {'the same examples for everybody' if seed is None else f'drawn anew, --hypothesis-seed={seed}'}"
+    )
+
+
+@pytest.fixture(autouse=True)
+def published_order_of_resizing(request, monkeypatch):
+    """In comparisons with transformers Pillow resizes the width first, as it did before version 13 (`resized`)."""
+    if request.node.get_closest_marker("live") and int(PIL.__version__.split(".")[0]) >= 13:
+        one_pass = Image.Image.resize
+
+        def resize(image, size, resample=None, box=None, reducing_gap=None):
+            narrow = one_pass(image, (size[0], image.height if box is None else size[1]), resample, box, reducing_gap)
+            return one_pass(narrow, size, resample)
+
+        monkeypatch.setattr(Image.Image, "resize", resize)

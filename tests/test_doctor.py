@@ -60,6 +60,7 @@ def test_seconds_grow_with_the_work_and_shrink_with_the_machine():
     assert expect(config, None, 0, 200, Machine(1e9, 1e9)).prefill > 2 * slow.prefill
 
 
+@pytest.mark.filterwarnings("default:.*not known here")
 def test_what_is_unusual_is_named_and_the_rest_is_not(tmp_path):
     folder = write_folder(tmp_path / "model", config={**CONFIG, "brand_new": 3})
     (folder / "chat_template.jinja").write_text("{{ messages }}")

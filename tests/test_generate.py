@@ -312,7 +312,9 @@ def test_a_stored_layer_that_does_not_fit(tmp_path, picture, content):
 def test_a_model_folder_runs_nothing(tmp_path, picture, monkeypatch):
     """Code runs only if the user names its file."""
     folder = write_folder(tmp_path / "theirs")
-    (folder / "code.py").write_text("open('ran', 'w')\ndef method(index, tokens): return tokens")
+    (folder / "code.py").write_text(
+        "import pathlib; pathlib.Path('ran').touch()\ndef method(index, tokens): return tokens"
+    )
     (folder / "withdrawal.json").write_text('{"method": "freeze:layers=1+theirs/code.py:method"}')
     monkeypatch.chdir(tmp_path)
     assert_one_line_error(run(main, picture, "Hm?", "--model", "theirs"), "code is run only if --method names it")

@@ -111,6 +111,7 @@ def test_a_chat_without_standard_input_ends(world, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(sys, "argv", ["door", str(world.picture), "--model", str(world.model)])
     terminal.command(chat.main)
+    sys.stdin.close()  # what the command opened in its place
 
 
 def test_what_the_system_refuses_is_one_line(world):

@@ -94,6 +94,7 @@ def decoder_layer(decoder, index, tokens, observe=None):
     return replace(tokens, hidden=hidden, works=None, passed=passed, ran=ran, asked=[])
 
 
+@np.errstate(all="ignore")  # some BLAS builds warn of nothing; what is not finite is found where a layer ends
 def forward(decoder, tokens, method=None, start=0, stop=None, observe=None):
     """Carry tokens through the layers. Prefill and decode are this one function, with many tokens or with one.
 
@@ -111,6 +112,7 @@ def forward(decoder, tokens, method=None, start=0, stop=None, observe=None):
     return tokens
 
 
+@np.errstate(all="ignore")
 def logits(decoder, hidden):
     """Final norm and head. hidden: (tokens, width). Returns (tokens, vocabulary)."""
     head = decoder.embedding.T if decoder.head is None else decoder.head
