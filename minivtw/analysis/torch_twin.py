@@ -110,8 +110,8 @@ class Twin:
         started = time.perf_counter()
         last = self.language_model(inputs_embeds=prompt, use_cache=True, logits_to_keep=1)
         prefilled = time.perf_counter()
-        cache = last.past_key_values
+        name = "cache" if "cache" in last else "past_key_values"  # as transformers calls it from 5.40 on, and before
         for _ in range(new_tokens):
-            self.language_model(inputs_embeds=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            self.language_model(inputs_embeds=token, **{name: last[name]}, use_cache=True, logits_to_keep=1)
         decoded = time.perf_counter() - prefilled
         return prefilled - started, decoded / new_tokens, last.logits[0, -1].numpy()
