@@ -224,7 +224,8 @@ def test_a_terminal_sees_how_far_the_prompt_is(world, monkeypatch, options):
         assert ran.out == terminal.visible(plain.out)
 
 
-def test_a_quick_answer_shows_no_progress(world):
+def test_a_quick_answer_shows_no_progress(world, monkeypatch):
+    monkeypatch.setattr(terminal, "time", Slow(0))
     assert run(generate.main, world.picture, "hi", *short("--model", world.model), terminal=True).err == ""
 
 
