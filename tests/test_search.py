@@ -46,7 +46,10 @@ def asked(decoder):
 
 def test_published_search_is_matched():
     folder = GOLDEN / "search10"
-    meta, expected = json.loads((folder / "meta.json").read_text()), load_file(folder / "expected.safetensors")
+    meta, expected = (
+        json.loads((folder / "meta.json").read_text(encoding="utf-8")),
+        load_file(folder / "expected.safetensors"),
+    )
     config = llama.decoder_config(Fields(meta["config"], str(folder)))
     decoder = Checkpoint(folder).fill(lambda take: llama.decoder(config, take))
     samples = []

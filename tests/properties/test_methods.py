@@ -242,7 +242,8 @@ def test_every_method_says_what_it_does_and_is_read_by_its_name():
 def test_a_readers_own_method_comes_out_of_a_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "def gone(index, tokens):\n    return tokens[~tokens.is_visual] if index == 1 else tokens\n\ndef lost(index, tokens):\n    pass\n"
+        "def gone(index, tokens):\n    return tokens[~tokens.is_visual] if index == 1 else tokens\n\ndef lost(index, tokens):\n    pass\n",
+        encoding="utf-8",
     )
     decoder = random_decoder(DecoderConfig(20, 16, 3, 4, 2, 8, 24, 1e-5, 1e4, 64))
     prompt = random_prompt(decoder, [False, True, True, False])
