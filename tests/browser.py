@@ -21,7 +21,7 @@ class Browser:
 
     def __enter__(self):
         self._profile = tempfile.mkdtemp()
-        self._driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
+        self._driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, encoding="utf-8")
         for line in self._driver.stdout:
             if port := re.search(r"started successfully on port (\d+)", line):
                 break

@@ -5,6 +5,7 @@ The suite draws the same examples for everybody who has the same commit and the 
 """
 
 import secrets
+import signal
 
 import PIL
 import pytest
@@ -39,7 +40,15 @@ def published_order_of_resizing(request, monkeypatch):
         one_pass = Image.Image.resize
 
         def resize(image, size, resample=None, box=None, reducing_gap=None):
-            narrow = one_pass(image, (size[0], image.height if box is None else size[1]), resample, box, reducing_gap)
-            return one_pass(narrow, size, resample)
+            narrow = image if box else one_pass(image, (size[0], image.height), resample)
+            return one_pass(narrow, size, resample, box, reducing_gap)
 
         monkeypatch.setattr(Image.Image, "resize", resize)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """Ctrl-C is heard here and in every process begun here, also where it is ignored: in the background, under nohup."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

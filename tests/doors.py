@@ -5,6 +5,9 @@ import io
 import json
 import pathlib
 import resource
+import shutil
+import socket
+import stat
 import sys
 from typing import NamedTuple
 from unittest import mock
@@ -15,6 +18,29 @@ from PIL import Image
 
 from minivtw.terminal import MOST_CHARACTERS, command
 from tests.small_llava import CONFIG, write_folder
+
+
+def copied(source, target, ignore=None):
+    """A copy of a file or folder of the repository that can be written to, also where the repository cannot.
+
+    target: where the copy is to be, or for a file the folder that it goes to. Returns its path.
+    """
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=ignore)
+    else:
+        target = pathlib.Path(shutil.copy(source, target))
+    for path in (target, *target.rglob("*")):
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
+    return target
+
+
+def needs_loopback():
+    """Skip a test that opens a connection to its own machine where there is no way to."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), 5):
+            pass
+    except OSError as error:
+        pytest.skip(f"needs the loopback interface and a free port: {error}")
 
 
 def examples(quick, deep):
@@ -93,7 +119,7 @@ def interrupted(after):
 @contextlib.contextmanager
 def bounded_memory(more=2 * 2**30):
     """Whoever asks for so many bytes more than are held now gets a MemoryError."""
-    held = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    held = int(pathlib.Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (held + more, before[1]))
     try:
@@ -115,6 +141,22 @@ class World(NamedTuple):
         paths = (path for path in self.folder.rglob("*") if path.is_file() and path.suffix != ".safetensors")
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
 
+    def arguments(self, line, **more):
+        """A command's arguments from a line such as `{picture} Hm? --model {model}`; a path may hold spaces."""
+        return [word.format(**self._asdict(), **more) for word in line.split()]
+
+    @contextlib.contextmanager
+    def left_as_it_was(self):
+        """What is written here within is removed at the end; what was here must not change."""
+        before = self.files()
+        try:
+            yield
+        finally:
+            after = self.files()
+            for path in after.keys() - before.keys():
+                (self.folder / path).unlink()
+        assert after.items() >= before.items()
+
 
 def make_world(folder):
     config = CONFIG | {"text_config": CONFIG["text_config"] | {"max_position_embeddings": 256}}
@@ -123,5 +165,5 @@ def make_world(folder):
     world.questions.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)).save(world.picture)
     question = {"image": "../picture.png", "family": "one", "question": "Hm?", "answer": "a"}
-    (world.questions / "questions.jsonl").write_text(json.dumps(question))
+    (world.questions / "questions.jsonl").write_text(json.dumps(question), encoding="utf-8")
     return world

@@ -126,6 +126,15 @@ def prefill(decoder, prompt, method=None, cache=None, observe=None):
     return Run(tokens.hidden, logits(decoder, tokens.hidden), cache, tokens.ran)
 
 
+def has_clear_winner(scores):
+    """Whether rounding cannot change which logit is the largest; scores: (vocabulary,).
+
+    Two ways to sum differ by what `assert_close` allows, 5e-5 of the largest logit in either. Nearer ties may fall either way.
+    """
+    second, first = np.sort(scores)[-2:]
+    return first - second > 1e-4 * np.abs(scores).max()
+
+
 def assert_close(ours, reference, tolerance=2e-5):
     """Equal to `tolerance` of the largest reference value: float32 sums in another order, nothing more."""
     assert ours.shape == reference.shape

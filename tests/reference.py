@@ -206,7 +206,7 @@ def write_processor(variant, folder):
 
 
 def write_json(path, content):
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def llama_tokenizer():
@@ -262,7 +262,7 @@ def rename(folder, prefixes):
     for path in folder.glob("*.safetensors"):
         save_file({renamed(name): tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
     for path in folder.glob("*.index.json"):
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
         index["weight_map"] = {renamed(name): file for name, file in index["weight_map"].items()}
         write_json(path, index)
 

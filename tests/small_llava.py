@@ -106,6 +106,6 @@ def write_folder(folder, tensors=None, config=CONFIG):
         ("preprocessor_config", PIXELS),
         ("generation_config", {"eos_token_id": 1}),
     ):
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     return folder

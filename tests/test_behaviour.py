@@ -70,16 +70,16 @@ def models(tmp_path_factory):
 def roomy(folder):
     """The small random model with positions enough for a chat."""
     write_folder(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["text_config"]["max_position_embeddings"] = 512
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["embedded", "random"])
 def test_behaviour_is_what_it_was(models, name, method):
-    expected = json.loads(RECORDED.read_text())[name][method]
+    expected = json.loads(RECORDED.read_text(encoding="utf-8"))[name][method]
     assert single(models[name], method) == expected["single"]
     assert conversation(models[name], method) == expected["chat"]
 
@@ -88,4 +88,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         folders = {"embedded": None, "random": roomy(pathlib.Path(scratch))}
         content = {name: recordings(minivtw.load(folder)) for name, folder in folders.items()}
-    RECORDED.write_text(json.dumps(content, indent=None, separators=(",", ":")) + "\n")
+    RECORDED.write_text(json.dumps(content, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """Blocks of rows: they cover everything, in one piece, on whatever threads."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -25,7 +26,19 @@ def test_cores_share_evenly(rows):
     assert len(sizes) == 1
 
 
-def test_a_block_within_a_block_ends():
+@pytest.fixture
+def blas(monkeypatch):
+    """Two workers, also on a machine of one core; and the numbers of threads that BLAS is told to use."""
+    told = []
+    monkeypatch.setattr(blocks, "get_blas_threads", lambda: 7)
+    monkeypatch.setattr(blocks, "set_blas_threads", told.append)
+    monkeypatch.setattr(blocks, "THREADS", 2)
+    with ThreadPoolExecutor(2) as workers:
+        monkeypatch.setattr(blocks, "WORKERS", workers)
+        yield told
+
+
+def test_a_block_within_a_block_ends(blas):
     """A feed-forward's block multiplies by blocks again; threads that wait for each other would never end."""
     random = np.random.default_rng(0)
     x, up, down = (random.standard_normal(shape).astype(np.float32) for shape in ((600, 8), (8, 12), (12, 8)))
@@ -33,7 +46,7 @@ def test_a_block_within_a_block_ends():
     assert np.abs(mlp(x, *arguments) - mlp.__wrapped__(x, *arguments)).max() < 1e-4
 
 
-def test_threads_of_the_caller_do_not_meet():
+def test_threads_of_the_caller_do_not_meet(blas):
     """Two conversations in two threads of one process."""
     random, results = np.random.default_rng(0), {}
     x, weight = (
@@ -53,12 +66,11 @@ def test_threads_of_the_caller_do_not_meet():
     assert sorted(results) == ["a", "b", "c"] and max(map(max, results.values())) < 1e-4
 
 
-def test_what_goes_wrong_in_a_block_is_raised_and_blas_has_its_threads_back():
+def test_what_goes_wrong_in_a_block_is_raised_and_blas_has_its_threads_back(blas):
     def fail(rows):
         raise MemoryError
 
-    before = blocks.get_blas_threads and blocks.get_blas_threads()
     with pytest.raises(MemoryError):
         side_by_side(fail, row_blocks(1000, 100))
-    assert (blocks.get_blas_threads and blocks.get_blas_threads()) == before
+    assert blas == [1, 7]
     assert not blocks.BUSY.locked()

@@ -15,7 +15,7 @@ from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.specs import withdrawal_layer
 
 from . import doors
-from .doors import assert_one_line_error
+from .doors import assert_one_line_error, copied
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,7 @@ def embedded():
 @pytest.fixture
 def model(tmp_path):
     """A copy of the embedded model that a test may write to, no layer is stored with it."""
-    folder = tmp_path / "model"
-    shutil.copytree(embedded_folder(), folder, ignore=shutil.ignore_patterns("withdrawal.json"))
-    return folder
+    return copied(embedded_folder(), tmp_path / "model", shutil.ignore_patterns("withdrawal.json"))
 
 
 @pytest.fixture
@@ -41,7 +39,7 @@ def samples(tmp_path):
     for number in range(3):
         Image.fromarray(random.integers(0, 256, (60, 90, 3), np.uint8)).save(folder / f"{number}.png")
         lines.append(json.dumps({"image": f"{number}.png", "question": f"What color is the star? {number}"}))
-    (folder / "questions.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
@@ -54,7 +52,7 @@ def test_stored_layer_is_what_auto_withdraws_at(model, samples, capsys):
     run(
         model, "--samples", samples, "--threshold", 1e6, "--store"
     )  # every layer meets it: K is 0, unlike the default half
-    stored = json.loads((model / "withdrawal.json").read_text())
+    stored = json.loads((model / "withdrawal.json").read_text(encoding="utf-8"))
     assert stored["withdraw_layer"] == 0 and stored["criterion"] == "kl" and stored["threshold"] == 1e6
     assert "<- the visual tokens leave before this layer" in capsys.readouterr().out
     vlm = minivtw.load(model)
@@ -69,7 +67,7 @@ def test_curve_is_the_mean_over_the_samples(criterion, embedded, samples, capsys
     printed = json.loads(capsys.readouterr().out)
     assert printed["criterion"] == criterion and printed["withdraw_layer"] == 0
     curves = []
-    for line in (samples / "questions.jsonl").read_text().splitlines():
+    for line in (samples / "questions.jsonl").read_text(encoding="utf-8").splitlines():
         sample = json.loads(line)
         prompt = embedded.prepare(samples / sample["image"], sample["question"])
         asked = EmbeddedPrompt(embedded.embed(prompt), prompt.is_visual)
@@ -91,7 +89,7 @@ def test_digest_changes_with_a_picture_and_with_a_question(samples):
     after = digest(read_questions(samples))
     assert after != before
     questions = samples / "questions.jsonl"
-    questions.write_text(questions.read_text().replace("star", "ring"))
+    questions.write_text(questions.read_text(encoding="utf-8").replace("star", "ring"), encoding="utf-8")
     assert digest(read_questions(samples)) not in (before, after)
 
 
@@ -103,7 +101,9 @@ def test_embedded_model_ships_its_samples(embedded):
 
 def test_the_threshold_is_that_of_the_stored_layer(model, samples, capsys):
     """So that running it as the README does gives the layer that the README says."""
-    (model / "withdrawal.json").write_text('{"withdraw_layer": 3, "criterion": "kl", "threshold": 1e6}')
+    (model / "withdrawal.json").write_text(
+        '{"withdraw_layer": 3, "criterion": "kl", "threshold": 1e6}', encoding="utf-8"
+    )
     run(model, "--samples", samples, "--json")
     assert json.loads(capsys.readouterr().out)["threshold"] == 1e6
     run(model, "--samples", samples, "--criterion", "answer", "--json", "--threshold", 2e6)
@@ -124,10 +124,10 @@ BAD_RUNS = {
 
 @pytest.mark.parametrize("options, message", BAD_RUNS.values(), ids=BAD_RUNS)
 def test_bad_option_leaves_the_good_result_alone(model, samples, options, message):
-    (model / "withdrawal.json").write_text('{"withdraw_layer": 3}')
+    (model / "withdrawal.json").write_text('{"withdraw_layer": 3}', encoding="utf-8")
     with pytest.raises(InputError, match=message):
         run(model, "--samples", samples, "--store", *options)
-    assert (model / "withdrawal.json").read_text() == '{"withdraw_layer": 3}'
+    assert (model / "withdrawal.json").read_text(encoding="utf-8") == '{"withdraw_layer": 3}'
 
 
 def empty(samples):
@@ -138,12 +138,18 @@ def empty(samples):
 BAD_SAMPLES = {
     "no folder": (shutil.rmtree, "cannot read"),
     "empty folder": (empty, "cannot read"),
-    "empty list": (lambda samples: (samples / "questions.jsonl").write_text(""), "holds no questions"),
+    "empty list": (
+        lambda samples: (samples / "questions.jsonl").write_text("", encoding="utf-8"),
+        "holds no questions",
+    ),
     "no JSON": (
-        lambda samples: (samples / "questions.jsonl").write_text("{}\n{"),
+        lambda samples: (samples / "questions.jsonl").write_text("{}\n{", encoding="utf-8"),
         "line 1: needs an object with image",
     ),
-    "not an object": (lambda samples: (samples / "questions.jsonl").write_text("[1]"), "line 1: needs an object"),
+    "not an object": (
+        lambda samples: (samples / "questions.jsonl").write_text("[1]", encoding="utf-8"),
+        "line 1: needs an object",
+    ),
     "not text": (lambda samples: (samples / "questions.jsonl").write_bytes(b"\xff\xfe"), "is not UTF-8"),
     "picture missing": (lambda samples: (samples / "2.png").unlink(), "no picture 2.png"),
     "picture broken": (lambda samples: (samples / "1.png").write_bytes(b"no picture"), "1.png is not an image"),
@@ -152,11 +158,11 @@ BAD_SAMPLES = {
 
 @pytest.mark.parametrize("spoil, message", BAD_SAMPLES.values(), ids=BAD_SAMPLES)
 def test_bad_samples_leave_the_good_result_alone(model, samples, spoil, message):
-    (model / "withdrawal.json").write_text('{"withdraw_layer": 3}')
+    (model / "withdrawal.json").write_text('{"withdraw_layer": 3}', encoding="utf-8")
     spoil(samples)
     with pytest.raises(InputError, match=message):
         run(model, "--samples", samples, "--threshold", 1e6, "--store")
-    assert (model / "withdrawal.json").read_text() == '{"withdraw_layer": 3}'
+    assert (model / "withdrawal.json").read_text(encoding="utf-8") == '{"withdraw_layer": 3}'
 
 
 def test_place_that_cannot_be_written(model, samples):

@@ -116,7 +116,7 @@ def test_shards_are_one_model(tmp_path):
     names = {name: f"model-{index % 3 + 1:05}-of-00003.safetensors" for index, name in enumerate(tensors)}
     for shard in set(names.values()):
         save_file({name: tensors[name] for name in names if names[name] == shard}, parts / shard)
-    (parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}), encoding="utf-8")
     one, three = minivtw.load(whole), minivtw.load(parts)
     for left, right in zip(one.decoder.layers, three.decoder.layers):
         assert np.array_equal(left.qkv.weight, right.qkv.weight) and np.array_equal(left.gate_up, right.gate_up)
@@ -126,14 +126,14 @@ def test_a_lost_shard_is_named(tmp_path):
     folder = write_folder(tmp_path)
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     index = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}), encoding="utf-8")
     with pytest.raises(InputError, match="model-00002-of-00002"):
         Checkpoint(folder)
 
 
 @pytest.mark.parametrize("name", ["../elsewhere.safetensors", 7, None])
 def test_an_index_cannot_point_outside_the_folder(tmp_path, name):
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
     with pytest.raises(InputError, match="files beside it"):
         Checkpoint(tmp_path)
 

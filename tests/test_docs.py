@@ -116,6 +116,6 @@ def test_the_debugger_shows_what_the_page_says():
     typed = [line.removeprefix("(Pdb) ") for line in session.splitlines() if line.startswith("(Pdb) ")]
     shown = [line for line in session.splitlines() if not line.startswith("(Pdb) ")]
     arguments = [sys.executable, *shlex.split(command)[1:]]
-    ran = subprocess.run(arguments, input="\n".join([*typed, "q", ""]), cwd=ROOT, capture_output=True, text=True)
+    ran = subprocess.run(arguments, input="\n".join([*typed, "q", ""]), cwd=ROOT, capture_output=True, encoding="utf-8")
     for line in shown:
         assert f"(Pdb) {line}" in ran.stdout

@@ -64,7 +64,7 @@ def small(tmp_path_factory):
         said = vlm.answer(folder / f"{index}.png", "Hm?", withdraw=None, max_new_tokens=64).text
         answer = said if index in (0, 3) else "something else"
         lines.append({"image": f"{index}.png", "family": "ab"[index // 3], "question": "Hm?", "answer": answer})
-    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return model, folder
 
 
@@ -72,7 +72,7 @@ def test_accuracy_agreement_and_savings_by_layer(small, tmp_path):
     model, folder = small
     ran = run(main, folder, "--model", model, "--withdraw", "off,auto,0,4", "--json", tmp_path / "scores.json")
     assert ran.code == 0 and ran.err == ""
-    content = json.loads((tmp_path / "scores.json").read_text())
+    content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert content["questions"] == 6
     off, auto, zero, last = content["runs"]
     assert [run["withdraw_layer"] for run in content["runs"]] == [None, 2, 0, 4]
@@ -93,9 +93,9 @@ def test_seeds_become_one_row_with_their_mean_and_spread(small, tmp_path):
     path, text = tmp_path / "scores.json", "random:layer=1,keep=0.25,seed={}"
     one_by_one = [text.format(seed) for seed in range(3)]
     ran = run(main, folder, "--model", model, "--withdraw", "off", "--methods", text.format("0-2"), "--json", path)
-    together = json.loads(path.read_text())["runs"]
+    together = json.loads(path.read_text(encoding="utf-8"))["runs"]
     run(main, folder, "--model", model, "--withdraw", "off", "--methods", *one_by_one, "--json", path)
-    alone = json.loads(path.read_text())["runs"][1:]
+    alone = json.loads(path.read_text(encoding="utf-8"))["runs"][1:]
     assert [row["name"] for row in together] == ["off", text.format("0-2")] and together[1]["seeds"] == 3
     agreement = [row["agreement"] for row in alone]
     assert together[1]["agreement"] == pytest.approx(np.mean(agreement))
@@ -120,10 +120,10 @@ def test_a_second_turn_is_asked_in_the_chat_of_the_first(small, tmp_path):
         chat.ask("Hm?", tmp_path / f"{index}.png", max_new_tokens=64)
         said = chat.ask("And?", max_new_tokens=64).text
         lines.append({"image": f"{index}.png", "turns": [["Hm?", "not this"], ["And?", said]]})
-    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     path = tmp_path / "scores.json"
     ran = run(main, tmp_path, "--model", model, "--withdraw", "off", "--methods", method, "--json", path)
-    off, dropped = json.loads(path.read_text())["runs"]
+    off, dropped = json.loads(path.read_text(encoding="utf-8"))["runs"]
     assert dropped["accuracy"] == {"turn 1": 0, "turn 2": 1} and off["agreement"] == 1 > dropped["agreement"]
     assert "turn 1" in ran.out and "turn 2" in ran.out
 
@@ -131,14 +131,14 @@ def test_a_second_turn_is_asked_in_the_chat_of_the_first(small, tmp_path):
 def test_a_limit_asks_the_first_of_each_family(small, tmp_path):
     model, folder = small
     run(main, folder, "--model", model, "--withdraw", "off", "--limit", "1", "--json", tmp_path / "scores.json")
-    content = json.loads((tmp_path / "scores.json").read_text())
+    content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert content["questions"] == 2 and content["runs"][0]["accuracy"] == {"a": 1, "b": 1}
 
 
 def test_a_family_is_left_out(small, tmp_path):
     model, folder = small
     run(main, folder, "--model", model, "--withdraw", "off", "--without", "a", "--json", tmp_path / "scores.json")
-    assert json.loads((tmp_path / "scores.json").read_text())["runs"][0]["accuracy"].keys() == {"b"}
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["runs"][0]["accuracy"].keys() == {"b"}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_family_is_left_out(small, tmp_path):
     ],
 )
 def test_broken_questions_are_named(small, tmp_path, line, words):
-    (tmp_path / "questions.jsonl").write_text(line)
+    (tmp_path / "questions.jsonl").write_text(line, encoding="utf-8")
     (tmp_path / "0.png").write_bytes((small[1] / "0.png").read_bytes())
     assert_one_line_error(run(main, tmp_path, "--model", small[0]), words)
 

@@ -19,7 +19,7 @@ from minivtw.model.decoder import decoder_layer, forward
 from minivtw.model.tokens import EmbeddedPrompt, arriving
 
 from .browser import Browser
-from .doors import assert_one_line_error, run
+from .doors import assert_one_line_error, needs_loopback, run
 
 QUESTION = "What color is the star?"
 
@@ -30,16 +30,18 @@ def vlm():
 
 
 @pytest.fixture(scope="module")
-def server(vlm):
-    with explore.Server(exploring.Explorer(vlm, vlm.method("auto"))) as server:
+def explorer(vlm):
+    return exploring.Explorer(vlm, vlm.method("auto"))
+
+
+@pytest.fixture(scope="module")
+def server(explorer):
+    """The page's server on a free port of this machine."""
+    needs_loopback()
+    with explore.Server(explorer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
-
-
-@pytest.fixture
-def explorer(server):
-    return server.explorer
 
 
 def scene(color=(214, 48, 49)):
@@ -331,12 +333,14 @@ def test_what_is_held_has_an_end(monkeypatch, vlm):
 
 def test_own_method_runs_as_its_file_stands(vlm, tmp_path):
     own = tmp_path / "mine.py"
-    own.write_text("def mine(index, tokens):\n    return tokens\n")
+    own.write_text("def mine(index, tokens):\n    return tokens\n", encoding="utf-8")
     explorer = exploring.Explorer(vlm, vlm.method(method=f"{own}:mine"))
     content = asking(explorer, method=f"{own}:mine")
     assert explorer.start({})["own"] == f"{own}:mine"
     assert not any("0" in marks for marks in explorer.frame(content)["layers"])
-    own.write_text("def mine(index, tokens):\n    return tokens[~tokens.is_visual] if index == 2 else tokens\n")
+    own.write_text(
+        "def mine(index, tokens):\n    return tokens[~tokens.is_visual] if index == 2 else tokens\n", encoding="utf-8"
+    )
     assert ["0" in marks for marks in explorer.frame(content)["layers"]] == [False] * 2 + [True] * 10
 
 

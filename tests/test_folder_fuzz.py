@@ -9,7 +9,6 @@ import collections
 import contextlib
 import copy
 import json
-import shutil
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +20,7 @@ from minivtw.checkpoints.checkpoint import Headers
 from minivtw.checkpoints.tokenizer import load_tokenizer
 from minivtw.inputs.prompts import answer_text, encode
 from minivtw.loading import assembled, config_of
-from tests.doors import bounded_memory, examples
+from tests.doors import bounded_memory, copied, examples
 from tests.families.test_families import GOLDEN as FAMILIES
 from tests.test_hostile_folders import CLIP, FIRST, LATER, NOT_PART, SHARDS, SIGLIP, TILES
 
@@ -84,7 +83,7 @@ def changes(content, odd):
 def models(tmp_path_factory):
     """Copies of recorded models, to be changed and put back."""
     folder = tmp_path_factory.mktemp("models")
-    return {base.name: shutil.copytree(base, folder / base.name, ignore=NOT_PART) for base in BASES}
+    return {base.name: copied(base, folder / base.name, NOT_PART) for base in BASES}
 
 
 def answers(folder):
@@ -168,7 +167,7 @@ STEPS = st.one_of(
 @pytest.mark.parametrize("base", ["clip-plain", "clip-qwen2", "idefics3-tiles"])
 def test_any_value_of_a_tokenizer(models, base, examples, capfd):
     path = models[base] / "tokenizer.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     tried(
         "tokenizer", examples, changes(content, STEPS), lambda changed: holds("tokenizer", path, changed, encodes), path
     )

@@ -77,7 +77,7 @@ def test_off_is_no_withdrawal_and_auto_is_half_the_depth_until_a_layer_is_stored
     assert layer_used(folder, "--withdraw", "off") is None
     assert layer_used(folder) == layer_used(folder, "--withdraw", "auto") == LAYERS // 2
     stored = write_folder(tmp_path / "stored")
-    (stored / "withdrawal.json").write_text('{"withdraw_layer": 3}')
+    (stored / "withdrawal.json").write_text('{"withdraw_layer": 3}', encoding="utf-8")
     assert layer_used(stored) == 3
 
 
@@ -106,7 +106,7 @@ def test_the_answer_ends_at_the_end_token(tmp_path, picture):
     tensors["language_model.model.norm.weight"][:] = 0
     tensors["language_model.lm_head.weight"] = np.zeros((300, 16), np.float32)
     folder = write_folder(tmp_path, tensors, config)
-    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 1]}')
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 1]}', encoding="utf-8")
     result = minivtw.load(folder).answer(picture, "Hm?", max_new_tokens=9)
     assert result.token_ids == [0] and result.text == ""  # all logits equal: the first wins, and it ends
 
@@ -304,7 +304,7 @@ def test_missing_and_broken_files_of_a_model(tmp_path, picture, name, content):
 @pytest.mark.parametrize("content", ['{"withdraw_layer": 9}', '{"withdraw_layer": "3"}', "{}", "[]"])
 def test_a_stored_layer_that_does_not_fit(tmp_path, picture, content):
     folder = write_folder(tmp_path)
-    (folder / "withdrawal.json").write_text(content)
+    (folder / "withdrawal.json").write_text(content, encoding="utf-8")
     assert_one_line_error(run(main, picture, "Hm?", "--model", folder), "withdrawal.json")
     assert run(main, picture, "Hm?", "--model", folder, "--withdraw", "off", "--max-new-tokens", "1").code == 0
 
@@ -313,9 +313,9 @@ def test_a_model_folder_runs_nothing(tmp_path, picture, monkeypatch):
     """Code runs only if the user names its file."""
     folder = write_folder(tmp_path / "theirs")
     (folder / "code.py").write_text(
-        "import pathlib; pathlib.Path('ran').touch()\ndef method(index, tokens): return tokens"
+        "import pathlib; pathlib.Path('ran').touch()\ndef method(index, tokens): return tokens", encoding="utf-8"
     )
-    (folder / "withdrawal.json").write_text('{"method": "freeze:layers=1+theirs/code.py:method"}')
+    (folder / "withdrawal.json").write_text('{"method": "freeze:layers=1+theirs/code.py:method"}', encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert_one_line_error(run(main, picture, "Hm?", "--model", "theirs"), "code is run only if --method names it")
     assert not (tmp_path / "ran").exists()
@@ -340,9 +340,9 @@ def test_a_failed_turn_leaves_the_conversation_as_it_was(vlm, picture):
 
 def test_the_module_runs_as_a_program(folder, picture):
     command = [sys.executable, "-m", "minivtw.generate", picture, "Hm?", "--model", folder, "--max-new-tokens", "2"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert done.returncode == 0 and done.stderr == ""
-    wrong = subprocess.run([*command, "--withdraw", "99"], capture_output=True, text=True)
+    wrong = subprocess.run([*command, "--withdraw", "99"], capture_output=True, encoding="utf-8")
     assert wrong.returncode == 2 and wrong.stderr.startswith("minivtw: error: ") and "Traceback" not in wrong.stderr
 
 
@@ -350,7 +350,7 @@ def test_the_core_imports_only_what_it_may():
     """numpy, safetensors, pillow and tokenizers at run time; everything else is an optional extra."""
     code = "import sys, minivtw.generate, minivtw.evaluate; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout.split()
     )
     assert not loaded & {"torch", "transformers", "matplotlib", "huggingface_hub", "scipy", "gguf"}
 

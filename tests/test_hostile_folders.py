@@ -14,7 +14,7 @@ import minivtw
 from minivtw import InputError, generate
 from minivtw.checkpoints import files, hub
 from minivtw.checkpoints.tokenizer import load_tokenizer
-from tests.doors import assert_one_line_error, bounded_memory, run
+from tests.doors import assert_one_line_error, bounded_memory, copied, run
 from tests.families.test_families import GOLDEN as FAMILIES
 from tests.small_llava import random_tensors, write_folder
 
@@ -27,16 +27,15 @@ def changed(tmp_path):
     """A function: a copy of a recorded model with some values of a JSON file replaced, by their dotted keys."""
 
     def copy(base, name="config.json", tensors=None, **values):
-        folder = tmp_path / "model"
-        shutil.copytree(base, folder, ignore=NOT_PART)
-        content = json.loads((folder / name).read_text())
+        folder = copied(base, tmp_path / "model", NOT_PART)
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
         for dotted, value in values.items():
             *parts, key = dotted.split("__")
             part = content
             for inner in parts:
                 part = part[inner]
             part[key] = value
-        (folder / name).write_text(json.dumps(content))
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
         if tensors:
             save_file(tensors(load_file(folder / "model.safetensors")), folder / "model.safetensors")
         return folder

@@ -261,9 +261,9 @@ def test_nothing_of_pillow_and_libtiff_reaches_standard_error(tmp_path):
     )
     paths = sorted(map(str, tmp_path.iterdir()))
     loud = "import sys; from minivtw.inputs.opening import open_image\nfor path in sys.argv[1:]:\n try: open_image(path)\n except ValueError: pass"
-    noise = subprocess.run([sys.executable, "-c", loud, *paths], capture_output=True, text=True).stderr
+    noise = subprocess.run([sys.executable, "-c", loud, *paths], capture_output=True, encoding="utf-8").stderr
     assert "EXIF" in noise and "Decode" in noise and "samples" in noise  # so it is without
-    ran = subprocess.run([sys.executable, "-c", NOISE, *paths], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", NOISE, *paths], capture_output=True, encoding="utf-8")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     assert logging.getLogger("PIL").getEffectiveLevel() <= logging.CRITICAL
 

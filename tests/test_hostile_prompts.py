@@ -101,7 +101,7 @@ def test_what_is_not_utf8_is_one_line_at_every_door(world, tmp_path):
     assert ran.out == run(chat.main, world.picture, *model, stdin="What?\n").out  # the conversation goes on as it was
     (tmp_path / "picture.png").write_bytes(world.picture.read_bytes())
     question = {"image": "picture.png", "family": "f", "question": "\ud800", "answer": "a"}
-    (tmp_path / "questions.jsonl").write_text(json.dumps(question))
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question), encoding="utf-8")
     ran = run(evaluate.main, tmp_path, "--model", world.model)
     assert_one_line_error(ran, "line 1: image, family, question and answer must be text")
 

@@ -29,7 +29,7 @@ def cached(tmp_path, monkeypatch):
     write_folder(model / "snapshots" / "0123abc")
     (model / "snapshots" / "456def").mkdir()
     (model / "refs").mkdir()
-    (model / "refs" / "main").write_text("0123abc\n")
+    (model / "refs" / "main").write_text("0123abc\n", encoding="utf-8")
     return model
 
 
@@ -101,7 +101,7 @@ def test_offline_nothing_is_asked(tmp_path):
     )
     root = pathlib.Path(__file__).parents[1]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=root)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=environment, cwd=root)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1
     assert ran.stderr.startswith(f"minivtw: error: cannot download {NAME}: ")
 

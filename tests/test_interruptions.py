@@ -63,8 +63,8 @@ class Run:
     """A door with its arguments, and how long it is."""
 
     def __init__(self, world, name):
-        self.main, arguments = DOORS[name]
-        self.arguments = arguments.format(**world._asdict()).split()
+        self.main, line = DOORS[name]
+        self.arguments = world.arguments(line)
         self.calls = 0
 
         def counted(given):
@@ -116,13 +116,13 @@ def test_ctrl_c_at_any_moment(world, name, examples):
 def test_ctrl_c_at_any_moment_of_a_fetch(cache, examples):  # noqa: F811
     """The model in the cache is whole: the one of an older graft, or the new one."""
     folder = graft.fetch("smol")
-    (folder / graft.MADE_FROM).write_text("older")
+    (folder / graft.MADE_FROM).write_text("older", encoding="utf-8")
     calls = calls_of(run, fetch.main, "smol")
 
     @settings(max_examples=examples)
     @given(MOMENTS)
     def at(moment):
-        (folder / graft.MADE_FROM).write_text("older")
+        (folder / graft.MADE_FROM).write_text("older", encoding="utf-8")
         ran = run(interrupts(fetch.main, moment * calls // 10**4), "smol")
         assert_promise(ran, ran.code if ran.code in (0, 130) else 0)
         assert {path.name for path in cache.iterdir()} >= set(hub.FETCHED.values())

@@ -83,7 +83,7 @@ def language_model(tmp_path_factory):
         vocab_size=VOCABULARY,
     )
     config |= dict(model_type="llama", tie_word_embeddings=True)
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     return folder
 
@@ -102,7 +102,7 @@ def measured(folder, mode):
     """(token ids, bytes by which the resident memory of a process grew at most) of one answer."""
     root = pathlib.Path(__file__).parents[1]
     ran = subprocess.run(
-        [sys.executable, "-c", MEASURE, folder, mode], capture_output=True, text=True, cwd=root, check=True
+        [sys.executable, "-c", MEASURE, folder, mode], capture_output=True, encoding="utf-8", cwd=root, check=True
     )
     said, grown = ran.stdout.rsplit(" ", 1)
     return said, int(grown)

@@ -18,7 +18,7 @@ FEWEST_LLAVAS = 6
 
 
 def cases(folder):
-    return json.loads((folder / "meta.json").read_text())["cases"]
+    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))["cases"]
 
 
 def recorded(folder, case):
@@ -59,7 +59,7 @@ def test_random_llava_computes_what_transformers_does(folder):
 @pytest.mark.parametrize("case", cases(GOLDEN / "tiny"), ids=lambda case: case["name"])
 def test_embedded_model_computes_what_transformers_does(case):
     folder = GOLDEN / "tiny"
-    for name, recorded_hash in json.loads((folder / "meta.json").read_text())["model_sha256"].items():
+    for name, recorded_hash in json.loads((folder / "meta.json").read_text(encoding="utf-8"))["model_sha256"].items():
         same = hashlib.sha256((embedded_folder() / name).read_bytes()).hexdigest() == recorded_hash
         assert same, f"{name} of the embedded model changed since it was recorded: run `python tests/record.py tiny`"
     check(minivtw.load(), case, folder, *recorded(folder, case))

@@ -116,7 +116,7 @@ def test_recordings_are_what_transformers_computes(reference, name):
     folder = GOLDEN / "llava" / name
     model = reference.Reference(folder)
     expected = load_file(folder / "expected.safetensors")
-    for case in json.loads((folder / "meta.json").read_text())["cases"]:
+    for case in json.loads((folder / "meta.json").read_text(encoding="utf-8"))["cases"]:
         inputs = model.inputs([folder.parent / "pictures" / name for name in case["images"]], case["question"])
         for array_name, array in model.prefill(inputs).items():
             assert relative_error(array, expected[f"{case['name']}.{array_name}"]) < TOLERANCE

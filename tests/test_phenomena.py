@@ -22,6 +22,7 @@ from minivtw.model.tokens import EmbeddedPrompt
 from .random_models import (
     assert_close,
     cases,
+    has_clear_winner,
     places_with_visual,
     prefill,
     random_decoder,
@@ -169,16 +170,17 @@ def test_knocking_out_all_deep_layers_is_withdrawal(case):
 
 @given(seeing)
 def test_who_cannot_look_cannot_tell(case):
-    """The last token, cut off from image and question everywhere, is that of a prompt in which these say otherwise."""
+    """Cut off everywhere, the last token cannot tell another image and question, nor all the text another image."""
     decoder, prompt, _ = case
     image, question, last = migration.roles(prompt.is_visual)
-    changed = EmbeddedPrompt(np.where((image | question)[:, None], 3 * prompt.hidden + 1, prompt.hidden), image)
-    for hidden in (image | question, image):
+    everywhere = range(len(decoder.layers))
+    for who, unseen in ((last, image | question), (question | last, image)):
+        changed = EmbeddedPrompt(np.where(unseen[:, None], 3 * prompt.hidden + 1, prompt.hidden), image)
         states = [
-            migration.knocked_out(decoder, migration.walk_through(decoder, each), last, hidden, range(5))[-1]
+            migration.knocked_out(decoder, migration.walk_through(decoder, each), who, unseen, everywhere)[who]
             for each in (prompt, changed)
         ]
-        assert np.allclose(*states, atol=1e-4) or (not hidden[question].all() and question.any())
+        assert np.array_equal(*states)
 
 
 def test_roles_of_a_prompt_by_hand():
@@ -219,7 +221,7 @@ def test_if_only_the_last_token_may_look_the_others_are_cut_off(case, most_token
     image, question, last = migration.roles(migration.with_answer(decoder, prompt, answer).is_visual, len(answer))
     assert len(left) == question.sum() + 1
     expected = migration.knock_outs(decoder, prompt, answer, [migration.Cut(question, image, deep)])
-    assert (whole, left[-1]) == pytest.approx((expected[0], expected[1][0]), rel=1e-5)
+    assert (whole, left[-1]) == (expected[0], expected[1][0])
 
 
 # --- the swap
@@ -273,7 +275,8 @@ def test_a_swap_gives_the_text_other_keys_and_values(pair):
 def test_what_is_said_after_a_swap_is_what_decoding_says(pair, most_tokens):
     decoder, prompt, other, layers = pair
     own, others = (search.walk(decoder, each, most_tokens) for each in (prompt, other))
-    said, _ = greedy(decoder, prompt, migration.swapped(own.entering, others.entering, layers), most_tokens)
+    said, _, is_clear = greedy(decoder, prompt, migration.swapped(own.entering, others.entering, layers), most_tokens)
+    assume(is_clear)
     for answer in (own.answer, others.answer, said):
         longer = migration.followed_by(decoder, own.entering, answer)
         says = migration.says_after_swap(decoder, longer, others.entering, answer, layers)
@@ -332,14 +335,18 @@ def test_the_lens_on_the_image_reads_every_visual_token(case):
 
 
 def greedy(decoder, asked, method, most_tokens):
-    """The plain way: a prefill of its own, then token after token. Returns token ids and the first token's logits."""
+    """The plain way: a prefill of its own, then token after token.
+
+    Returns token ids, the first token's logits, and whether no token was chosen by a hair (`has_clear_winner`).
+    """
     run = prefill(decoder, asked, method)
-    first = scores = run.logits[-1]  # (vocabulary,)
-    answer = [int(scores.argmax())]
+    scores = [run.logits[-1]]  # (vocabulary,) of each token
+    answer = [int(scores[0].argmax())]
     while len(answer) < most_tokens:
         said = EmbeddedPrompt(decoder.embedding[answer[-1:]], np.zeros(1, bool))
-        answer.append(int(prefill(decoder, said, method, run.cache).logits[0].argmax()))
-    return answer, first
+        scores.append(prefill(decoder, said, method, run.cache).logits[0])
+        answer.append(int(scores[-1].argmax()))
+    return answer, scores[0], all(map(has_clear_winner, scores))
 
 
 @settings(max_examples=60)
@@ -347,10 +354,11 @@ def greedy(decoder, asked, method, most_tokens):
 def test_what_is_shared_between_methods_changes_no_answer(case, make, most_tokens):
     decoder, asked, _ = case
     methods = [make(layer) for layer in range(len(decoder.layers) + 1)]
-    full, full_first = greedy(decoder, asked, None, most_tokens)
+    full, full_first, is_full_clear = greedy(decoder, asked, None, most_tokens)
     for method, outcome in zip(methods, redundancy.redundancy(decoder, asked, methods, (), most_tokens)):
-        answer, first = greedy(decoder, asked, method, most_tokens)
-        assert outcome.answer == answer and outcome.agrees == (answer == full)
+        answer, first, is_clear = greedy(decoder, asked, method, most_tokens)
+        if is_clear and is_full_clear:
+            assert outcome.answer == answer and outcome.agrees == (answer == full)
         assert outcome.kl == pytest.approx(search.divergence(first, full_first), rel=1e-3, abs=1e-5)
 
 

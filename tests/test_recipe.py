@@ -141,7 +141,7 @@ def test_pairs_ask_about_two_objects_and_are_answered_truly():
 def test_no_file_of_the_recipe_imports_in_a_circle():
     imports = {}
     for path in RECIPE.glob("*.py"):
-        nodes = ast.walk(ast.parse(path.read_text()))
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         imports[path.stem] = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     while imports:
         free = [name for name, needed in imports.items() if not needed & imports.keys()]

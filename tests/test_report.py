@@ -96,7 +96,7 @@ def test_the_wall_tells_what_the_model_did_at_every_layer(vlm, story):
 )
 def test_the_threshold_shown_is_the_one_that_the_layer_was_stored_by(tmp_path, stored, eta):
     if stored:
-        (tmp_path / "withdrawal.json").write_text(json.dumps(stored))
+        (tmp_path / "withdrawal.json").write_text(json.dumps(stored), encoding="utf-8")
     assert report.stored_eta(tmp_path) == eta
 
 
@@ -133,7 +133,7 @@ def test_words_cannot_break_out_of_the_page(story):
     html = page.page(story._replace(question=evil, words=[evil, *story.words[1:]], frames=frames, model=evil))
     assert "<script>alert" not in html
     assert data_of(html)["words"][0] == data_of(html)["frames"][0]["answer"] == evil
-    assert html.count("<script") == (page.PAGES / "report.html").read_text().count("<script")
+    assert html.count("<script") == (page.PAGES / "report.html").read_text(encoding="utf-8").count("<script")
 
 
 def test_only_the_page_s_own_script_may_run(story):
@@ -176,7 +176,7 @@ def test_door_writes_the_page(picture, tmp_path):
 
 def test_bad_input_is_one_line_and_leaves_the_old_page(picture, tmp_path):
     old = tmp_path / "report.html"
-    old.write_text("old")
+    old.write_text("old", encoding="utf-8")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     assert_one_line_error(run(report.main, tmp_path / "broken.png", QUESTION, "-o", old), "is not an image")
     assert_one_line_error(run(report.main, tmp_path / "none.png", QUESTION, "-o", old), "none.png")
@@ -184,7 +184,7 @@ def test_bad_input_is_one_line_and_leaves_the_old_page(picture, tmp_path):
     assert_one_line_error(run(report.main, picture, QUESTION, "-o", old, "--withdraw", 99), "from 0 to")
     assert_one_line_error(run(report.main, picture, QUESTION, "-o", tmp_path / "no" / "r.html"), "cannot write")
     assert_one_line_error(run(report.main, picture, QUESTION, "-o", tmp_path), "cannot write")
-    assert old.read_text() == "old"
+    assert old.read_text(encoding="utf-8") == "old"
     assert not list(tmp_path.glob(".*"))
 
 

@@ -11,12 +11,14 @@ import minivtw
 from minivtw import InputError, calibrate, schedules, search
 from minivtw.counting import plain_run, prompt_flops
 from minivtw.inputs.questions import read_questions
+from minivtw.loading import embedded_folder
 from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.schedules import Schedule, Thinned
 from minivtw.shelf import method_of
 from minivtw.specs import spec_of, withdrawal_layer
 
+from .doors import copied
 from .random_models import prefill, random_decoder, random_prompt
 
 CONFIG = DecoderConfig(
@@ -218,12 +220,7 @@ def test_only_the_first_samples_are_kept_walked(monkeypatch):
 
 
 def test_calibrate_finds_stores_and_auto_uses_a_schedule(tmp_path, capsys):
-    import shutil
-
-    from minivtw.loading import embedded_folder
-
-    model = tmp_path / "model"
-    shutil.copytree(embedded_folder(), model)
+    model = copied(embedded_folder(), tmp_path / "model")
     calibrate.main([str(model), "--save", "45%", "--limit", "3", "--store", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["saved"] >= 0.45 and found["samples"]["count"] == 3
@@ -254,13 +251,13 @@ def test_a_search_goes_on_from_what_it_kept(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(schedules.Bench, "on_sample", broken_off)
     with pytest.raises(KeyboardInterrupt):
         find(notes)
-    kept = notes.read_text().splitlines()
+    kept = notes.read_text(encoding="utf-8").splitlines()
     assert len(kept) == 1 + sum(asked[:2])  # the first line says what was measured
-    notes.write_text("\n".join(kept) + '\n[1, "withdraw:lay')  # killed while it wrote
+    notes.write_text("\n".join(kept) + '\n[1, "withdraw:lay', encoding="utf-8")  # killed while it wrote
     before, asked[:] = sum(asked[:2]), [0] * 3
     find(notes)
     assert json.loads(capsys.readouterr().out) == whole
-    assert sum(asked) == len(notes.read_text().splitlines()) - 1 - before  # nothing is measured twice
+    assert sum(asked) == len(notes.read_text(encoding="utf-8").splitlines()) - 1 - before  # nothing is measured twice
     asked[:] = [0] * 3
     find(notes)
     assert json.loads(capsys.readouterr().out) == whole and sum(asked) == 0
@@ -269,10 +266,10 @@ def test_a_search_goes_on_from_what_it_kept(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("content", ["dear diary\n", "dear diary", '{"model": "another"}\n'])
 def test_a_file_that_holds_something_else_stays_as_it_is(tmp_path, content):
     notes = tmp_path / "notes.jsonl"
-    notes.write_text(content)
+    notes.write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match="does not hold what was measured"):
         find(notes)
-    assert notes.read_text() == content
+    assert notes.read_text(encoding="utf-8") == content
 
 
 @pytest.mark.parametrize(
@@ -285,7 +282,7 @@ def test_a_broken_line_is_named(tmp_path, line):
     about = {"model": "m", "samples": {}}
     calibrate.Notebook(notes, about)[0, "withdraw:layer=4"] = schedules.Seen(0.1, 1, 2)
     assert calibrate.Notebook(notes, about) == {(0, "withdraw:layer=4"): schedules.Seen(0.1, 1, 2)}
-    with notes.open("a") as file:
+    with notes.open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
     with pytest.raises(InputError, match="line 3: is not what --measured writes"):
         calibrate.Notebook(notes, about)

@@ -46,7 +46,10 @@ def asked(decoder):
 
 def test_published_search_is_matched():
     folder = GOLDEN / "search10"
-    meta, expected = json.loads((folder / "meta.json").read_text()), load_file(folder / "expected.safetensors")
+    meta, expected = (
+        json.loads((folder / "meta.json").read_text(encoding="utf-8")),
+        load_file(folder / "expected.safetensors"),
+    )
     config = llama.decoder_config(Fields(meta["config"], str(folder)))
     decoder = Checkpoint(folder).fill(lambda take: llama.decoder(config, take))
     samples = []
@@ -81,10 +84,11 @@ def test_answer_criterion_is_the_worst_token_of_the_teacher_forced_answer(case, 
     forced = EmbeddedPrompt(hidden, np.concatenate([asked.is_visual, np.zeros(most_tokens - 1, bool)]))
     full = prefill(decoder, forced, None).logits[-most_tokens:]
     withdrawn = prefill(decoder, forced, withdraw(layer)).logits[-most_tokens:]
-    assert list(full.argmax(-1)) == answer  # greedy, token by token
-    worst = search.divergence(withdrawn, full).max()
     # Token by token or all at once, float32 sums run in another order: what `assert_close` allows, in either logits.
     tolerance = 2 * 2e-5 * max(1, np.abs(full).max())
+    said = full[np.arange(most_tokens), answer]
+    assert np.all(said >= full.max(-1) - tolerance)  # greedy, token by token, but for ties that rounding decides
+    worst = search.divergence(withdrawn, full).max()
     assert abs(search.kl_curve(decoder, asked, most_tokens)[layer] - worst) < tolerance
 
 

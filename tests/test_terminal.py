@@ -39,9 +39,9 @@ def short(*arguments):
     ],
 )
 def test_streams_that_are_full_or_closed(world, door, arguments, redirected, code, words):
-    line = arguments.format(picture=world.picture)
-    command = f"{sys.executable} -m minivtw.{door} {line} {'' if '--help' in line else f'--model {world.model}'}"
-    done = subprocess.run(["bash", "-c", f"exec {command} {redirected}"], capture_output=True, text=True)
+    more = "" if arguments == "--help" else " --model {model}"
+    command = shlex.join([sys.executable, "-m", f"minivtw.{door}", *world.arguments(arguments + more)])
+    done = subprocess.run(["bash", "-c", f"exec {command} {redirected}"], capture_output=True, encoding="utf-8")
     assert done.returncode == code and done.stdout == ""
     assert done.stderr == (f"minivtw: error: {words}\n" if words else "")
 
@@ -49,7 +49,7 @@ def test_streams_that_are_full_or_closed(world, door, arguments, redirected, cod
 def test_a_reader_who_leaves_is_no_error(world):
     line = shlex.join([sys.executable, "-m", "minivtw.generate", str(world.picture), "hi", "--model", str(world.model)])
     done = subprocess.run(
-        ["bash", "-c", f"{line} --trace | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+        ["bash", "-c", f"{line} --trace | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("vision.pixels")
 
@@ -225,7 +225,8 @@ def test_a_terminal_sees_how_far_the_prompt_is(world, monkeypatch, options):
         assert ran.out == terminal.visible(plain.out)
 
 
-def test_a_quick_answer_shows_no_progress(world):
+def test_a_quick_answer_shows_no_progress(world, monkeypatch):
+    monkeypatch.setattr(terminal, "time", Slow(0))
     assert run(generate.main, world.picture, "hi", *short("--model", world.model), terminal=True).err == ""
 
 

@@ -22,7 +22,7 @@ GOLDEN = pathlib.Path(os.environ.get("MINIVTW_GOLDEN", pathlib.Path(__file__).pa
 CASES = [
     (folder, case)
     for folder in sorted(path.parent for path in GOLDEN.glob("*/meta.json"))
-    for case in json.loads((folder / "meta.json").read_text())["cases"]
+    for case in json.loads((folder / "meta.json").read_text(encoding="utf-8"))["cases"]
 ]
 TOLERANCE = 1e-5  # absolute, on logits
 
@@ -33,7 +33,7 @@ def test_there_are_recordings():
 
 @pytest.mark.parametrize("folder, case", CASES, ids=[f"{folder.name}-{case['name']}" for folder, case in CASES])
 def test_published_code_is_matched(folder, case):
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     expected = load_file(folder / "expected.safetensors")
     config = llama.decoder_config(Fields(meta["config"], str(folder)))
     decoder = Checkpoint(folder).fill(lambda take: llama.decoder(config, take))

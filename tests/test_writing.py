@@ -26,7 +26,7 @@ def test_a_file_takes_the_old_ones_place_and_keeps_its_rights(tmp_path):
     assert path.read_text(encoding="utf-8") == "é" and os.listdir(tmp_path) == ["page.html"]
     path.chmod(0o640)
     write_whole(path, "new")
-    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert path.read_text(encoding="utf-8") == "new" and stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -34,10 +34,10 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path, exists):
     (tmp_path / "elsewhere").mkdir()
     target = tmp_path / "elsewhere" / "target"
     if exists:
-        target.write_text("old")
+        target.write_text("old", encoding="utf-8")
     (tmp_path / "link").symlink_to("elsewhere/target")
     write_whole(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink() and target.read_text() == "new" and not target.is_symlink()
+    assert (tmp_path / "link").is_symlink() and target.read_text(encoding="utf-8") == "new" and not target.is_symlink()
     assert os.listdir(tmp_path / "elsewhere") == ["target"]
 
 
@@ -55,7 +55,7 @@ def test_a_device_stays_a_device_and_gets_the_text(tmp_path):
 def test_a_pipe_gets_the_text(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     read = []
-    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text(encoding="utf-8")))
     reader.start()
     write_whole(tmp_path / "pipe", "page")
     reader.join()
@@ -65,12 +65,12 @@ def test_a_pipe_gets_the_text(tmp_path):
 def test_standard_output_by_its_file_is_written_in_order(tmp_path, monkeypatch):
     """`-o /dev/stdout > file`: what was printed before stays before, and what is printed later comes later."""
     path = tmp_path / "everything"
-    with open(path, "w") as out:
+    with open(path, "w", encoding="utf-8") as out:
         monkeypatch.setattr("sys.stdout", out)
         print("first")
         write_whole(f"/proc/self/fd/{out.fileno()}", "page\n")
         print("last")
-    assert path.read_text() == "first\npage\nlast\n"
+    assert path.read_text(encoding="utf-8") == "first\npage\nlast\n"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_places_that_cannot_be_written_are_refused(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("loop").symlink_to("loop")
     pathlib.Path("gone").symlink_to("no/where")
-    pathlib.Path("file").write_text("")
+    pathlib.Path("file").write_text("", encoding="utf-8")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")
     before = sorted(os.listdir())
@@ -96,7 +96,7 @@ def test_a_name_as_long_as_names_can_be(tmp_path):
 
 
 def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path, monkeypatch):
-    (tmp_path / "page").write_text("old")
+    (tmp_path / "page").write_text("old", encoding="utf-8")
 
     def no_room(descriptor):
         raise OSError(28, "No space left on device")
@@ -104,7 +104,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", no_room)
     with pytest.raises(InputError, match="No space left on device"):
         write_whole(tmp_path / "page", "new")
-    assert os.listdir(tmp_path) == ["page"] and (tmp_path / "page").read_text() == "old"
+    assert os.listdir(tmp_path) == ["page"] and (tmp_path / "page").read_text(encoding="utf-8") == "old"
 
 
 def test_a_folder_that_is_not_yours(tmp_path, monkeypatch):
@@ -146,10 +146,10 @@ def test_locked_folders_are_one_line(world, monkeypatch):
 @given(st.integers(0, 60))
 def test_an_interrupted_write_leaves_the_old_file_or_the_new(tmp_path_factory, calls):
     folder = tmp_path_factory.mktemp("folder")
-    (folder / "page").write_text("old")
+    (folder / "page").write_text("old", encoding="utf-8")
     try:
         with interrupted(calls):
             write_whole(folder / "page", "new")
     except KeyboardInterrupt:
         pass
-    assert os.listdir(folder) == ["page"] and (folder / "page").read_text() in ("old", "new")
+    assert os.listdir(folder) == ["page"] and (folder / "page").read_text(encoding="utf-8") in ("old", "new")

@@ -140,7 +140,7 @@ def roofline(result):
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         (HERE / "roofline.svg").write_text(
-            roofline(json.loads(pathlib.Path(sys.argv[1]).read_text())), encoding="utf-8"
+            roofline(json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))), encoding="utf-8"
         )
         sys.exit()
     milliseconds = measure(parts())

@@ -56,7 +56,7 @@ def widen_bfloat16(halves, out=None):
 def available_memory():
     """Bytes that a process can take without swapping, or None where the system does not tell (Linux does)."""
     try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        lines = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}

@@ -135,7 +135,7 @@ class Reference:
     """A nanoVLM folder computed in plain PyTorch."""
 
     def __init__(self, folder):
-        self.config = json.loads((folder / "config.json").read_text())
+        self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.tensors = load_file(folder / "model.safetensors")
         self.extra = self.config.get("vlm_extra_tokens", {})
         self.tokenizer = PreTrainedTokenizerFast(

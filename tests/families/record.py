@@ -85,7 +85,7 @@ def main(names):
         {"patches": patches, "places": places, "rows": reference.fractional_places(patches, places)}
         for patches, places in pairs
     ]
-    (GOLDEN / "positions.json").write_text(json.dumps(positions) + "\n")
+    (GOLDEN / "positions.json").write_text(json.dumps(positions) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -130,16 +130,16 @@ class Reference:
     """A model folder in transformers, float32, with attention that shows its probabilities."""
 
     def __init__(self, folder, attention="eager"):
-        model_type = json.loads((folder / "config.json").read_text())["model_type"]
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
         _, model_class, pixels_class = CLASSES[model_type]
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
         self.model = model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
         # SmolVLM's own processor adds videos, for which it wants more packages; the two are otherwise the same.
         config, named = self.model.config, folder / "preprocessor_config.json"
         settings = (
-            json.loads(named.read_text())
+            json.loads(named.read_text(encoding="utf-8"))
             if named.exists()
-            else json.loads((folder / "processor_config.json").read_text())
+            else json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
         )
         settings = settings.get("image_processor", settings)
         side = settings["max_image_size"]["longest_edge"] // config.vision_config.patch_size

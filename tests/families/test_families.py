@@ -20,7 +20,7 @@ each_model = pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
 
 
 def meta(folder):
-    return json.loads((folder / "meta.json").read_text())
+    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
 
 
 def test_every_family_and_layout_is_recorded():
@@ -100,7 +100,7 @@ def test_a_bounded_picture_is_the_one_of_a_shorter_longest_edge():
 
 
 def test_positions_are_looked_up_as_transformers_does():
-    for case in json.loads((GOLDEN / "positions.json").read_text()):
+    for case in json.loads((GOLDEN / "positions.json").read_text(encoding="utf-8")):
         assert fractional_positions(case["patches"], case["places"]).tolist() == case["rows"], case["patches"]
 
 
@@ -187,9 +187,9 @@ def test_a_missing_and_a_misshapen_tensor_are_named(folder, tmp_path):
 )
 def test_settings_that_cannot_be_met_are_one_clear_error(tmp_path, name, file, part, key, value, words):
     rewritten(GOLDEN / name, tmp_path, lambda name, index, tensor: tensor)
-    content = json.loads((tmp_path / file).read_text())
+    content = json.loads((tmp_path / file).read_text(encoding="utf-8"))
     (content[part] if part else content)[key] = value
-    (tmp_path / file).write_text(json.dumps(content))
+    (tmp_path / file).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(minivtw.InputError, match=words):
         minivtw.load(tmp_path)
 
@@ -197,7 +197,7 @@ def test_settings_that_cannot_be_met_are_one_clear_error(tmp_path, name, file, p
 def test_what_published_configs_say_besides_is_passed_over(tmp_path):
     """Keys of SmolVLM-256M's own config that describe its training, and the model_type its vision config carries."""
     rewritten(GOLDEN / "idefics3-tiles", tmp_path, lambda name, index, tensor: tensor)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["text_config"] |= {"is_llama_config": True, "rope_scaling": None, "rope_interleaved": False}
     config["text_config"] |= {
         "qk_layer_norms": False,
@@ -206,6 +206,6 @@ def test_what_published_configs_say_besides_is_passed_over(tmp_path):
     }
     config["vision_config"] |= {"model_type": "idefics3", "use_base_siglip": False, "size": {"longest_edge": 128}}
     config |= {"use_reentrant_checkpointing": False, "torch_dtype": "bfloat16", "vocab_size": 340}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     ask = lambda folder: minivtw.load(folder).answer(picture(9, 9), "How many?", max_new_tokens=4).token_ids
     assert ask(tmp_path) == ask(GOLDEN / "idefics3-tiles")

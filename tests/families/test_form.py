@@ -33,9 +33,11 @@ def monocle(monkeypatch):
 
 
 def test_the_family_of_the_page_answers(monocle, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "monocle", "text": TEXT, "tower": TOWER}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "monocle", "text": TEXT, "tower": TOWER}), encoding="utf-8"
+    )
     pixels = {"size": {"height": 12, "width": 12}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels), encoding="utf-8")
     byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
     save_file({"stray": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(minivtw.InputError, match="surplus stray") as caught:

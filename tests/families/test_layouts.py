@@ -135,7 +135,7 @@ def test_layouts_are_recognised_by_what_they_write():
 )
 def test_the_template_is_found_in_any_of_its_files(tmp_path, name):
     content = SMOLVLM_TEMPLATE if name.endswith("jinja") else json.dumps({"chat_template": SMOLVLM_TEMPLATE})
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
     assert folder_layout(tmp_path, VICUNA) == SMOLVLM
 
 
@@ -154,7 +154,7 @@ def test_the_template_is_found_in_any_of_its_files(tmp_path, name):
 )
 def test_an_unknown_template_is_not_run_and_said_in_one_line(tmp_path, monkeypatch, template):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text(template)
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
     with pytest.warns(UserWarning, match="not known here; the family's own layout is used") as caught:
         assert folder_layout(tmp_path, VICUNA) == VICUNA
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
@@ -163,7 +163,7 @@ def test_an_unknown_template_is_not_run_and_said_in_one_line(tmp_path, monkeypat
 
 @pytest.mark.parametrize("is_end", [True, False])
 def test_the_hubs_vicuna_leaves_the_end_token_out_of_the_history(tmp_path, is_end):
-    (write_folder(tmp_path) / "chat_template.jinja").write_text(VICUNA_TEMPLATE)
+    (write_folder(tmp_path) / "chat_template.jinja").write_text(VICUNA_TEMPLATE, encoding="utf-8")
     vlm = minivtw.load(tmp_path)
     chat = Chat(vlm, None)
     said = chat.ask("Hi?", max_new_tokens=3).token_ids

@@ -104,9 +104,9 @@ def test_every_tensor_of_onevision_is_known(onevision, tmp_path):
     )
     expected = names_and_shapes(config, onevision.LlavaOnevisionForConditionalGeneration)
     expected.pop("lm_head.weight")
-    pixels = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    pixels = json.loads((tmp_path / "preprocessor_config.json").read_text(encoding="utf-8"))
     pixels |= {"size": {"height": 384, "width": 384}, "image_grid_pinpoints": pinpoints}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels), encoding="utf-8")
     fields, checkpoint = (
         Fields(json.loads(config.to_json_string(use_diff=False)), "config.json"),
         BlankCheckpoint(expected),

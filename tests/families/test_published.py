@@ -2,7 +2,6 @@
 
 import functools
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from minivtw.checkpoints import family
 from minivtw.checkpoints.fields import HARMLESS, Fields
 from minivtw.checkpoints.layouts import SYSTEMS
 from minivtw.inputs.prompts import encode
+from tests.doors import copied
 from tests.parity import PIXEL_TOLERANCE
 
 from .conversation import conversation_messages, picture
@@ -37,23 +37,22 @@ SIZES = [(1, 1), (64, 48), (640, 480), (300, 1000), (2000, 1100)]
 TURNS = ["What is in the picture?\nAnswer briefly.", "A  cat, I think.", "And behind it?", "A wall.", "Is it   brick?"]
 
 
-def copied(folder, tmp_path):
+def completed(folder, tmp_path):
     """A published folder that can be added to, with the image processor that it lacks."""
     for path in folder.iterdir():
-        shutil.copy(path, tmp_path / path.name.replace(".mirrored", ""))
-        (tmp_path / path.name.replace(".mirrored", "")).chmod(0o644)
+        copied(path, tmp_path / path.name.replace(".mirrored", ""))
     if folder == SMOLVLM_2B:
-        pixels = json.loads((SMOLVLM_256M / "preprocessor_config.json").read_text())
+        pixels = json.loads((SMOLVLM_256M / "preprocessor_config.json").read_text(encoding="utf-8"))
         pixels |= {"max_image_size": {"longest_edge": 384}, "size": {"longest_edge": 1536}}
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels))
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels), encoding="utf-8")
     return tmp_path
 
 
 @needs_configs
 @each_config
 def test_every_key_is_read_or_known_to_be_harmless(folder, tmp_path):
-    copied(folder, tmp_path)
-    fields = Fields(json.loads((tmp_path / "config.json").read_text()), "config.json")
+    completed(folder, tmp_path)
+    fields = Fields(json.loads((tmp_path / "config.json").read_text(encoding="utf-8")), "config.json")
     family(fields).load(fields, tmp_path, BlankCheckpoint())
     assert fields.unread() == []
 
@@ -76,8 +75,8 @@ def test_every_key_is_read_or_known_to_be_harmless(folder, tmp_path):
     ],
 )
 def test_what_would_be_computed_wrongly_is_refused_by_its_name(folder, tmp_path, key, value):
-    copied(folder, tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    completed(folder, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["text_config"][key] = value
     fields = Fields(config, "config.json")
     with pytest.raises(minivtw.InputError, match=f"{key}|rope_type"):
@@ -100,7 +99,7 @@ def test_a_key_that_nobody_knows_is_named():
 
 @needs_configs
 def test_all_686_tensors_of_llava_7b_are_taken_once():
-    names = json.loads((LLAVA_7B / "model.safetensors.index.json").read_text())["weight_map"]
+    names = json.loads((LLAVA_7B / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
     _, _, checkpoint = blank_vlm(LLAVA_7B, names)
     assert len(names) == 686 and checkpoint.asked.keys() == set(names)
     assert 2 * sum(np.prod(shape) for shape in checkpoint.asked.values()) == 14_126_854_144  # total_size of the index

@@ -84,13 +84,13 @@ def test_a_stored_layer(plug, built, tmp_path, answer, zoo):
     inputs, _ = zoo.prompts("llava", model, [[3, 5]])
     with plug.withdraw(model, 2):
         expected, *_ = answer(model, inputs)
-    (tmp_path / "withdrawal.json").write_text('{"withdraw_layer": 2}')
+    (tmp_path / "withdrawal.json").write_text('{"withdraw_layer": 2}', encoding="utf-8")
     for path in (tmp_path, tmp_path / "withdrawal.json", str(tmp_path)):
         with plug.withdraw(model, path):
             assert answer(model, inputs)[0].tolist() == expected.tolist()
     with refused("cannot read"), plug.withdraw(model, tmp_path / "nothing.json"):
         pass
-    (tmp_path / "withdrawal.json").write_text("[]")
+    (tmp_path / "withdrawal.json").write_text("[]", encoding="utf-8")
     with refused("no withdraw_layer"), plug.withdraw(model, tmp_path):
         pass
 
@@ -203,5 +203,5 @@ def test_importing_the_package_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     attempt = "try:\n    import minivtw.plug\nexcept ValueError as error:\n    print(error)"
     missing = "import sys; sys.modules['torch'] = None\n" + attempt
-    ran = subprocess.run([sys.executable, "-c", missing], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", missing], capture_output=True, encoding="utf-8")
     assert ran.stdout == "minivtw.plug needs two packages: pip install 'minivtw[transformers]'\n"

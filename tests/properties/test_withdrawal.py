@@ -12,11 +12,19 @@ from minivtw.counting import prompt_flops
 from minivtw.methods import random_tokens, then, withdraw
 from minivtw.model.attention import rotary, rotate, split_heads
 from minivtw.model.cache import KVCache
-from minivtw.model.decoder import forward, logits
+from minivtw.model.decoder import DecoderConfig, forward, logits
 from minivtw.model.layers import linear, rms_norm, softmax, swiglu
 from minivtw.model.tokens import EmbeddedPrompt, arriving
 from minivtw.specs import check
-from tests.random_models import assert_close, cases, places_with_visual, prefill, random_prompt, renumbered
+from tests.random_models import (
+    assert_close,
+    cases,
+    places_with_visual,
+    prefill,
+    random_decoder,
+    random_prompt,
+    renumbered,
+)
 
 
 @given(cases())
@@ -127,15 +135,24 @@ def test_text_cannot_tell_visual_tokens_changed_at_k_or_later(case, data):
     assert np.array_equal(changed_at(decoder, prompt, layer, door, 3.0), changed_at(decoder, prompt, layer, door, 0.0))
 
 
-@given(cases(layers=st.integers(2, 5), places=places_with_visual), st.data())
-def test_text_can_tell_visual_tokens_changed_before_k(case, data):
-    decoder, prompt, layer = case
-    assume(layer > 0)
-    assume(prompt.is_visual.argmax() < np.flatnonzero(~prompt.is_visual)[-1])  # some text comes after an image
-    door = data.draw(st.integers(0, layer - 1))
-    assert not np.allclose(
-        changed_at(decoder, prompt, layer, door, 3.0), changed_at(decoder, prompt, layer, door, 0.0), rtol=0, atol=1e-6
-    )
+def test_text_can_tell_visual_tokens_changed_before_k():
+    """Else the property above would hold for text that never looks at the image.
+
+    No theorem: a softmax may give the image nothing, so this counts who can tell in a fixed crowd of small models, of
+    one head to nine. The changed states are 3 sigma off; who can tell has a hidden state that moved by 0.01 or more.
+    """
+    can_tell = 0
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        kv_heads, layers = int(random.integers(1, 4)), int(random.integers(2, 6))
+        heads = kv_heads * int(random.integers(1, 4))
+        decoder = random_decoder(DecoderConfig(20, 16, layers, heads, kv_heads, 8, 24, 1e-5, 1e4, 64), seed)
+        prompt = random_prompt(decoder, [False, *[True] * int(random.integers(1, 9)), False, False], seed)
+        layer = int(random.integers(1, layers + 1))
+        door = int(random.integers(0, layer))  # the layer that the visual states enter changed
+        changed, plain = (changed_at(decoder, prompt, layer, door, change) for change in (3.0, 0.0))
+        can_tell += bool(np.abs(changed - plain).max() > 1e-2)
+    assert can_tell >= 48
 
 
 def changed_at(decoder, prompt, layer, door, change):
@@ -208,9 +225,6 @@ def test_renumbered_tokens_turn_by_their_place_among_those_that_are_left(case):
 
 def test_reindexing_matters():
     """Else the ablation would show nothing: the two kinds of positions give different answers."""
-    from minivtw.model.decoder import DecoderConfig
-    from tests.random_models import random_decoder
-
     decoder = random_decoder(DecoderConfig(20, 16, 4, 4, 2, 8, 24, 1e-5, 1e4, 64))
     prompt = random_prompt(decoder, [False, *[True] * 9, False, False, False])
     keep, reindex = (prefill(decoder, prompt, method).hidden for method in (withdraw(2), renumbered(2)))
@@ -239,9 +253,6 @@ def test_a_layer_that_the_decoder_lacks_is_an_input_error():
 
 def test_logits_of_the_withdrawn_differ_from_the_full_model():
     """Else every property above would hold for a method that does nothing."""
-    from minivtw.model.decoder import DecoderConfig
-    from tests.random_models import random_decoder
-
     decoder = random_decoder(DecoderConfig(20, 16, 4, 4, 2, 8, 24, 1e-5, 1e4, 64))
     prompt = random_prompt(decoder, [False, *[True] * 9, False, False])
     full, withdrawn = (prefill(decoder, prompt, method) for method in (None, withdraw(2)))

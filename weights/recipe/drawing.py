@@ -148,7 +148,7 @@ def _pillow_figure(figure: str, size: tuple[int, int], center: np.ndarray, heigh
 @functools.cache
 def _outlines() -> dict[str, list[np.ndarray]]:
     """The contours (corners, 2) of each figure, centred, y downwards, in heights of the figure 0."""
-    figures = json.loads((pathlib.Path(__file__).parent / "typeface" / "figures.json").read_text())
+    figures = json.loads((pathlib.Path(__file__).parent / "typeface" / "figures.json").read_text(encoding="utf-8"))
     return {figure: [np.array(contour) for contour in contours] for figure, contours in figures.items()}
 
 

@@ -133,7 +133,7 @@ def write_folder(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
         beside = pathlib.Path(scratch)
         for file_name, document in documents.items():
-            (beside / file_name).write_text(json.dumps(document, indent=2) + "\n")
+            (beside / file_name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         if tokenizer:
             tokenizer.save(str(beside / "tokenizer.json"))
         halves = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
@@ -155,7 +155,7 @@ def export_graft(runs: pathlib.Path, stage: str, output: pathlib.Path) -> None:
     base = model_folder("smollm2")
     model = Grafted(base)
     model.load_state_dict(torch.load(runs / f"{stage}.pt", weights_only=True)["model"])
-    said = json.loads((base / "config.json").read_text())
+    said = json.loads((base / "config.json").read_text(encoding="utf-8"))
     marks = Marks(said["bos_token_id"], said["eos_token_id"], said["pad_token_id"], model.text.vocab_size - 1)
     tensors = model.state_dict()
     for tensor_name in tensors:
@@ -167,7 +167,7 @@ def export_graft(runs: pathlib.Path, stage: str, output: pathlib.Path) -> None:
 
 def chat_tokenizer_config(base: pathlib.Path) -> dict:
     """tokenizer_config.json for ChatML without a system message, the layout of graft.py."""
-    said = json.loads((base / "tokenizer_config.json").read_text())
+    said = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
     return said | {
         "image_token": "<image>",
         "extra_special_tokens": {"image_token": "<image>"},

@@ -111,7 +111,7 @@ class Grafted(Llava):
 
 def text_sizes(base: pathlib.Path) -> TextSizes:
     """Of the base model, with one token more: `<image>`."""
-    config = json.loads((base / "config.json").read_text())
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     return TextSizes(**{name: config[name] for name in TextSizes._fields} | {"vocab_size": config["vocab_size"] + 1})
 
 
