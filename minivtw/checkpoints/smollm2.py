@@ -224,7 +224,7 @@ def tokenizer_config(metadata):
 
 def check_tokenizer(path, config):
     """Raise `InputError` unless the written tokenizer fills the vocabulary, gives texts back and keeps marks whole."""
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_buffer(path.read_bytes())
     if tokenizer.get_vocab_size() != config["vocab_size"]:
         raise InputError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config['vocab_size']}")
     for text in ROUND_TRIP_TEXTS:
