@@ -12,8 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 import minivtw
 from minivtw import InputError, generate
-from minivtw.checkpoints import files, hub
+from minivtw.checkpoints import hub
 from minivtw.checkpoints.tokenizer import load_tokenizer
+from minivtw.inputs import files
 from tests.doors import assert_one_line_error, bounded_memory, run
 from tests.families.test_families import GOLDEN as FAMILIES
 from tests.small_llava import random_tensors, write_folder

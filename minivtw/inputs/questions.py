@@ -1,12 +1,14 @@
 """Questions about pictures, read from a folder: to find a layer on, or to score a model on."""
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 from typing import Any, NamedTuple
 
 from ..errors import InputError
+from .files import pieces, text_of
 
 
 class Question(NamedTuple):
@@ -28,13 +30,9 @@ def read_questions(
     are turn 1, turn 2, …. Raises InputError for a broken line or a missing picture.
     """
     path, questions = pathlib.Path(folder) / "questions.jsonl", []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()[:most]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}, one object with {listed(needed)} a line: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
+    text = text_of(path)
+    # A line ends where JSON Lines says: texts may hold what Unicode calls the end of a line.
+    for number, line in enumerate(text.removesuffix("\n").split("\n")[:most] if text else [], 1):
         try:
             turns = [{name: turn[name] for name in needed} for turn in turns_of(json.loads(line))]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -76,5 +74,6 @@ def digest(questions: list[Question]) -> str:
     """SHA-256 of the pictures' files and the questions, one after the other."""
     sha256 = hashlib.sha256()
     for question in questions:
-        sha256.update(pathlib.Path(question.image).read_bytes() + question.question.encode())
+        for piece in itertools.chain(pieces(question.image), [question.question.encode()]):
+            sha256.update(piece)
     return sha256.hexdigest()
