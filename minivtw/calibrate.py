@@ -12,6 +12,7 @@ import stat
 import numpy as np
 
 from . import load
+from .checkpoints.files import file_of
 from .checkpoints.stored import STORED, stored_search
 from .cli import Parser
 from .errors import InputError, reading
@@ -21,7 +22,7 @@ from .schedules import FIRST, Seen, search
 from .search import CRITERIA, LONGEST_ANSWER, choose, mean_curve, walk, walked_curve
 from .specs import spec_of
 from .terminal import command, counter_line, progress_line
-from .writing import check_writable, kind_of, write_whole
+from .writing import check_writable, kind_of, replace_file, write_whole
 
 SAMPLES = 20
 CHANGED = 0.01  # of the answers' tokens, by a schedule that is to save as much as it can
@@ -200,6 +201,7 @@ def main(arguments):
     vlm = load(chosen.model)
     if chosen.store:
         check_writable(vlm.folder / STORED)
+        file_of(vlm.folder, STORED)  # refuses what would not be read there, such as a link out of the folder
     folder = chosen.samples or vlm.folder / "samples"
     if chosen.samples is None and not folder.is_dir():
         raise InputError(f"{vlm.folder} ships no samples; give a folder of them with --samples")
@@ -213,7 +215,7 @@ def main(arguments):
         found = calibrate(vlm, samples, chosen.criterion, chosen.threshold, progress_line(len(samples)))
         text = table(found, CRITERIA[chosen.criterion].unit)
     if chosen.store:
-        write_whole(vlm.folder / STORED, json.dumps(found, indent=1) + "\n")
+        replace_file(vlm.folder / STORED, json.dumps(found, indent=1) + "\n")
     if chosen.json:
         print(json.dumps(found))
         return
