@@ -260,6 +260,11 @@ def with_one_word(base):
     save_file({"model.embed_tokens.weight": np.zeros((), np.float32)}, base / "model.safetensors")
 
 
+def with_no_word(base):
+    tensors = load_file(base / "model.safetensors")
+    save_file(tensors | {"model.embed_tokens.weight": np.zeros((0, WIDTH), np.float32)}, base / "model.safetensors")
+
+
 def without_words(base):
     save_file({"a": np.zeros(3, np.float32)}, base / "model.safetensors")
 
@@ -280,7 +285,15 @@ def without_a_tokenizer(base):
 
 @pytest.mark.parametrize(
     "damage",
-    [as_whole_numbers, with_one_word, without_words, with_a_smaller_linear, truncated, without_a_tokenizer],
+    [
+        as_whole_numbers,
+        with_one_word,
+        with_no_word,
+        without_words,
+        with_a_smaller_linear,
+        truncated,
+        without_a_tokenizer,
+    ],
 )
 def test_a_damaged_base_is_one_line_and_makes_nothing(cache, damage):
     damage(cache / "smollm2-135m-instruct")

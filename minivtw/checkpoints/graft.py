@@ -35,9 +35,10 @@ def float32_tensors(path):
     """Name -> float32 array, of a safetensors file."""
     shard, tensors = Shard(path), {}
     for name in shard.names:
-        if shard.dtypes[name] not in STORED:
-            raise InputError(f"{path} holds {name} as {shard.dtypes[name]}, which is not what was fetched")
-        tensors[name] = np.empty(shard.shapes[name], np.float32)
+        dtype, shape = shard.dtypes[name], shard.shapes[name]
+        if dtype not in STORED or 0 in shape:
+            raise InputError(f"{path} holds {name} as {dtype} {shape}, which is not what was fetched")
+        tensors[name] = np.empty(shape, np.float32)
         shard.read_into(name, tensors[name])
     return tensors
 
