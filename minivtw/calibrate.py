@@ -15,7 +15,7 @@ from .checkpoints.stored import STORED, fingerprint, stored_search
 from .cli import Parser
 from .errors import InputError, reading
 from .inputs.files import text_of
-from .inputs.questions import digest, read_questions
+from .inputs.questions import check_questions, digest, read_questions
 from .model.tokens import EmbeddedPrompt
 from .schedules import FIRST, Seen, search
 from .search import CRITERIA, LONGEST_ANSWER, choose, mean_curve, walk, walked_curve
@@ -199,6 +199,7 @@ def main(arguments):
     if chosen.samples is None and not folder.is_dir():
         raise InputError(f"{vlm.folder} ships no samples; give a folder of them with --samples")
     samples = read_questions(folder, most=chosen.limit)
+    check_questions(vlm, samples)
     if chosen.save or chosen.schedule:
         found = find_schedule(
             vlm, samples, chosen.save, chosen.threshold, chosen.measured, counter_line("answers measured")

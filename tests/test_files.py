@@ -53,3 +53,34 @@ def test_a_digest_is_taken_piece_by_piece(world, monkeypatch):
     assert files.sha256(world.picture) == hashlib.sha256(world.picture.read_bytes()).hexdigest()
     with pytest.raises(InputError, match="cannot read"):
         files.sha256(world.folder / "nowhere")
+
+
+LATER = {"image": "../picture.png", "turns": [["Hm?", "a"], ["</s>", "a"]]}
+
+
+@pytest.mark.parametrize(
+    "broken, words",
+    [
+        ({"question": "Hm </s>?"}, "the prompt says </s>"),
+        ({"question": "word " * 200}, "the model has 256 positions"),
+        ({"image": "junk.png"}, "junk.png is not an image"),
+        ({"image": "cut.png"}, "cannot read the image"),
+        (LATER, "the prompt says </s>"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_named_before_the_work(world, monkeypatch, broken, words):
+    question = {"image": "../picture.png", "family": "one", "question": "Hm?", "answer": "a"}
+    lines = [json.dumps(one) for one in (question, question, question, question | broken, question)]
+    (world.questions / "questions.jsonl").write_text("\n".join(lines))
+    (world.questions / "junk.png").write_text("no picture")
+    (world.questions / "cut.png").write_bytes(world.picture.read_bytes()[:-99])
+    monkeypatch.setattr("minivtw.vlm.VLM.embed", None)  # what would be the work
+    where = f"{world.questions}/questions.jsonl, line 4: "
+    for door, *arguments in (
+        (evaluate.main, world.questions, "--model", world.model),
+        (calibrate.main, world.model, "--samples", world.questions, "--threshold", 1e9),
+        (calibrate.main, world.model, "--samples", world.questions, "--save", "40%"),
+    ):
+        ran = run(door, *arguments)
+        assert_one_line_error(ran, where)
+        assert words in ran.err

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from ..errors import InputError
+from ..model.cache import KVCache
 from .files import pieces, text_of
 
 
@@ -19,6 +20,7 @@ class Question(NamedTuple):
     family: str = ""  # the kind of question; scores are averaged within it
     answer: str = ""  # the right one
     then: tuple["Question", ...] = ()  # what is asked next in the same chat, without a picture
+    where: str = "a question"  # the file and the line that it stands in
 
 
 def read_questions(
@@ -33,20 +35,33 @@ def read_questions(
     text = text_of(path)
     # A line ends where JSON Lines says: texts may hold what Unicode calls the end of a line.
     for number, line in enumerate(text.removesuffix("\n").split("\n")[:most] if text else [], 1):
+        where = f"{path}, line {number}"
         try:
             turns = [{name: turn[name] for name in needed} for turn in turns_of(json.loads(line))]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: needs an object with {listed(needed)}") from error
+            raise InputError(f"{where}: needs an object with {listed(needed)}") from error
         if not all(is_text(value) for turn in turns for value in turn.values()):
-            raise InputError(f"{path}, line {number}: {listed(needed)} must be text")
+            raise InputError(f"{where}: {listed(needed)} must be text")
         picture = path.parent / turns[0]["image"]
         if not os.path.isfile(picture):  # never raises, whatever the name
-            raise InputError(f"{path}, line {number}: there is no picture {turns[0]['image']}")
-        first, *later = (Question(**{**turn, "image": str(picture)}) for turn in turns)
+            raise InputError(f"{where}: there is no picture {turns[0]['image']}")
+        first, *later = (Question(**{**turn, "image": str(picture), "where": where}) for turn in turns)
         questions.append(first._replace(then=tuple(later)))
     if not questions:
         raise InputError(f"{path} holds no questions")
     return questions
+
+
+def check_questions(vlm: Any, questions: list[Question]) -> None:
+    """Raise InputError, with its line, for the first question that a model cannot be asked: before the work, not in it."""
+    for question in questions:
+        try:
+            prompt = vlm.prepare(question.image, question.question)
+            KVCache(vlm.config).check_room(len(prompt.token_ids))
+            for turn in question.then:
+                vlm.prepare(None, turn.question, is_first=False)
+        except InputError as error:
+            raise InputError(f"{question.where}: {error}") from error
 
 
 def is_text(value: Any) -> bool:
