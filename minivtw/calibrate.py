@@ -6,22 +6,22 @@ layer does with them, so that a share of the prefill's operations is saved, or a
 
 import argparse
 import json
-import math
-import stat
 
 import numpy as np
 
 from . import load
-from .checkpoints.stored import STORED, stored_search
+from .checkpoints.files import file_of
+from .checkpoints.stored import STORED, fingerprint, stored_search
 from .cli import Parser
 from .errors import InputError, reading
-from .inputs.questions import digest, read_questions
+from .inputs.files import text_of
+from .inputs.questions import check_questions, digest, read_questions
 from .model.tokens import EmbeddedPrompt
 from .schedules import FIRST, Seen, search
 from .search import CRITERIA, LONGEST_ANSWER, choose, mean_curve, walk, walked_curve
 from .specs import spec_of
 from .terminal import command, counter_line, progress_line
-from .writing import check_writable, kind_of, write_whole
+from .writing import check_writable, replace_file, write_whole
 
 SAMPLES = 20
 CHANGED = 0.01  # of the answers' tokens, by a schedule that is to save as much as it can
@@ -65,7 +65,7 @@ def find_schedule(vlm, samples, save=None, threshold=None, measured=None, progre
     InputError.
     """
     about = {"count": len(samples), "sha256": digest(samples)}
-    known = {} if measured is None else Notebook(measured, {"model": vlm.folder.name, "samples": about})
+    known = {} if measured is None else Notebook(measured, {"model": fingerprint(vlm.folder), "samples": about})
     mixed = [samples[index] for index in np.random.default_rng(0).permutation(len(samples))]
     prompts = list(embedded(vlm, mixed))
     first = [walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in prompts[:FIRST]]
@@ -94,40 +94,34 @@ def find_schedule(vlm, samples, save=None, threshold=None, measured=None, progre
 
 
 class Notebook(dict):
-    """What a search has measured, for `schedules.Bench`, kept in a file too: a line each, behind a first one about what.
+    """What a search has measured, for `schedules.Bench`, kept in a file too: a line each, after a first one about what.
 
     Raises InputError for a file that holds anything else.
     """
 
     def __init__(self, path, about):
         super().__init__()
-        self._path, first, text = check_writable(path), json.dumps(about) + "\n", ""
-        if kind_of(path) not in (None, stat.S_IFREG):
-            raise InputError(f"cannot keep what is measured in {path}: it is not a file")
-        if self._path.exists():
-            with reading(path):
-                text = self._path.read_text(encoding="utf-8", errors="replace")
+        self._path, first = check_writable(path), json.dumps(about) + "\n"
+        text = text_of(path) if self._path.exists() else ""
         if not (text.startswith(first) or first.startswith(text)):
             raise InputError(f"{path} does not hold what was measured with this model on these samples")
         whole = text[: text.rfind("\n") + 1] or first  # without a line that was not finished
-        for number, line in enumerate(whole.splitlines()[1:], 2):
+        for number, line in enumerate(whole.split("\n")[1:-1], 2):
             try:
-                index, method, changed, flops, plain = json.loads(line)
-                seen = Seen(float(changed), int(flops), int(plain))
-                if not (math.isfinite(seen.changed) and seen.plain > 0):
+                index, method, *seen = json.loads(line)
+                changed, flops, plain = seen
+                is_typed = [type(value) for value in (index, method, *seen)] == [int, str, float, int, int]
+                if not (is_typed and index >= 0 <= changed < 1.001 and 0 < flops < 2**63 and 0 < plain < 2**63):
                     raise ValueError("no measurement")
-                super().__setitem__((int(index), str(method)), seen)
-            except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: is not what --measured writes") from error
+            super().__setitem__((index, method), Seen(*seen))
         write_whole(path, whole)
 
     def __setitem__(self, key, seen):
         super().__setitem__(key, seen)
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps([*key, *seen]) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {self._path}: {error.strerror}") from error
+        with reading(self._path, "write"), open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps([*key, *seen]) + "\n")
 
 
 def path_table(found, layers):
@@ -200,10 +194,12 @@ def main(arguments):
     vlm = load(chosen.model)
     if chosen.store:
         check_writable(vlm.folder / STORED)
+        file_of(vlm.folder, STORED)  # refuses what would not be read there, such as a link out of the folder
     folder = chosen.samples or vlm.folder / "samples"
     if chosen.samples is None and not folder.is_dir():
         raise InputError(f"{vlm.folder} ships no samples; give a folder of them with --samples")
     samples = read_questions(folder, most=chosen.limit)
+    check_questions(vlm, samples)
     if chosen.save or chosen.schedule:
         found = find_schedule(
             vlm, samples, chosen.save, chosen.threshold, chosen.measured, counter_line("answers measured")
@@ -213,7 +209,7 @@ def main(arguments):
         found = calibrate(vlm, samples, chosen.criterion, chosen.threshold, progress_line(len(samples)))
         text = table(found, CRITERIA[chosen.criterion].unit)
     if chosen.store:
-        write_whole(vlm.folder / STORED, json.dumps(found, indent=1) + "\n")
+        replace_file(vlm.folder / STORED, json.dumps(found, indent=1) + "\n")
     if chosen.json:
         print(json.dumps(found))
         return

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from .analysis.expectation import expect, measure_machine
 from .checkpoints.checkpoint import Headers, available_memory
-from .checkpoints.hub import embedded_folder, model_folder, model_name
+from .checkpoints.hub import embedded_folder, is_name, model_folder, model_name
 from .checkpoints.layouts import folder_template
 from .cli import Parser
 from .errors import reading
@@ -18,11 +18,12 @@ QUESTION = "What is in the picture?"
 
 def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, list[str]]:
     """(a VLM whose weights are zero, its checkpoint's headers, a line for each thing that is unusual in its files)."""
-    with warnings.catch_warnings(record=True) as caught, reading(model):
-        folder = embedded_folder() if model is None else model_folder(model)
+    place = embedded_folder() if model is None else model
+    with warnings.catch_warnings(record=True) as caught, reading(place):
+        folder = model_folder(place)
         warnings.simplefilter("always")
         fields, checkpoint = config_of(folder), Headers(folder)
-        vlm = assembled(folder, fields, checkpoint, max_tiles)
+        vlm = assembled(folder, fields, checkpoint, max_tiles, is_name(place))
     unusual = [str(warning.message) for warning in caught]
     unusual += [f"{key} is a setting that is not known here, and changes nothing" for key in fields.unread()]
     unusual += [f"{name} holds numbers that are not finite: it is damaged" for name in checkpoint.damaged()]

@@ -14,13 +14,15 @@ class InputError(ValueError):
 
 
 @contextlib.contextmanager
-def reading(what: object) -> Iterator[None]:
+def reading(what: object, does: str = "read") -> Iterator[None]:
     """What the system refuses in this block, in any file of it, becomes one InputError; the cause is chained."""
     try:
         yield
     except OSError as error:
         where = "" if error.filename in (None, str(what)) else f" ({error.filename})"
-        raise InputError(f"cannot read {what}: {error.strerror or error}{where}") from error
+        raise InputError(f"cannot {does} {what}: {error.strerror or error}{where}") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"cannot {does} {what}: no file can have this name in the locale at hand") from error
 
 
 def whole(value: Any, name: str, least: int = 0) -> int:

@@ -10,7 +10,7 @@ from .analysis.scoring import score
 from .cli import Parser, add_model_option, methods_to_try
 from .counting import Clock
 from .errors import InputError
-from .inputs.questions import Question, read_questions
+from .inputs.questions import Question, check_questions, read_questions
 from .model.sampling import Sampler
 from .specs import spec_of, withdrawal_layer
 from .terminal import command, progress_line
@@ -183,6 +183,7 @@ def main(arguments):
 
     questions = to_ask(read_questions(chosen.folder, SCORED), chosen.without, chosen.limit)
     vlm = load(chosen.model)
+    check_questions(vlm, questions)
     rows = {text: seeds(text) for text in chosen.method}
     methods = methods_to_try(vlm, chosen.withdraw, [one for row in rows.values() for one in row])
     by_name = {run["name"]: run for run in evaluate(vlm, questions, methods, progress_line(len(questions)))}

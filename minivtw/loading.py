@@ -7,7 +7,7 @@ from .checkpoints import family
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.fields import Fields
 from .checkpoints.files import file_of, read_json
-from .checkpoints.hub import embedded_folder, model_folder, tokenizer_folder
+from .checkpoints.hub import embedded_folder, is_name, model_folder, tokenizer_folder
 from .checkpoints.tokenizer import load_tokenizer
 from .errors import reading, whole
 from .vlm import VLM
@@ -21,8 +21,9 @@ def load(model: str | pathlib.Path | None = None, low_memory: bool = False, max_
     """
     started = time.perf_counter()
     with reading("the embedded model" if model is None else model):
-        folder = embedded_folder() if model is None else model_folder(model)
-        vlm = assembled(folder, config_of(folder), Checkpoint(folder, low_memory), max_tiles)
+        place = embedded_folder() if model is None else model
+        folder = model_folder(place)
+        vlm = assembled(folder, config_of(folder), Checkpoint(folder, low_memory), max_tiles, is_name(place))
     vlm.load_seconds = time.perf_counter() - started
     return vlm
 
@@ -32,12 +33,14 @@ def config_of(folder: pathlib.Path) -> Fields:
     return Fields(read_json(folder, "config.json"), f"{folder}/config.json")
 
 
-def assembled(folder: pathlib.Path, fields: Fields, checkpoint: Checkpoint, max_tiles: int | None = None) -> VLM:
-    """A folder's config and weights -> `VLM`."""
+def assembled(
+    folder: pathlib.Path, fields: Fields, checkpoint: Checkpoint, max_tiles: int | None = None, downloads: bool = False
+) -> VLM:
+    """A folder's config and weights -> `VLM`. downloads: whether a tokenizer that the folder lacks may be downloaded."""
     if max_tiles is not None:
         max_tiles = whole(max_tiles, "max-tiles", least=1)
     parts = family(fields).load(fields, folder, checkpoint)
-    tokenizer = load_tokenizer(tokenizer_folder(folder, parts.tokenizer), parts.extra_tokens)
+    tokenizer = load_tokenizer(tokenizer_folder(folder, parts.tokenizer, downloads), parts.extra_tokens)
     stop_ids = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.layout.turn_end or "")} - {None}
     return VLM(folder, parts, tokenizer, stop_ids, max_tiles=max_tiles)
 

@@ -6,30 +6,27 @@ import secrets
 import stat
 import sys
 
-from .errors import InputError
+from .errors import InputError, reading
 
 
 def check_writable(path: str | pathlib.Path) -> pathlib.Path:
     """Raise InputError where a file cannot be written: before the work, not after it. Returns the path."""
-    refuse = lambda why: InputError(f"cannot write {path}: {why}")
     path = pathlib.Path(path)
-    try:
-        kind = kind_of(path)
-        folder = pathlib.Path(os.path.realpath(path)).parent
-        if kind == stat.S_IFDIR:
-            raise refuse("it is a folder")
+    with reading(path, "write"):
+        kind, folder = kind_of(path), pathlib.Path(os.path.realpath(path)).parent
+        is_replaced = kind in (None, stat.S_IFREG) and not is_output(path)
         if kind not in (None, stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO):
-            raise refuse("it is neither a file nor something to write into")
-        if kind is None and not folder.is_dir():
-            raise refuse("there is no such folder")
-        if not os.access(folder if kind in (None, stat.S_IFREG) and not is_output(path) else path, os.W_OK):
-            raise refuse("it is not yours to write")
-    except OSError as error:
-        raise refuse(error.strerror) from error
-    return path
+            why = "it is a folder, or nothing to write into"
+        elif kind is None and not folder.is_dir():
+            why = "there is no such folder"
+        elif not os.access(folder if is_replaced else path, os.W_OK):
+            why = "it is not yours to write"
+        else:
+            return path
+    raise InputError(f"cannot write {path}: {why}")
 
 
-def kind_of(path: str | pathlib.Path) -> int | None:
+def kind_of(path: str | os.PathLike) -> int | None:
     """What a path leads to, through links: `stat.S_IFREG` and so on; None: nothing yet."""
     try:
         return stat.S_IFMT(os.stat(path).st_mode)
@@ -37,7 +34,7 @@ def kind_of(path: str | pathlib.Path) -> int | None:
         return None
 
 
-def is_output(path: str | pathlib.Path) -> bool:
+def is_output(path: str | os.PathLike) -> bool:
     """Whether a path leads to where standard output goes: /dev/stdout, or the file that it was redirected to."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
@@ -51,29 +48,30 @@ def write_whole(path: str | pathlib.Path, text: str) -> None:
     A link stays, and what it leads to is written. A device or a pipe stays too, and gets the text. Raises InputError.
     """
     check_writable(path)
-    try:
+    with reading(path, "write"):
         if is_output(path):
             print(text, end="", flush=True)
         elif kind_of(path) in (None, stat.S_IFREG):
             replace_file(pathlib.Path(os.path.realpath(path)), text)
         else:
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(text)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+            pathlib.Path(path).write_text(text, encoding="utf-8")
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
-    """A file's new content, in one step for whoever looks; what is half done goes away, whatever interrupts."""
+    """A file's new content, in one step for whoever looks; what is half done goes away, whatever interrupts.
+
+    A link is replaced too, and never followed: so a file is written into a folder that may be a stranger's.
+    """
     partial = path.with_name(f".minivtw-{secrets.token_hex(8)}")  # the name itself may be as long as names can be
     try:
-        with open(partial, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
-        os.replace(partial, path)
+        with reading(path, "write"):
+            with open(partial, "x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -183,3 +183,26 @@ def test_error_is_one_line_and_exit_code_2(tmp_path):
     assert_one_line_error(
         doors.run(calibrate.main, "--threshold", "much"), "--threshold/--eta: invalid float value: 'much'"
     )
+
+
+@pytest.mark.parametrize("option", [["--threshold", "1e6"], ["--save", "40%"]])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_out_of_a_model_folder_is_refused_before_the_work(model, samples, tmp_path, monkeypatch, option, exists):
+    """As it is where it is read: the folder may be a stranger's, and the file is the user's own."""
+    if exists:
+        (tmp_path / "mine.txt").write_text("mine")
+    (model / "withdrawal.json").symlink_to("../mine.txt")
+    for work in ("calibrate", "find_schedule"):
+        monkeypatch.setattr(calibrate, work, None)
+    with pytest.raises(InputError, match="withdrawal.json is a link out of the model folder"):
+        run(model, "--samples", samples, "--store", *option)
+    assert not exists or (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_link_in_a_model_folder_is_never_written_through(model, samples):
+    """Not even one that stays in the folder."""
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "withdrawal.json").symlink_to("model.safetensors")
+    run(model, "--samples", samples, "--threshold", 1e6, "--store")
+    assert (model / "model.safetensors").read_bytes() == weights
+    assert not (model / "withdrawal.json").is_symlink() and withdrawal_layer(minivtw.load(model).method("auto")) == 0

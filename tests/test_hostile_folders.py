@@ -12,8 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 import minivtw
 from minivtw import InputError, generate
-from minivtw.checkpoints import files, hub
+from minivtw.checkpoints import hub
 from minivtw.checkpoints.tokenizer import load_tokenizer
+from minivtw.inputs import files
 from tests.doors import assert_one_line_error, bounded_memory, copied, run
 from tests.families.test_families import GOLDEN as FAMILIES
 from tests.small_llava import random_tensors, write_folder
@@ -73,10 +74,18 @@ CASES = [
     (SIGLIP, PIXELS, dict(image_std=[0, 1, 1]), "image_std"),
     (SIGLIP, PIXELS, dict(image_mean=[float("nan")] * 3), "image_mean"),
     (SIGLIP, PIXELS, dict(rescale_factor=1e308), "rescale_factor"),
+    (TILES, PIXELS, dict(max_image_size={"longest_edge": 4096}), "a tile of 512 x 512 cannot be cut"),
+    (CLIP, "config.json", dict(vision_config__image_size=4096, vision_config__patch_size=1), "into patches of 1"),
+    (FIRST, "config.json", dict(vit_img_size=4096, vit_patch_size=1), "into patches of 1"),
     (CLIP, "config.json", dict(text_config__rms_norm_eps=10**400), "rms_norm_eps"),
     (CLIP, "config.json", dict(vision_config__image_size=10**4200), "image_size"),
     (CLIP, PIXELS, dict(size={"shortest_edge": 10**400}), "shortest_edge"),
-    (TILES, PIXELS, dict(max_image_size={"longest_edge": 1}, size={"longest_edge": 4096}), "into tiles of 1"),
+    (
+        TILES,
+        PIXELS,
+        dict(max_image_size={"longest_edge": 1}, size={"longest_edge": 4096}),
+        "a tile of 0 x 0 cannot be cut",
+    ),
     (LATER, "config.json", dict(vlm_extra_tokens__r1c1="\ud800"), "is not a tokenizer"),
     (CLIP, "generation_config.json", dict(eos_token_id=[10**400]), "a token id or a list"),
     (CLIP, "generation_config.json", dict(eos_token_id={"a": 1}), "a token id or a list"),

@@ -327,8 +327,7 @@ def test_16_bits_in_every_order_and_eight_in_32(mode):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
-def test_bands_on_white_are_the_whole_on_white(mode, monkeypatch):
-    monkeypatch.setattr(opening, "BAND", 100)
+def test_a_picture_on_white_is_what_pillow_composes(mode):
     image = picture(31, 23)
     image.putalpha(Image.fromarray(np.random.default_rng(0).integers(0, 256, (23, 31), np.uint8)))
     image = image.convert("LA").convert("PA") if mode == "PA" else image.convert(mode)
@@ -336,6 +335,22 @@ def test_bands_on_white_are_the_whole_on_white(mode, monkeypatch):
         image.info["transparency"] = 3
     whole = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
     assert np.array_equal(on_white(image), whole)
+
+
+def test_every_level_on_white_is_what_pillow_composes():
+    level, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    image = Image.fromarray(np.stack([level, level, level, alpha], axis=-1))
+    whole = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    assert np.array_equal(on_white(image), whole)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_picture_that_is_given_stays_as_it_is(turn):
+    image = picture(6, 4)
+    image.getexif()[ORIENTATION] = turn
+    before = np.array(image)
+    assert np.array_equal(open_image(image), ImageOps.exif_transpose(image))
+    assert image.getexif()[ORIENTATION] == turn and np.array_equal(image, before)
 
 
 def closed():

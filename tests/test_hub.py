@@ -11,9 +11,10 @@ from unittest import mock
 import pytest
 
 import minivtw
-from minivtw import InputError, generate
+from minivtw import InputError, calibrate, doctor, generate
 from minivtw.checkpoints import hub
 from tests.doors import assert_one_line_error, run
+from tests.families.test_families import GOLDEN as FAMILIES
 from tests.small_llava import write_folder
 
 NAME = "Some-Owner/some.model-1B"
@@ -33,11 +34,6 @@ def cached(tmp_path, monkeypatch):
     return model
 
 
-@pytest.fixture
-def without_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
-
-
 def test_a_folder_is_itself(tmp_path):
     assert hub.model_folder(str(tmp_path)) == tmp_path
 
@@ -55,17 +51,18 @@ def test_without_a_main_revision_the_only_one_counts(cached):
     assert hub.model_folder(cached) == cached / "snapshots" / "0123abc"
 
 
-def test_a_cached_name_needs_neither_network_nor_extra(cached, without_extra):
-    assert hub.model_folder(NAME) == cached / "snapshots" / "0123abc"
-    ran = run(generate.main, "How many?", "--model", NAME, "--max-new-tokens", 2, "--json")
-    assert ran.code == 0 and json.loads(ran.out)["model"] == NAME
+def generated(cache, name):
+    """`minivtw.generate` with the hub's library itself, which reads its variables when it is imported, offline."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    command = [sys.executable, "-m", "minivtw.generate", "Hi?", "--model", name, "--max-new-tokens", "2", "--json"]
+    root = pathlib.Path(__file__).parents[1]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
 
 
-def test_a_name_without_the_extra_says_what_to_install(cached, without_extra):
-    shutil.rmtree(cached)
-    ran = run(generate.main, "How many?", "--model", NAME)
-    words = f"{NAME} is not in the Hugging Face cache ({cached.parent}); `pip install huggingface-hub`"
-    assert_one_line_error(ran, words)
+def test_a_cached_name_needs_no_network(cached):
+    (cached / "refs" / "main").write_text("0123abc")  # as the hub's library writes it
+    ran = generated(cached.parent, NAME)
+    assert ran.returncode == 0 and json.loads(ran.stdout)["model"] == NAME
 
 
 def test_a_missing_folder_is_no_name():
@@ -79,9 +76,10 @@ def test_only_safetensors_json_and_a_template_are_asked_for(tmp_path):
     fake.snapshot_download.return_value = str(tmp_path)
     with mock.patch.dict(sys.modules, huggingface_hub=fake):
         assert hub.model_folder(NAME) == tmp_path
-        assert hub.tokenizer_folder(tmp_path, NAME) == tmp_path
+        assert hub.tokenizer_folder(tmp_path, NAME, downloads=True) == tmp_path
     asked = [call.kwargs["allow_patterns"] for call in fake.snapshot_download.call_args_list]
     assert asked == [["*.safetensors", "*.json", "chat_template.jinja"], ["*.json"]]
+    assert not any(call.kwargs["local_files_only"] for call in fake.snapshot_download.call_args_list)
 
 
 def test_what_the_hub_says_becomes_one_line(tmp_path):
@@ -92,25 +90,59 @@ def test_what_the_hub_says_becomes_one_line(tmp_path):
         assert_one_line_error(ran, f"cannot download {NAME}: the network is down; or bring its files and pass their")
 
 
-@pytest.mark.live
 def test_offline_nothing_is_asked(tmp_path):
-    """The offline switch of huggingface-hub, with the package itself: no file, no network, one line."""
-    code = (
-        "import sys; from minivtw.terminal import command; from minivtw.generate import main; "
-        f"sys.argv = ['generate', 'Hi?', '--model', {NAME!r}]; command(main)"
-    )
-    root = pathlib.Path(__file__).parents[1]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=environment, cwd=root)
+    """No file, no network, one line."""
+    ran = generated(tmp_path, NAME)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1
     assert ran.stderr.startswith(f"minivtw: error: cannot download {NAME}: ")
 
 
-def test_a_tokenizer_may_be_that_of_another_model(cached, tmp_path, without_extra):
-    own, without = write_folder(tmp_path / "own"), tmp_path / "without"
-    without.mkdir()
-    assert hub.tokenizer_folder(own, NAME) == own
-    assert hub.tokenizer_folder(without, None) == without
-    assert hub.tokenizer_folder(without, NAME) == cached / "snapshots" / "0123abc"
-    with pytest.raises(InputError, match="lacks tokenizer.json, the one of Other/one: Other/one is not in"):
-        hub.tokenizer_folder(without, "Other/one")
+@pytest.fixture
+def asked(monkeypatch):
+    """What the hub's library was asked for, with `local_files_only`. It has nothing."""
+    asked = []
+
+    def snapshot_download(name, allow_patterns, local_files_only):
+        asked.append((name, local_files_only))
+        raise FileNotFoundError(f"no {name}")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", mock.Mock(snapshot_download=snapshot_download))
+    return asked
+
+
+@pytest.mark.parametrize("door", [generate.main, doctor.main])
+def test_a_folder_never_asks_the_hub(tmp_path, asked, door):
+    """nanoVLM's folders have no tokenizer, and what their config names may be anybody's."""
+    folder = tmp_path / "model"
+    shutil.copytree(FAMILIES / "nanovlm-first", folder)
+    (folder / "tokenizer.json").unlink()
+    config = json.loads((folder / "config.json").read_text()) | {"lm_tokenizer": "Some-Owner/tracker"}
+    (folder / "config.json").write_text(json.dumps(config))
+    ran = run(door, *["How many?", "--model"] * (door is generate.main), folder)
+    assert_one_line_error(
+        ran, f"{folder} lacks tokenizer.json, the one of Some-Owner/tracker: it is not in the Hugging"
+    )
+    assert asked == [("Some-Owner/tracker", True)]
+
+
+def test_a_model_that_is_asked_for_by_name_may_have_another_ones_tokenizer(tmp_path, asked):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert hub.tokenizer_folder(tmp_path, NAME, downloads=True) == tmp_path
+    (tmp_path / "tokenizer.json").unlink()
+    assert hub.tokenizer_folder(tmp_path, None, downloads=True) == tmp_path
+    with pytest.raises(InputError, match=f"lacks tokenizer.json, the one of {NAME}: cannot download"):
+        hub.tokenizer_folder(tmp_path, NAME, downloads=True)
+    assert asked == [(NAME, False)]
+
+
+@pytest.mark.parametrize("model", ["", 5, b"x", [], 1.5, object(), ("a", "b"), {}])
+def test_what_is_no_model_is_an_input_error(model):
+    with pytest.raises(InputError, match="a model is a folder or a name, not"):
+        minivtw.load(model)
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_folder(tmp_path))
+    for main, arguments in ((generate.main, ["Hi?", "--model", ""]), (doctor.main, [""]), (calibrate.main, [""])):
+        assert_one_line_error(run(main, *arguments), "a model is a folder or a name, not ''")
+    assert minivtw.load(".").folder.samefile(tmp_path)

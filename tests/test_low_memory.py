@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import minivtw
-from minivtw import generate
+from minivtw import chat, generate
 from minivtw.checkpoints import checkpoint
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import byte_tokenizer, write_folder
@@ -114,6 +114,35 @@ def test_low_memory_holds_one_layer_and_no_page_of_the_file(language_model):
     assert usual[0] == low[0]
     assert usual[1] > LAYERS * LAYER_BYTES
     assert low[1] < 4 * LAYER_BYTES  # the layer and the next, the largest tensor mapped, the embedding, some room
+
+
+@pytest.mark.parametrize("damage", ["shorter", "gone"])
+def test_weights_that_change_while_they_are_used_are_one_line(tmp_path, damage):
+    """What is read again at every use may have been cut off or taken away meanwhile; a chat says so and goes on."""
+    path = write_folder(tmp_path) / "model.safetensors"
+
+    def lines():
+        yield "How many?"
+        content = path.read_bytes()
+        path.unlink()
+        if damage == "shorter":
+            path.write_bytes(content[: len(content) // 9])
+        yield from ("Which?", "Who?")
+
+    with mock.patch.object(chat, "lines", lines):
+        ran = run(chat.main, "--model", tmp_path, "--low-memory", "--max-new-tokens", 1)
+    words = "has become shorter since it was opened" if damage == "shorter" else "No such file"
+    assert ran.code == 0 and ran.out.count("\n") == 1 and ran.err.count("\n") == ran.err.count(words) == 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_tensor_that_is_read_in_pieces_is_the_tensor(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(checkpoint, "PIECE", 7)
+    tensor = np.random.default_rng(0).standard_normal((9, 4)).astype(dtype)
+    save_file({"none": np.zeros((0, 3), dtype), "some": tensor}, tmp_path / "file")
+    shard, out = checkpoint.Shard(tmp_path / "file"), np.empty((9, 4), np.float32)
+    shard.read_into("some", out)
+    assert np.array_equal(out, tensor.astype(np.float32)) and list(shard.pieces("none")) == []
 
 
 def test_what_would_not_fit_is_refused_before_it_is_read(tmp_path):

@@ -1,5 +1,7 @@
 """Greedy, temperature, top-k and top-p."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -47,11 +49,18 @@ def test_the_seed_decides_and_every_token_gets_its_share():
     assert np.abs(np.bincount(drawn) / 4000 - [0.5, 0.3, 0.2]).max() < 0.03
 
 
+@pytest.mark.parametrize("kind", [Fraction, np.float64, np.float32])
+def test_any_real_number_is_a_temperature(kind):
+    logits, half = np.log(np.array([0.5, 0.3, 0.2], np.float32)), kind(0.5)
+    assert np.array_equal(Sampler(half, 0, half).probabilities(logits), Sampler(0.5, 0, 0.5).probabilities(logits))
+
+
 @pytest.mark.parametrize(
     "options",
     [
         dict(temperature=-1),
         dict(temperature=float("nan")),
+        dict(temperature=10**400),
         dict(top_k=-1),
         dict(top_p=0),
         dict(top_p=1.1),

@@ -1,6 +1,8 @@
 """The search for a schedule: its steps cost and save what a run from the bottom says, and its answer is the best it saw."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -275,7 +277,12 @@ def test_a_file_that_holds_something_else_stays_as_it_is(tmp_path, content):
 @pytest.mark.parametrize(
     "line",
     ["[1]", "nonsense", '[0, "withdraw:layer=4", "much", 1, 2]', '[0, "withdraw:layer=4", NaN, 1, 2]',
-     '[0, "withdraw:layer=4", 0.1, 1, 0]', '[0, "withdraw:layer=4", 0.1, 1e999, 2]', "[" * 100_000],
+     '[0, "withdraw:layer=4", 0.1, 1, 0]', '[0, "withdraw:layer=4", 0.1, 1e999, 2]', "[" * 100_000,
+     '[0, "withdraw:layer=4", -0.1, 1, 2]', '[0, "withdraw:layer=4", 7.5, 1, 2]', '[0, "withdraw:layer=4", 0.1, -1, 2]',
+     '[0, "withdraw:layer=4", 0.1, 1.5, 2]', '[0.5, "withdraw:layer=4", 0.1, 1, 2]', '[-1, "withdraw:layer=4", 0.1, 1, 2]',
+     '[true, "withdraw:layer=4", 0.1, 1, 2]', '["0", "withdraw:layer=4", 0.1, 1, 2]', '[0, 4, 0.1, 1, 2]',
+     '[0, "withdraw:layer=4", "0.1", 1, 2]', '[0, "withdraw:layer=4", 0.1, "1", 2]', '[0, "withdraw:layer=4", 0.1, 1]',
+     f'[0, "withdraw:layer=4", 0.1, 1, {10**400}]', "{}", ""],
 )  # fmt: skip
 def test_a_broken_line_is_named(tmp_path, line):
     notes = tmp_path / "notes.jsonl"
@@ -291,9 +298,33 @@ def test_a_broken_line_is_named(tmp_path, line):
 
 
 def test_what_is_no_file_is_refused(tmp_path):
-    for path in (tmp_path, "/dev/null"):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, "/dev/null", tmp_path / "pipe"):
         with pytest.raises(InputError, match="is a folder|is not a file"):
             calibrate.Notebook(path, {})
+
+
+def test_what_another_model_measured_is_refused_whatever_its_name(tmp_path):
+    """The folder's name tells nothing: a model that was trained again keeps it. What calibrate stores changes nothing."""
+    for name in ("a", "b"):
+        shutil.copytree(embedded_folder(), tmp_path / name / "model")
+    first, second, notes = tmp_path / "a" / "model", tmp_path / "b" / "model", tmp_path / "notes.jsonl"
+    find = lambda model: calibrate.main(
+        [str(model), "--save", "65%", "--limit", "1", "--measured", str(notes), "--store"]
+    )
+    find(first)
+    kept = notes.read_bytes()
+    find(second)  # with another withdrawal.json now
+    assert notes.read_bytes() == kept
+    for name in ("model.safetensors", "generation_config.json"):
+        content = (second / name).read_bytes()
+        (second / name).write_bytes(
+            content[:-1] + bytes([content[-1] ^ 1]) if name.startswith("model") else content + b" "
+        )
+        with pytest.raises(InputError, match="does not hold what was measured with this model on these samples"):
+            find(second)
+        (second / name).write_bytes(content)
+    assert notes.read_bytes() == kept
 
 
 def test_measured_alone_is_refused(tmp_path):

@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..errors import InputError
+from ..errors import InputError, reading
 from .files import file_of, read_json
 
 # Buffers that older files carry. They are computed from the config, not learned.
 BUFFERS = ("rotary_emb.inv_freq", "rotary_embd.inv_freq", "embeddings.position_ids")
 INDEX = "model.safetensors.index.json"
 MOST_PROBLEMS = 100  # named in one error
-PIECE = 1 << 20  # numbers looked at at a time
+PIECE = 1 << 20  # numbers read at a time
 # How NumPy reads what a file holds. It has no bfloat16; those are halves of 16 bits, widened below.
 STORED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
@@ -43,14 +43,12 @@ def shard_paths(folder):
     return list(paths.values())
 
 
-def widen_bfloat16(halves, out=None):
+def widen_bfloat16(halves):
     """bfloat16 is the upper half of a float32: put it back there, over sixteen zero bits.
 
     halves: uint16 of any shape. Returns float32 of the same shape, exactly the same numbers.
     """
-    out = np.empty(halves.shape, np.float32) if out is None else out
-    np.left_shift(halves, 16, out=out.view(np.uint32), dtype=np.uint32)
-    return out
+    return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def available_memory():
@@ -82,26 +80,28 @@ class Shard:
         self.dtypes = {name: header[name]["dtype"] for name in self.names}
         self._starts = {name: 8 + length + header[name]["data_offsets"][0] for name in self.names}
 
-    def read_into(self, name, out):
-        """Widen one tensor into `out`, a float32 array of as many numbers.
+    def pieces(self, name):
+        """The numbers of one tensor, as stored, a piece at a time: what is mapped would die with a file that is cut off."""
+        left = math.prod(self.shapes[name])
+        with reading(self.path), open(self.path, "rb") as file:
+            file.seek(self._starts[name])
+            while left:
+                piece = np.fromfile(file, STORED[self.dtypes[name]], min(left, PIECE))
+                if not len(piece):
+                    raise InputError(f"{self.path} ends in {name}: it has become shorter since it was opened")
+                yield widen_bfloat16(piece) if self.dtypes[name] == "BF16" else piece
+                left -= len(piece)
 
-        The file is mapped into memory for this moment only: pages that stay mapped would count as the process's own.
-        """
-        stored = np.memmap(self.path, STORED[self.dtypes[name]], "r", self._starts[name], out.shape)
-        if self.dtypes[name] == "BF16":
-            widen_bfloat16(stored, out)
-        else:
-            np.copyto(out, stored)
+    def read_into(self, name, out):
+        """Widen one tensor into `out`, a float32 array of as many numbers."""
+        start, out = 0, out.reshape(-1)  # a view
+        for piece in self.pieces(name):
+            out[start : start + len(piece)] = piece
+            start += len(piece)
 
     def is_finite(self, name):
-        """Whether every number of a tensor is finite; what is not a float is. A piece of it is held at a time."""
-        if self.dtypes[name] not in STORED:
-            return True
-        stored = np.memmap(self.path, STORED[self.dtypes[name]], "r", self._starts[name], math.prod(self.shapes[name]))
-        return all(
-            np.isfinite(widen_bfloat16(piece) if self.dtypes[name] == "BF16" else piece).all()
-            for piece in np.split(stored, range(PIECE, len(stored), PIECE))
-        )
+        """Whether every number of a tensor is finite; what is not a float is."""
+        return self.dtypes[name] not in STORED or all(np.isfinite(piece).all() for piece in self.pieces(name))
 
 
 class Checkpoint:

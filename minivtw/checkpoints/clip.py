@@ -21,7 +21,7 @@ DEFAULTS = {
     **dict.fromkeys(("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"), IDEFICS3),
 }
 MOST_PIXELS_A_SIDE = 4096  # transformers makes no picture longer
-MOST_TILES_A_SIDE = 64
+MOST_PATCHES_A_SIDE = 256  # of a tile; the published towers have up to 37
 
 
 class Names(NamedTuple):
@@ -71,6 +71,8 @@ def checked(config, fields):
         raise fields.error(f"has width {config.width}, which {config.heads} heads cannot share evenly")
     if config.patch_size > config.image_size:
         raise fields.error(f"has patches of {config.patch_size} pixels in pictures of {config.image_size}")
+    if config.image_size // config.patch_size > MOST_PATCHES_A_SIDE:
+        raise fields.error(f"cuts pictures of {config.image_size} pixels into patches of {config.patch_size}")
     if not 0 <= config.used_layers <= config.layers:
         raise fields.error(f"has {config.layers} layers, so there is no feature layer {config.feature_layer}")
     return config

@@ -123,9 +123,8 @@ class Fields:
         return self._parts[key]
 
     def beside(self, name, values, folder):
-        """The object of another file of the folder, as `Fields` that belong to these."""
-        self._parts[name] = Fields(values, f"{folder}/{name}")
-        return self._parts[name]
+        """The object of another file of the folder, as `Fields` that belong to these: the same ones at every call."""
+        return self._parts.setdefault(name, Fields(values, f"{folder}/{name}"))
 
     def raw(self, key, default=None):
         """The value as it stands."""

@@ -1,4 +1,4 @@
-"""The files of a model folder: ordinary ones, that lie in it, and are not longer than they need to be."""
+"""The files of a model folder: ordinary ones, that lie in it."""
 
 import json
 import os
@@ -6,8 +6,7 @@ import pathlib
 from typing import Any
 
 from ..errors import InputError, reading
-
-MOST_BYTES = 100_000_000  # of a text file; the largest published tokenizer.json takes about a third
+from ..inputs.files import text_of
 
 
 def file_of(folder: str | os.PathLike, name: str) -> pathlib.Path | None:
@@ -34,16 +33,7 @@ def file_of(folder: str | os.PathLike, name: str) -> pathlib.Path | None:
 def read_text(folder: str | os.PathLike, name: str) -> str | None:
     """The text of a file of a model folder, None where there is none. Raises InputError."""
     path = file_of(folder, name)
-    if path is None:
-        return None
-    try:
-        with reading(path):
-            size = path.stat().st_size
-            if size > MOST_BYTES:
-                raise InputError(f"{path} is {size / 1e6:,.0f} MB long; at most {MOST_BYTES / 1e6:.0f} are read")
-            return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text in UTF-8: {error}") from error
+    return None if path is None else text_of(path)
 
 
 def read_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:

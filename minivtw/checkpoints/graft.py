@@ -4,7 +4,6 @@ What was trained for smol (tower, connector, and for every linear of the decoder
 2106.09685) is in weights/minivtw-smol; here it is merged with SmolLM2's weights.
 """
 
-import hashlib
 import pathlib
 import shutil
 import tempfile
@@ -15,13 +14,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..errors import InputError
+from ..inputs.files import sha256_of_all
 from ..inputs.prompts import MARK
 from . import llava
 from .checkpoint import STORED, Checkpoint, Shard, shard_paths
 from .fields import Fields
 from .files import read_json
 from .hub import FETCHED, embedded_folder, own_cache, shipped_folder
-from .smollm2 import sha256, write_smollm2
+from .smollm2 import write_smollm2
 from .tokenizer import load_tokenizer
 
 GRAFT = "graft.safetensors"  # in weights/minivtw-smol: tower, connector, LoRA
@@ -35,9 +35,10 @@ def float32_tensors(path):
     """Name -> float32 array, of a safetensors file."""
     shard, tensors = Shard(path), {}
     for name in shard.names:
-        if shard.dtypes[name] not in STORED:
-            raise InputError(f"{path} holds {name} as {shard.dtypes[name]}, which is not what was fetched")
-        tensors[name] = np.empty(shard.shapes[name], np.float32)
+        dtype, shape = shard.dtypes[name], shard.shapes[name]
+        if dtype not in STORED or 0 in shape:
+            raise InputError(f"{path} holds {name} as {dtype} {shape}, which is not what was fetched")
+        tensors[name] = np.empty(shape, np.float32)
         shard.read_into(name, tensors[name])
     return tensors
 
@@ -73,15 +74,14 @@ def write_smol(folder, base):
         tensors |= float32_tensors(path)
     merged = merged_tensors(tensors, float32_tensors(grafted / GRAFT))
     save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / MADE_FROM).write_text(shipped_files(grafted))
+    (folder / MADE_FROM).write_text(shipped_files(grafted), encoding="utf-8")
     # Every tensor is there, in the shape that the config says.
     llava.load(Fields(read_json(folder, "config.json"), f"{folder}/config.json"), folder, Checkpoint(folder))
 
 
 def shipped_files(grafted):
     """One digest of the graft and of the files beside it, among them the stored schedule."""
-    files = [grafted / GRAFT, *sorted(grafted.glob("*.json"))]
-    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+    return sha256_of_all([grafted / GRAFT, *sorted(grafted.glob("*.json"))])
 
 
 def is_current(name, folder):

@@ -6,6 +6,7 @@ Only safetensors, JSON and a chat template are ever asked for, and nothing that 
 import os
 import pathlib
 import re
+from typing import Any
 
 from ..errors import InputError
 from .files import file_of, read_text
@@ -30,10 +31,17 @@ def embedded_folder() -> pathlib.Path:
     return shipped_folder(EMBEDDED)
 
 
-def model_folder(model):
-    """The folder of a model's files, fetched first if `model` is a name on the hub. Raises InputError."""
-    folder = pathlib.Path(model)
-    if folder.is_dir():
+def is_name(model: Any) -> bool:
+    """Whether `model` is a name, and not a folder. Raises InputError for what is neither."""
+    if not isinstance(model, str | os.PathLike) or model == "":
+        raise InputError(f"a model is a folder or a name, not {model!r}")
+    return not pathlib.Path(model).is_dir()
+
+
+def model_folder(model: str | os.PathLike) -> pathlib.Path:
+    """The folder of a model's files, downloaded first if `model` is a name on the hub. Raises InputError."""
+    if not is_name(model):
+        folder = pathlib.Path(model)
         return snapshot(folder) if (folder / "snapshots").is_dir() else folder
     if str(model) in FETCHED:
         folder = own_cache() / FETCHED[str(model)]
@@ -45,46 +53,37 @@ def model_folder(model):
     return fetched(str(model), [WEIGHTS, JSON, TEMPLATE])
 
 
-def tokenizer_folder(folder, name):
-    """The folder of a model's tokenizer: its own or, where it has none, that of the model `name` on the hub."""
+def tokenizer_folder(folder: pathlib.Path, name: str | None, downloads: bool) -> pathlib.Path:
+    """The folder of a model's tokenizer: its own or, where it has none, that of the model `name` on the hub.
+
+    downloads: whether the hub may be asked for it. It is the model's files that say the name.
+    """
     if name is None or file_of(folder, "tokenizer.json"):
         return folder
     try:
-        return fetched(name, [JSON])
+        return fetched(name, [JSON], downloads)
     except InputError as error:
         raise InputError(f"{folder} lacks tokenizer.json, the one of {name}: {error}") from error
 
 
-def model_name(folder):
+def model_name(folder: pathlib.Path) -> str:
     """What a model is called: its folder or, in the Hugging Face cache, its name on the hub."""
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     return folder.name
 
 
-def own_cache():
+def own_cache() -> pathlib.Path:
     """Where minivtw keeps what it makes: $MINIVTW_CACHE, else $XDG_CACHE_HOME/minivtw, else ~/.cache/minivtw."""
     user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return at_home(
-        pathlib.Path(os.environ.get("MINIVTW_CACHE") or pathlib.Path(user_cache, "minivtw")), "MINIVTW_CACHE"
-    )
-
-
-def at_home(path, variable):
-    """The path with `~` replaced by the user's home folder. Raises InputError where there is none."""
+    path = pathlib.Path(os.environ.get("MINIVTW_CACHE") or pathlib.Path(user_cache, "minivtw"))
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise InputError(f"{path} cannot be found, because there is no such home folder; set {variable}") from error
+        raise InputError(f"{path} cannot be found: there is no such home folder; set MINIVTW_CACHE") from error
 
 
-def cache_folder():
-    """The Hugging Face cache, where its own variables put it."""
-    home = os.environ.get("HF_HOME") or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return at_home(pathlib.Path(os.environ.get("HF_HUB_CACHE") or pathlib.Path(home, "hub")), "HF_HUB_CACHE")
-
-
-def snapshot(folder):
+def snapshot(folder: pathlib.Path) -> pathlib.Path:
     """The files of a cached model, models--OWNER--NAME: the revision that its branch `main` is at, or the only one."""
     revision = read_text(folder, "refs/main")
     if revision is not None:
@@ -97,20 +96,16 @@ def snapshot(folder):
     return revisions[0]
 
 
-def fetched(name, patterns):
-    """The cache's folder of a model on the hub. With huggingface-hub, what it lacks is downloaded first."""
+def fetched(name: str, patterns: list[str], downloads: bool = True) -> pathlib.Path:
+    """The folder of a model on the hub in the Hugging Face cache; what it lacks is downloaded first, or refused."""
+    from huggingface_hub import snapshot_download  # the tokenizers library needs it, so it is there; and it is slow
+
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        cached = cache_folder() / f"models--{name.replace('/', '--')}"
-        if (cached / "snapshots").is_dir():
-            return snapshot(cached)
-        raise InputError(
-            f"{name} is not in the Hugging Face cache ({cache_folder()}); `pip install huggingface-hub` to download "
-            "it, or bring its files and pass their folder"
-        ) from None
-    try:
-        return pathlib.Path(snapshot_download(name, allow_patterns=patterns))
+        return pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not downloads))
     except Exception as error:  # no network, no such model, no right to it, offline: each has its own class
+        if not downloads:
+            raise InputError(
+                "it is not in the Hugging Face cache, and no folder makes us download; bring it"
+            ) from error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"cannot download {name}: {reason}; or bring its files and pass their folder") from error

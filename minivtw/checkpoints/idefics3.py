@@ -16,7 +16,7 @@ from ..model.connector import ShuffleConnector, shuffle_connect
 from ..model.layers import Linear
 from . import clip, llama
 from .layouts import SMOLVLM, folder_layout
-from .parts import Parts, VisionParts
+from .parts import MOST_TILES, Parts, Plan, VisionParts, tiler
 
 
 def load(fields, folder, checkpoint):
@@ -43,14 +43,10 @@ def load(fields, folder, checkpoint):
 
     vision, connector, decoder = checkpoint.fill(form)
 
-    def tile(images, most_tiles):
-        seen = [pixels(image, most_tiles) for image in images]
-        return np.concatenate([tiles for tiles, _ in seen]), [stands_for(*grid, tokens) for _, grid in seen]
-
     vision_parts = VisionParts(
         encoder=on_tiles(vision, pixels.side),
         connect=functools.partial(shuffle_connect, connector),
-        tile=tile,
+        tile=tiler(pixels.side, text_config.max_positions, functools.partial(pixels.plan, tokens)),
         image_token_id=fields.index("image_token_id", 128257),
     )
     return Parts(decoder, folder_layout(folder, SMOLVLM), vision_parts)
@@ -60,14 +56,14 @@ def stands_for(rows, columns, tokens):
     """The text of an image of rows x columns tiles: each tile named by its place, `tokens` visual tokens a tile."""
     around, visual = "<fake_token_around_image>", "<image>" * tokens
     text = ""
-    for row in range(1, rows + 1):
+    for row in range(1, rows + 1) if rows * columns > 1 else []:
         text += "".join(f"{around}<row_{row}_col_{column}>{visual}" for column in range(1, columns + 1)) + "\n"
-    return f"{text}{chr(10) if rows else ''}{around}<global-img>{visual}{around}"
+    return f"{text}{chr(10) if text else ''}{around}<global-img>{visual}{around}"
 
 
 def tile_tokens(fields, side, factor):
     """Visual tokens of a tile of side x side patches, of which factor x factor become one."""
-    if side == 0 or side % factor:
+    if not 0 < side <= clip.MOST_PATCHES_A_SIDE or side % factor:
         raise fields.error(f"joins {factor} x {factor} patches, into which a tile of {side} x {side} cannot be cut")
     return (side // factor) ** 2
 
@@ -99,16 +95,13 @@ def pixel_settings(config_fields, folder):
     """The settings of the folder's image processor -> TiledPixels."""
     fields = clip.image_processor_fields(config_fields, folder)
     size = fields.part("size", {"longest_edge": 1456})
-    settings = TiledPixels(
+    return TiledPixels(
         size.whole("longest_edge", most=clip.MOST_PIXELS_A_SIDE) if fields.flag("do_resize", True) else None,
         fields.part("max_image_size", {"longest_edge": 364}).whole("longest_edge", most=clip.MOST_PIXELS_A_SIDE),
         fields.flag("do_image_splitting", True),
         fields.choice("resample", range(6), 1),
         *clip.level_settings(fields, [0.5, 0.5, 0.5]),
     )
-    if (settings.longest_edge or 0) > clip.MOST_TILES_A_SIDE * settings.side:
-        raise fields.error(f"cuts pictures of {settings.longest_edge} pixels into tiles of {settings.side}")
-    return settings
 
 
 class TiledPixels(NamedTuple):
@@ -126,24 +119,18 @@ class TiledPixels(NamedTuple):
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
 
-    def __call__(self, image, most_tiles=None):
-        """A Pillow RGB image to tiles (tiles, 3, side, side) float32 and their grid (rows, columns), (0, 0) if uncut.
-
-        `most_tiles` shortens the longest edge, by whole tiles, until there are no more tiles than that.
-        """
+    def tiles(self, image, edge, rows, columns):
+        """A Pillow RGB image, resized to this longest edge, to tiles (3, side, side) float32."""
         side = self.side
-        edge = self.edge_within(image.height, image.width, most_tiles)
         if edge:
             height, width = scaled(image.height, image.width, edge)
             image = resized(image, (width, height), self.resample)
-        rows, columns = self.grid(image.height, image.width)
         image = resized(image, (columns * side, rows * side), self.resample)
-        if rows * columns == 1:
-            return self.normalised(image)[None], (0, 0)
         boxes = [(column * side, row * side) for row in range(rows) for column in range(columns)]
-        views = [image.crop((left, top, left + side, top + side)) for left, top in boxes]
-        views.append(resized(image, (side, side), self.resample))
-        return np.stack([self.normalised(view) for view in views]), (rows, columns)
+        for left, top in boxes:
+            yield self.normalised(image.crop((left, top, left + side, top + side)))
+        if rows * columns > 1:
+            yield self.normalised(resized(image, (side, side), self.resample))
 
     def normalised(self, image):
         return normalised(image, self.scale, self.mean, self.std)
@@ -159,14 +146,19 @@ class TiledPixels(NamedTuple):
         rows = math.ceil(height / self.side)
         return rows, math.ceil(int(rows * self.side * ratio) / self.side)
 
-    def edge_within(self, height, width, most_tiles):
-        """The longest edge under which the picture becomes at most so many tiles, the view of the whole included."""
-        longest = self.longest_edge or max(height, width)
-        for edge in (self.longest_edge, *range((longest - 1) // self.side * self.side, 0, -self.side)):
+    def plan(self, tokens, height, width, most_tiles=None):
+        """What an image of this size becomes, of which each tile becomes so many visual tokens.
+
+        `most_tiles` shortens the longest edge, by whole tiles, until there are no more tiles than that.
+        """
+        longest = min((self.longest_edge or max(height, width)) - 1, self.side * MOST_TILES)
+        for edge in (self.longest_edge, *range(longest // self.side * self.side, 0, -self.side)):
             rows, columns = self.grid(*(scaled(height, width, edge) if edge else (height, width)))
-            if most_tiles is None or rows * columns == 1 or rows * columns + 1 <= most_tiles:
+            tiles = rows * columns + (rows * columns > 1)
+            if most_tiles is None or tiles <= max(most_tiles, 1):
                 break
-        return edge
+        cut = functools.partial(self.tiles, edge=edge, rows=rows, columns=columns)
+        return Plan(tiles, tiles * tokens, cut, lambda *_: stands_for(rows, columns, tokens))
 
 
 def scaled(height, width, longest_edge):

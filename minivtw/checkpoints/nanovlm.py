@@ -27,7 +27,7 @@ from . import clip, llama
 from .fields import MOST_LAYERS
 from .idefics3 import tile_tokens
 from .layouts import CHATML, Layout, known_layout
-from .parts import Parts, VisionParts
+from .parts import Parts, Plan, VisionParts, tiler
 
 BILINEAR = 2  # Pillow's number
 TOWER_NAMES = clip.Names(
@@ -50,7 +50,8 @@ def load(fields, folder, checkpoint):
     if "image_token" not in extra:
         raise fields.error("names no image_token among its vlm_extra_tokens")
     has_tiles = fields.has("max_img_size")
-    tile = grid_tile(fields, vision_config, tokens, extra) if has_tiles else one_tile(vision_config, tokens, extra)
+    plan = grid_plan(fields, vision_config, tokens, extra) if has_tiles else one_tile(vision_config, tokens, extra)
+    tile = tiler(vision_config.image_size, text_config.max_positions, plan)
     template = fields.text("lm_chat_template", "") or None
 
     def form(take):
@@ -72,26 +73,24 @@ def load(fields, folder, checkpoint):
 
 
 def one_tile(config, tokens, extra):
-    """One picture, squeezed to a square, levels from 0 to 1: `VisionParts.tile` of the layouts before tiles."""
+    """One picture, squeezed to a square, levels from 0 to 1: `tiler`'s plan in the layouts before tiles."""
     side = (config.image_size, config.image_size)
     pixels = clip.ClipPixels(None, side, BILINEAR, crop=None, scale=1 / 255, mean=None, std=None)
-    visual = extra["image_token"] * tokens
-    return lambda images, _: (np.stack([pixels(image) for image in images]), [visual] * len(images))
+    plan = Plan(1, tokens, lambda image: [pixels(image)], lambda *_: extra["image_token"] * tokens)
+    return lambda *_: plan
 
 
-def grid_tile(fields, config, tokens, extra):
-    """Tiles, the view of the whole first, each with the token of its place: `VisionParts.tile` of the third layout."""
+def grid_plan(fields, config, tokens, extra):
+    """Tiles, the view of the whole first, each with the token of its place: `tiler`'s plan in the third layout."""
     pixels = GridPixels(
         side=config.image_size,
-        longest_edge=fields.whole(
-            "max_img_size", most=min(config.image_size * clip.MOST_TILES_A_SIDE, clip.MOST_PIXELS_A_SIDE)
-        ),
+        longest_edge=fields.whole("max_img_size", most=clip.MOST_PIXELS_A_SIDE),
         fills=fields.flag("resize_to_max_side_len", False),
         views="global_image_token" in extra,
     )
-    most = pixels.longest_edge // pixels.side  # tiles a side
-    named = {f"r{row}c{column}" for row in range(1, most + 1) for column in range(1, most + 1)}
-    if pixels.longest_edge % pixels.side or named - extra.keys():
+    places = range(1, pixels.longest_edge // pixels.side + 1)  # of tiles, in a row or a column
+    is_named = all(f"r{row}c{column}" in extra for row in places for column in places)
+    if pixels.longest_edge % pixels.side or not is_named:
         raise fields.error(f"cannot name every tile of {pixels.side} pixels in a picture of {pixels.longest_edge}")
     visual = extra["image_token"] * tokens
 
@@ -102,14 +101,12 @@ def grid_tile(fields, config, tokens, extra):
         places = [(row, column) for row in range(1, rows + 1) for column in range(1, columns + 1)]
         return whole + "".join(f"{extra[f'r{row}c{column}']}{visual}" for row, column in places)
 
-    def tile(images, most_tiles):
-        seen = [pixels(image, most_tiles) for image in images]
-        texts = [stands_for(*grid) for _, grid in seen]
-        if len(texts) > 1:
-            texts = [f"<image: {index}>{text}" for index, text in enumerate(texts)]
-        return np.concatenate([tiles for tiles, _ in seen]), texts
+    def plan(height, width, most_tiles):
+        rows, columns, tiles = pixels.grid_within(height, width, most_tiles)
+        text = lambda index, count: f"<image: {index}>" * (count > 1) + stands_for(rows, columns)
+        return Plan(tiles, tiles * tokens, lambda image: pixels.tiles(image, rows, columns), text)
 
-    return tile
+    return plan
 
 
 class GridPixels(NamedTuple):
@@ -123,29 +120,27 @@ class GridPixels(NamedTuple):
     fills: bool  # make the longer side that long, even of a small picture
     views: bool  # False: no view of the whole
 
-    def __call__(self, image, most_tiles=None):
-        """A Pillow RGB image to tiles (tiles, 3, side, side) float32 and their grid (rows, columns).
+    def tiles(self, image, rows, columns):
+        """A Pillow RGB image to tiles (3, side, side) float32."""
+        side = self.side
+        image = resized(image, (columns * side, rows * side), Image.Resampling.BICUBIC)
+        pixels = normalised(image, 1 / 255, None, None)  # (3, rows * side, columns * side)
+        if self.views and rows * columns > 1:
+            yield view_of_whole(pixels, side)
+        grid = pixels.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
+        yield from grid.reshape(rows * columns, 3, side, side)
+
+    def grid_within(self, height, width, most_tiles):
+        """(Rows and columns of tiles, how many there are with the view of the whole.)
 
         `most_tiles` shortens the longest edge, by whole tiles, until there are no more tiles than that.
         """
-        side = self.side
-        rows, columns = self.grid_within(image.height, image.width, most_tiles)
-        image = resized(image, (columns * side, rows * side), Image.Resampling.BICUBIC)
-        pixels = normalised(image, 1 / 255, None, None)  # (3, rows * side, columns * side)
-        grid = pixels.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
-        tiles = grid.reshape(rows * columns, 3, side, side)
-        if self.views and rows * columns > 1:
-            tiles = np.concatenate([view_of_whole(pixels, side)[None], tiles])
-        return tiles, (rows, columns)
-
-    def grid_within(self, height, width, most_tiles):
-        """Rows and columns of tiles, no more than `most_tiles` with the view of the whole."""
         for edge in range(self.longest_edge, 0, -self.side):
             rows, columns = self.grid(height, width, edge)
             tiles = rows * columns + (self.views and rows * columns > 1)
             if most_tiles is None or tiles <= most_tiles:
                 break
-        return rows, columns
+        return rows, columns, tiles
 
     def grid(self, height, width, longest_edge):
         """Rows and columns of tiles: the longer side rounded up to whole tiles, then the shorter one in proportion."""

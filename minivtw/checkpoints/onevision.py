@@ -17,7 +17,7 @@ from ..inputs.images import normalised, resized
 from ..model.connector import connect
 from . import clip, llava
 from .layouts import CHATML, folder_layout
-from .parts import Parts, VisionParts
+from .parts import Parts, Plan, VisionParts, tiler
 
 
 class Grid(NamedTuple):
@@ -65,8 +65,15 @@ class AnyResolution(NamedTuple):
             kept = [max(int(size // ratio), 1) for size in kept]
         return Grid(rows, columns, tuple(borders), tuple(kept))
 
+    def plan(self, height, width, most_tiles=None):
+        """What an image of this size becomes."""
+        grid = self.grid(height, width, most_tiles)
+        tokens = self.patches**2 + (grid.kept[0] * (grid.kept[1] + 1) if grid.rows else 1)
+        tiles = 1 + grid.rows * grid.columns
+        return Plan(tiles, tokens, lambda image: self.tiles(image, grid), lambda *_: "<image>" * tokens)
+
     def tiles(self, image, grid):
-        """A Pillow RGB image -> tiles (1 + rows * columns, 3, side, side) float32: the whole, then row by row."""
+        """A Pillow RGB image -> 1 + rows * columns tiles (3, side, side) float32: the whole, then row by row."""
         views = [resized(image, (self.side, self.side), self.pixels.resample)]
         if grid.rows:
             tall, wide = grid.rows * self.side, grid.columns * self.side
@@ -80,7 +87,7 @@ class AnyResolution(NamedTuple):
             framed.paste(fitted, ((wide - width) // 2, (tall - height) // 2))
             corners = [(left, top) for top in range(0, tall, self.side) for left in range(0, wide, self.side)]
             views += [framed.crop((left, top, left + self.side, top + self.side)) for left, top in corners]
-        return np.stack([normalised(view, self.pixels.scale, self.pixels.mean, self.pixels.std) for view in views])
+        return (normalised(view, self.pixels.scale, self.pixels.mean, self.pixels.std) for view in views)
 
     def pack(self, newline, visual, sizes, most_tiles):
         """Visual tokens of each tile, a list of (patches^2, width), of images of these sizes -> (tokens, width)."""
@@ -100,10 +107,6 @@ class AnyResolution(NamedTuple):
             packed.append(np.concatenate([whole, ends], axis=1).reshape(-1, len(newline)))
             del visual[:count]
         return np.concatenate(packed)
-
-    def count(self, grid):
-        """Visual tokens of an image."""
-        return self.patches**2 + (grid.kept[0] * (grid.kept[1] + 1) if grid.rows else 1)
 
 
 def shrunk(rows, count):
@@ -130,15 +133,10 @@ def load(fields, folder, checkpoint):
 
     vision, connector, decoder, newline = checkpoint.fill(form)
 
-    def tile(images, most_tiles):
-        grids = [settings.grid(image.height, image.width, most_tiles) for image in images]
-        tiles = np.concatenate([settings.tiles(image, grid) for image, grid in zip(images, grids)])
-        return tiles, ["<image>" * settings.count(grid) for grid in grids]
-
     vision_parts = VisionParts(
         encoder=vision,
         connect=functools.partial(connect, connector),
-        tile=tile,
+        tile=tiler(settings.side, text_config.max_positions, settings.plan),
         image_token_id=fields.index("image_token_index", fields.index("image_token_id", 151646)),
         pack=functools.partial(settings.pack, newline),
     )
@@ -156,6 +154,6 @@ def pixel_settings(config_fields, folder, vision_config):
         raise config_fields.error("has no vision_aspect_ratio of the kind anyres_max_9")
     side, patches = vision_config.image_size, vision_config.image_size // vision_config.patch_size
     for point in pinpoints:
-        if point[0] % side or point[1] % side or max(point) > side * clip.MOST_TILES_A_SIDE:
+        if point[0] % side or point[1] % side:
             raise fields.error(f"has image_grid_pinpoints that tiles of {side} pixels do not fill: {list(point)}")
     return AnyResolution(pinpoints, side, patches, int(ratio[1]), pixels)

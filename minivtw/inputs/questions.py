@@ -1,12 +1,15 @@
 """Questions about pictures, read from a folder: to find a layer on, or to score a model on."""
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 from typing import Any, NamedTuple
 
 from ..errors import InputError
+from ..model.cache import KVCache
+from .files import pieces, text_of
 
 
 class Question(NamedTuple):
@@ -17,6 +20,7 @@ class Question(NamedTuple):
     family: str = ""  # the kind of question; scores are averaged within it
     answer: str = ""  # the right one
     then: tuple["Question", ...] = ()  # what is asked next in the same chat, without a picture
+    where: str = "a question"  # the file and the line that it stands in
 
 
 def read_questions(
@@ -28,27 +32,36 @@ def read_questions(
     are turn 1, turn 2, …. Raises InputError for a broken line or a missing picture.
     """
     path, questions = pathlib.Path(folder) / "questions.jsonl", []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()[:most]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}, one object with {listed(needed)} a line: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
+    text = text_of(path)
+    # A line ends where JSON Lines says: texts may hold what Unicode calls the end of a line.
+    for number, line in enumerate(text.removesuffix("\n").split("\n")[:most] if text else [], 1):
+        where = f"{path}, line {number}"
         try:
             turns = [{name: turn[name] for name in needed} for turn in turns_of(json.loads(line))]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: needs an object with {listed(needed)}") from error
+            raise InputError(f"{where}: needs an object with {listed(needed)}") from error
         if not all(is_text(value) for turn in turns for value in turn.values()):
-            raise InputError(f"{path}, line {number}: {listed(needed)} must be text")
+            raise InputError(f"{where}: {listed(needed)} must be text")
         picture = path.parent / turns[0]["image"]
         if not os.path.isfile(picture):  # never raises, whatever the name
-            raise InputError(f"{path}, line {number}: there is no picture {turns[0]['image']}")
-        first, *later = (Question(**{**turn, "image": str(picture)}) for turn in turns)
+            raise InputError(f"{where}: there is no picture {turns[0]['image']}")
+        first, *later = (Question(**{**turn, "image": str(picture), "where": where}) for turn in turns)
         questions.append(first._replace(then=tuple(later)))
     if not questions:
         raise InputError(f"{path} holds no questions")
     return questions
+
+
+def check_questions(vlm: Any, questions: list[Question]) -> None:
+    """Raise InputError, with its line, for the first question that a model cannot be asked: before the work, not in it."""
+    for question in questions:
+        try:
+            prompt = vlm.prepare(question.image, question.question)
+            KVCache(vlm.config).check_room(len(prompt.token_ids))
+            for turn in question.then:
+                vlm.prepare(None, turn.question, is_first=False)
+        except InputError as error:
+            raise InputError(f"{question.where}: {error}") from error
 
 
 def is_text(value: Any) -> bool:
@@ -76,5 +89,6 @@ def digest(questions: list[Question]) -> str:
     """SHA-256 of the pictures' files and the questions, one after the other."""
     sha256 = hashlib.sha256()
     for question in questions:
-        sha256.update(pathlib.Path(question.image).read_bytes() + question.question.encode())
+        for piece in itertools.chain(pieces(question.image), [question.question.encode()]):
+            sha256.update(piece)
     return sha256.hexdigest()

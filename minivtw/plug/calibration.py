@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 
 from ..errors import InputError
+from ..inputs.opening import open_image
 from .anatomy import anatomy
 from .contexts import plugged
 from .rows import all_keys, choose, narrow_mask, take
@@ -61,18 +61,10 @@ def inputs_of(model, processor, sample):
         if processor is None:
             raise InputError("samples of an image and a question need the model's processor")
         images = images if isinstance(images, list | tuple) else [images]
-        sample = prompt(processor, [opened(image) for image in images], question)
+        sample = prompt(processor, [open_image(image) for image in images], question)
     sample = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in sample.items()}
     is_real = lambda value: torch.is_tensor(value) and value.is_floating_point()
     return {name: value.to(model.dtype) if is_real(value) else value for name, value in sample.items()}
-
-
-def opened(image):
-    """A path or a Pillow image -> a Pillow image in RGB."""
-    try:
-        return (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")
-    except (OSError, AttributeError, TypeError) as error:
-        raise InputError(f"cannot read the image {image}: {error}") from error
 
 
 def prompt(processor, images, question):

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError
+from ..inputs.files import text_of
 from .anatomy import anatomy
 from .hooks import Hooks
 
@@ -57,9 +58,8 @@ def stored(path: str | os.PathLike) -> int:
     """K out of a withdrawal.json, or of a folder that holds one."""
     file = pathlib.Path(path)
     file = file / "withdrawal.json" if file.is_dir() else file
+    text = text_of(file)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["withdraw_layer"]
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+        return json.loads(text)["withdraw_layer"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{file} says no withdraw_layer") from error

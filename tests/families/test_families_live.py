@@ -128,10 +128,13 @@ def test_pixels_of_the_published_settings(reference, tmp_path, size):
         tmp_path / "preprocessor_config.json", reference.SmolVLMImageProcessorPil(**settings).to_dict()
     )
     image = picture(*size)
-    tiles, (rows, columns) = idefics3.pixel_settings(Fields({}, ""), tmp_path)(image)
+    plan = idefics3.pixel_settings(Fields({}, ""), tmp_path).plan(64, image.height, image.width)
     theirs = reference.SmolVLMImageProcessorPil(**settings)(image, return_row_col_info=True)
-    assert (rows, columns) == (theirs["rows"][0][0], theirs["cols"][0][0])
-    expected = np.asarray(theirs["pixel_values"][0])
+    rows, columns = theirs["rows"][0][0], theirs["cols"][0][0]
+    assert plan.tokens == 64 * plan.tiles == plan.text(0, 1).count("<image>")
+    assert plan.text(0, 1).count("<row_") == rows * columns
+    assert rows == columns == 0 or f"<row_{rows}_col_{columns}>" in plan.text(0, 1)
+    tiles, expected = np.stack(list(plan.cut(image))), np.asarray(theirs["pixel_values"][0])
     assert tiles.shape == expected.shape
     assert np.abs(tiles - expected).max() < 1e-6
 

@@ -64,7 +64,7 @@ def test_the_published_grid(onevision, tmp_path):
     settings = pixel_settings(Fields({}, ""), tmp_path, vlm.parts.vision.encoder.config)
     for width, height in [*SIZES, (384, 384), (385, 384), (1000, 1000), (2304, 2304), (4000, 3000), (999, 1001)]:
         counted = model.counts._get_number_of_features(height, width, 384, 384)
-        assert settings.count(settings.grid(height, width)) == counted, (width, height)
+        assert settings.plan(height, width).tokens == counted, (width, height)
 
 
 @pytest.mark.live

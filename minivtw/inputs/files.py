@@ -1,0 +1,48 @@
+"""Text files from strangers: ordinary ones, no longer than they need to be, in UTF-8. And what files are told apart by."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+
+from ..errors import InputError, reading
+
+MOST_BYTES = 100_000_000  # of a text file; the largest published tokenizer.json takes about a third
+PIECE = 1 << 20  # bytes that are read at a time
+
+
+def text_of(path: str | os.PathLike) -> str:
+    """The text of a file. Raises InputError for one that is missing, is not ordinary (a pipe may never end), or is too
+    long, and for other text than UTF-8.
+    """
+    path = pathlib.Path(path)
+    try:
+        with reading(path):
+            size = path.stat().st_size
+            if not path.is_file():
+                raise InputError(f"{path} is not a file")
+            if size > MOST_BYTES:
+                raise InputError(f"{path} is {size / 1e6:,.0f} MB long; at most {MOST_BYTES / 1e6:.0f} are read")
+            return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def pieces(path: str | os.PathLike) -> Iterator[bytes]:
+    """The bytes of a file, a piece at a time. Raises InputError."""
+    with reading(path), open(path, "rb") as file:
+        while piece := file.read(PIECE):
+            yield piece
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file. Raises InputError."""
+    digest = hashlib.sha256()
+    for piece in pieces(path):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def sha256_of_all(paths: Iterable[str | os.PathLike]) -> str:
+    """One digest of several files. Raises InputError."""
+    return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
