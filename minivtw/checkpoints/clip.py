@@ -5,6 +5,8 @@ transformers calls them `CLIPVisionConfig`, `SiglipVisionConfig` and, for SigLIP
 
 from typing import NamedTuple
 
+import numpy as np
+
 from ..inputs.images import check_size, normalised
 from ..model.layers import ACTIVATIONS, LayerNorm, Linear
 from ..model.vision import Vision, VisionConfig, VisionLayer
@@ -150,6 +152,11 @@ class ClipPixels(NamedTuple):
     def size(self):
         """(height, width) of the result, where the settings fix it."""
         return self.crop or self.exact_size
+
+
+def one_tile_each(pixels, visual, images, most_tiles):
+    """`VisionParts.tile` of models that cut no image: its pixels, and its visual tokens as text."""
+    return np.stack([pixels(image) for image in images]), [visual] * len(images)
 
 
 def centre_crop(image, height, width):

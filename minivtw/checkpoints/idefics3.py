@@ -42,18 +42,19 @@ def load(fields, folder, checkpoint):
         )
 
     vision, connector, decoder = checkpoint.fill(form)
-
-    def tile(images, most_tiles):
-        seen = [pixels(image, most_tiles) for image in images]
-        return np.concatenate([tiles for tiles, _ in seen]), [stands_for(*grid, tokens) for _, grid in seen]
-
     vision_parts = VisionParts(
         encoder=on_tiles(vision, pixels.side),
         connect=functools.partial(shuffle_connect, connector),
-        tile=tile,
+        tile=functools.partial(tile, pixels, tokens),
         image_token_id=fields.index("image_token_id", 128257),
     )
     return Parts(decoder, folder_layout(folder, SMOLVLM), vision_parts)
+
+
+def tile(pixels, tokens, images, most_tiles):
+    """Images -> their tiles, and the text that stands for each."""
+    seen = [pixels(image, most_tiles) for image in images]
+    return np.concatenate([tiles for tiles, _ in seen]), [stands_for(*grid, tokens) for _, grid in seen]
 
 
 def stands_for(rows, columns, tokens):

@@ -2,8 +2,6 @@
 
 import functools
 
-import numpy as np
-
 from ..model.connector import Connector, connect
 from ..model.layers import ACTIVATIONS, Linear
 from . import clip, llama
@@ -25,7 +23,7 @@ def load(fields, folder, checkpoint):
     vision_parts = VisionParts(
         encoder=vision,
         connect=functools.partial(connect, connector),
-        tile=lambda images, _: (np.stack([pixels(image) for image in images]), [visual] * len(images)),
+        tile=functools.partial(clip.one_tile_each, pixels, visual),
         image_token_id=fields.index("image_token_index", fields.index("image_token_id", 32000)),
     )
     return Parts(decoder, folder_layout(folder, INTERLEAVE if text_config.qkv_bias else VICUNA), vision_parts)

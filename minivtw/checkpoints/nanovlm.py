@@ -76,7 +76,7 @@ def one_tile(config, tokens, extra):
     side = (config.image_size, config.image_size)
     pixels = clip.ClipPixels(None, side, BILINEAR, crop=None, scale=1 / 255, mean=None, std=None)
     visual = extra["image_token"] * tokens
-    return lambda images, _: (np.stack([pixels(image) for image in images]), [visual] * len(images))
+    return functools.partial(clip.one_tile_each, pixels, visual)
 
 
 def grid_tile(fields, config, tokens, extra):
@@ -93,23 +93,25 @@ def grid_tile(fields, config, tokens, extra):
     named = {f"r{row}c{column}" for row in range(1, most + 1) for column in range(1, most + 1)}
     if pixels.longest_edge % pixels.side or named - extra.keys():
         raise fields.error(f"cannot name every tile of {pixels.side} pixels in a picture of {pixels.longest_edge}")
-    visual = extra["image_token"] * tokens
+    return functools.partial(tile, pixels, extra, extra["image_token"] * tokens)
 
-    def stands_for(rows, columns):
-        whole = f"{extra['global_image_token']}{visual}" if pixels.views else ""
-        if pixels.views and rows * columns == 1:  # a single tile is the view of the whole
-            return whole
-        places = [(row, column) for row in range(1, rows + 1) for column in range(1, columns + 1)]
-        return whole + "".join(f"{extra[f'r{row}c{column}']}{visual}" for row, column in places)
 
-    def tile(images, most_tiles):
-        seen = [pixels(image, most_tiles) for image in images]
-        texts = [stands_for(*grid) for _, grid in seen]
-        if len(texts) > 1:
-            texts = [f"<image: {index}>{text}" for index, text in enumerate(texts)]
-        return np.concatenate([tiles for tiles, _ in seen]), texts
+def tile(pixels, extra, visual, images, most_tiles):
+    """Images -> their tiles, and the text that stands for each."""
+    seen = [pixels(image, most_tiles) for image in images]
+    texts = [stands_for(*grid, pixels.views, extra, visual) for _, grid in seen]
+    if len(texts) > 1:
+        texts = [f"<image: {index}>{text}" for index, text in enumerate(texts)]
+    return np.concatenate([tiles for tiles, _ in seen]), texts
 
-    return tile
+
+def stands_for(rows, columns, views, extra, visual):
+    """The text of an image of rows x columns tiles, the view of the whole first where there is one."""
+    whole = f"{extra['global_image_token']}{visual}" if views else ""
+    if views and rows * columns == 1:  # a single tile is the view of the whole
+        return whole
+    places = [(row, column) for row in range(1, rows + 1) for column in range(1, columns + 1)]
+    return whole + "".join(f"{extra[f'r{row}c{column}']}{visual}" for row, column in places)
 
 
 class GridPixels(NamedTuple):

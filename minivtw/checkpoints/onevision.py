@@ -82,6 +82,12 @@ class AnyResolution(NamedTuple):
             views += [framed.crop((left, top, left + self.side, top + self.side)) for left, top in corners]
         return np.stack([normalised(view, self.pixels.scale, self.pixels.mean, self.pixels.std) for view in views])
 
+    def tile(self, images, most_tiles):
+        """Images -> their tiles, and the text that stands for each."""
+        grids = [self.grid(image.height, image.width, most_tiles) for image in images]
+        tiles = np.concatenate([self.tiles(image, grid) for image, grid in zip(images, grids)])
+        return tiles, ["<image>" * self.count(grid) for grid in grids]
+
     def pack(self, newline, visual, sizes, most_tiles):
         """Visual tokens of each tile, a list of (patches^2, width), of images of these sizes -> (tokens, width)."""
         packed, visual = [], list(visual)
@@ -129,16 +135,10 @@ def load(fields, folder, checkpoint):
         return *taken(take), take.vector(newline, size=text_config.width)
 
     vision, connector, decoder, newline = checkpoint.fill(form)
-
-    def tile(images, most_tiles):
-        grids = [settings.grid(image.height, image.width, most_tiles) for image in images]
-        tiles = np.concatenate([settings.tiles(image, grid) for image, grid in zip(images, grids)])
-        return tiles, ["<image>" * settings.count(grid) for grid in grids]
-
     vision_parts = VisionParts(
         encoder=vision,
         connect=functools.partial(connect, connector),
-        tile=tile,
+        tile=settings.tile,
         image_token_id=fields.index("image_token_index", fields.index("image_token_id", 151646)),
         pack=functools.partial(settings.pack, newline),
     )
