@@ -107,6 +107,23 @@ def test_a_chat_goes_on_after_a_line_that_is_not_text(world):
     assert "the prompt is not UTF-8 text" in ran.err and "nope.png" in ran.err
 
 
+@pytest.mark.parametrize("many", [30, 1])
+def test_a_chat_goes_on_without_a_picture_that_cannot_be_used(world, many):
+    """Too many for the positions; and one, with a question that leaves it no room."""
+    lines = ["/image " + str(world.picture)] * many + ["What?" if many > 1 else "What? " * 39, "What?"]
+    ran = run(chat.main, *short("--model", world.model), stdin="\n".join(lines))
+    assert ran.code == 0 and ran.err.count("\n") == 1
+    assert "the model has 256 positions; the next question goes without a picture" in ran.err
+    assert ran.out == run(chat.main, *short("--model", world.model), stdin="What?").out
+
+
+def test_a_chat_keeps_a_picture_that_the_words_have_not_been_said_to(world):
+    lines = ["</s>", "/image nope.png", "<image> and <image>?", "What?"]
+    ran = run(chat.main, world.picture, *short("--model", world.model), stdin="\n".join(lines))
+    assert ran.code == 0 and ran.err.count("\n") == 3 and "without a picture" not in ran.err
+    assert ran.out == run(chat.main, world.picture, *short("--model", world.model), stdin="What?").out
+
+
 def test_a_chat_without_standard_input_ends(world, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(sys, "argv", ["door", str(world.picture), "--model", str(world.model)])
