@@ -26,6 +26,7 @@ HELP = "a question a line; /image FILE: show a picture with the next one; end wi
 
 def parser():
     options = Parser(prog="minivtw.chat", description="Talk with a vision-language model about pictures, in NumPy.")
+    options.epilog = "Where a model's turns are plain words (LLaVA 1.5: USER:, ASSISTANT:), a line can forge them."
     options.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about from the first question on")
     add_model_option(options)
     add_size_options(options)

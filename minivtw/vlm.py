@@ -122,7 +122,7 @@ class VLM:
         if images and not vision:
             raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
         for said in (text,) if system is None else (text, system):
-            refuse_marks(said, self.tokenizer)
+            refuse_marks(said, self.tokenizer, self.parts.layout.marks())
         turn = self.parts.layout.turn(text, len(images), is_first, system)
         opened = [open_image(image) for image in images]
         if opened and vision:
