@@ -89,7 +89,9 @@ def visible(text: str) -> str:
 
 
 def open_streams() -> None:
-    """Standard streams that the caller closed lead nowhere; characters that a terminal lacks are shown as numbers."""
+    """Standard streams that the caller closed lead nowhere; characters that a terminal lacks, or would obey, are shown as
+    numbers.
+    """
     for name, mode, errors in (
         ("stdin", "r", "surrogateescape"),
         ("stdout", "w", "backslashreplace"),
@@ -100,6 +102,21 @@ def open_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+        if name == "stdout" and sys.stdout.isatty():
+            setattr(sys, name, Shown(sys.stdout))
+
+
+class Shown:
+    """Standard output where it is a terminal: whatever is printed, it gets no character that it would obey."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._stream.write(visible(text))
 
 
 def silence(stream: TextIO) -> None:
@@ -227,5 +244,4 @@ class Printer:
         piece = piece if self._started else piece.lstrip()
         self._started = self._started or bool(piece)
         self._progress.clear()
-        sys.stdout.write(visible(piece) if sys.stdout.isatty() else piece)
-        sys.stdout.flush()
+        print(piece, end="", flush=True)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import sys
 import pytest
 
 import minivtw
-from minivtw import chat, generate, terminal
+from minivtw import chat, evaluate, generate, terminal
 from minivtw.__main__ import COMMANDS
 from minivtw.__main__ import main as all_commands
 from tests.doors import assert_one_line_error, assert_promise, make_world, run
@@ -91,8 +92,27 @@ def test_what_a_terminal_would_obey_is_written_out(world):
     assert_one_line_error(run(generate.main, "\x1b[31m\x07.png", "x", "--model", world.model), r"\x1b[31m\x07.png")
     assert_one_line_error(run(generate.main, "a\n\udcff.png", "x", "--model", world.model), r"a \udcff.png")
     printer = terminal.Printer(terminal.Progress())
-    assert run(lambda _: printer("a\x1b]0;b\n\tc"), terminal=True).out == "a\\x1b]0;b\n\tc"
+    for says in (printer, lambda text: print(text, end="")):
+        assert run(lambda _: says("a\x1b]0;b\n\tc\r"), terminal=True).out == "a\\x1b]0;b\n\tc\\r"
     assert run(lambda _: terminal.Printer(terminal.Progress())("a\x1b]0;b")).out == "a\x1b]0;b"  # a file gets all
+
+
+@pytest.mark.parametrize("door", [evaluate.main, generate.main])
+def test_no_table_is_obeyed_by_a_terminal(world, door):
+    """What strangers name: the folder of a model, the family of a question."""
+    folder, questions = world.folder / "m\x1b]0;\x07", world.folder / "q\x1b[2J"
+    if not folder.exists():
+        folder.symlink_to(world.model)
+        shutil.copytree(world.questions, questions)
+        asked = (questions / "questions.jsonl").read_text(encoding="utf-8").replace('"one"', '"\\u001b]0;one\\u0007"')
+        (questions / "questions.jsonl").write_text(asked, encoding="utf-8")
+    arguments = {
+        evaluate.main: [questions, "--model", folder],
+        generate.main: short(world.picture, "Hm?", "--model", folder, "--stats"),
+    }[door]
+    ran = run(door, *arguments, terminal=True)
+    assert ran.code == 0 and r"\x1b]0;" in ran.out
+    assert ran.out.replace("\n", "").isprintable()
 
 
 def test_a_long_error_keeps_its_beginning_and_its_end(world):
