@@ -28,7 +28,19 @@ def command(main: Callable[[list[str]], None]) -> None:
 
     A reader who has left (`| head`) is no error.
     """
-    code = 0
+    code = interrupts.INTERRUPTED
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            interrupts.hear(True)
+            code = exit_code(main)
+        finally:
+            interrupts.hear(False)
+    if code:
+        sys.exit(code)
+
+
+def exit_code(main: Callable[[list[str]], None]) -> int:
+    """Run a command, and say what went wrong."""
     try:
         open_streams()
         hush()
@@ -36,23 +48,20 @@ def command(main: Callable[[list[str]], None]) -> None:
         with np.errstate(all="ignore"):  # what is not finite is found where a layer ends
             main(sys.argv[1:])
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = interrupts.INTERRUPTED
     except BrokenPipeError:
         silence(sys.stdout)
     except MemoryError:
-        code = refuse("this needs more memory than the machine has")
+        return refuse("this needs more memory than the machine has")
     except InputError as error:
-        code = refuse(error)
+        return refuse(error)
     except OSError as error:  # of a file, or no room where standard output goes
         silence(sys.stdout)
-        code = refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        return refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except Exception as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        code = interrupts.INTERRUPTED  # Ctrl-C, and what was interrupted could not tidy up
-    if code:
-        sys.exit(code)
+        return interrupts.INTERRUPTED  # Ctrl-C, and what was interrupted could not tidy up
+    return 0
 
 
 def refuse(message: object) -> int:

@@ -185,21 +185,38 @@ def test_a_home_that_is_not_there(monkeypatch, world):
     assert_one_line_error(ran, "there is no such home folder; set MINIVTW_CACHE")
 
 
-def test_ctrl_c_while_python_imports_says_nothing():
-    """From the first line of the package on; before that, Python itself starts."""
-    code = (
-        "import os, signal, sys, importlib.abc\n"
-        "class Interrupt(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'numpy': os.kill(os.getpid(), signal.SIGINT)\n"
-        "sys.meta_path.insert(0, Interrupt())\n"
-        "sys.argv, sys.orig_argv = ['-m'], ['python', '-m', {module!r}]\n"
-        "import minivtw\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code.format(module="minivtw.generate")], capture_output=True)
-    assert ended.returncode == 130 and ended.stderr == b""
-    others = subprocess.run([sys.executable, "-c", code.format(module="theirs")], capture_output=True)
-    assert others.returncode != 130 and b"KeyboardInterrupt" in others.stderr  # a program that imports us is left alone
+STARTED = """
+import atexit, importlib.abc, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup` takes away
+interrupt = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+class AtNumPy(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "numpy":
+            interrupt()
+sys.argv, sys.orig_argv = ["-m"], ["python", "-m", {module!r}]
+{before}
+from minivtw.terminal import command
+{after}
+"""
+IMPORTING = "sys.meta_path.insert(0, AtNumPy())"
+
+
+@pytest.mark.parametrize(
+    "module, before, after, code, said",
+    [
+        ("minivtw.generate", IMPORTING, "print('imported')", -signal.SIGINT, b""),
+        ("minivtw.generate", "", "command(interrupt)", 130, b""),
+        ("minivtw", "atexit.register(interrupt)", "command(lambda _: print('done'))", -signal.SIGINT, b"done\n"),
+        ("minivtw", f"signal.signal(signal.SIGINT, signal.SIG_IGN); {IMPORTING}", "command(interrupt)", 0, b""),
+        ("theirs", "", "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)", 0, b"True\n"),
+    ],
+    ids=["while modules are imported", "in a command", "while Python ends", "where it is ignored", "in a program"],
+)
+def test_ctrl_c_says_nothing_at_any_moment_of_a_command(module, before, after, code, said):
+    """From the first module of the package on; before that, Python itself starts. What imports us is left alone."""
+    script = STARTED.format(module=module, before=before, after=after)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, said, b"")
 
 
 def test_ctrl_c_in_an_answer_keeps_what_was_said(world):
