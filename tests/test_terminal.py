@@ -16,7 +16,7 @@ import minivtw
 from minivtw import chat, evaluate, generate, terminal
 from minivtw.__main__ import COMMANDS
 from minivtw.__main__ import main as all_commands
-from tests.doors import assert_one_line_error, assert_promise, make_world, run
+from tests.doors import Ran, assert_one_line_error, assert_promise, make_world, run
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +217,19 @@ def test_ctrl_c_says_nothing_at_any_moment_of_a_command(module, before, after, c
     script = STARTED.format(module=module, before=before, after=after)
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, said, b"")
+
+
+def test_the_plug_without_torch_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "minivtw.plug", raising=False)
+    with pytest.raises(minivtw.InputError, match="needs two packages"):
+        importlib.import_module("minivtw.plug")
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "minivtw.plug"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("minivtw.plug")
+    ran = Ran(ended.value.code, *capsys.readouterr())
+    assert_one_line_error(ran, "minivtw.plug needs two packages: pip install 'minivtw[transformers]'")
 
 
 def test_ctrl_c_in_an_answer_keeps_what_was_said(world):
