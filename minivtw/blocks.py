@@ -7,6 +7,7 @@ it, and what it holds on the way is small. NumPy gives up Python's lock while it
 
 import ctypes
 import functools
+import os
 import pathlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -29,14 +30,25 @@ def blas_function(name):
 
 
 get_blas_threads, set_blas_threads = blas_function("get_num_threads"), blas_function("set_num_threads")
-THREADS = (
-    get_blas_threads() if set_blas_threads else 1
-)  # every core, or what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says
-# Its threads begin with the first work. They warn of nothing: what is not finite is found where a layer ends.
-WORKERS = ThreadPoolExecutor(THREADS, initializer=lambda: np.seterr(all="ignore"))
+# Every core, or what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says.
+THREADS = get_blas_threads() if set_blas_threads else 1
+WORKERS: ThreadPoolExecutor
+BUSY: threading.Lock  # held while the workers work
 
 
-BUSY = threading.Lock()  # held while the workers work
+def prepare() -> None:
+    """Workers for this process: a forked process has none of its parent's threads. They start with the first work.
+
+    They warn of nothing: what is not finite is found where a layer ends.
+    """
+    global WORKERS, BUSY
+    WORKERS = ThreadPoolExecutor(THREADS, initializer=lambda: np.seterr(all="ignore"))
+    BUSY = threading.Lock()
+
+
+prepare()
+if hasattr(os, "register_at_fork"):  # all but Windows
+    os.register_at_fork(after_in_child=prepare)
 
 
 def side_by_side(work, blocks):

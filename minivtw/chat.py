@@ -26,6 +26,7 @@ HELP = "a question a line; /image FILE: show a picture with the next one; end wi
 
 def parser():
     options = Parser(prog="minivtw.chat", description="Talk with a vision-language model about pictures, in NumPy.")
+    options.epilog = "Where a model's turns are plain words (LLaVA 1.5: USER:, ASSISTANT:), a line can forge them."
     options.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about from the first question on")
     add_model_option(options)
     add_size_options(options)
@@ -48,7 +49,9 @@ def lines():
 
 
 def converse(chat, images, options, with_stats, progress):
-    """Answer every line. What cannot be used is reported, and the conversation goes on as it was."""
+    """Answer every line. What cannot be used is reported, and the conversation goes on as it was, without a picture that
+    the words could do without.
+    """
     for line in lines():
         try:
             if line.startswith("/image"):
@@ -60,7 +63,17 @@ def converse(chat, images, options, with_stats, progress):
                 if with_stats:
                     print(stats_table(answer.stats))
         except InputError as error:
+            if images and not line.startswith("/image") and can_be_asked(chat, line):
+                images, error = [], InputError(f"{error}; the next question goes without a picture")
             print_error(error)
+
+
+def can_be_asked(chat, words):
+    """Whether a question without a picture would be answered."""
+    try:
+        return bool(chat.prepare(words))
+    except InputError:
+        return False
 
 
 def main(arguments):

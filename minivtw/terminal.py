@@ -28,7 +28,19 @@ def command(main: Callable[[list[str]], None]) -> None:
 
     A reader who has left (`| head`) is no error.
     """
-    code = 0
+    code = interrupts.INTERRUPTED
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            interrupts.hear(True)
+            code = exit_code(main)
+        finally:
+            interrupts.hear(False)
+    if code:
+        sys.exit(code)
+
+
+def exit_code(main: Callable[[list[str]], None]) -> int:
+    """Run a command, and say what went wrong."""
     try:
         open_streams()
         hush()
@@ -36,23 +48,20 @@ def command(main: Callable[[list[str]], None]) -> None:
         with np.errstate(all="ignore"):  # what is not finite is found where a layer ends
             main(sys.argv[1:])
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = interrupts.INTERRUPTED
     except BrokenPipeError:
         silence(sys.stdout)
     except MemoryError:
-        code = refuse("this needs more memory than the machine has")
+        return refuse("this needs more memory than the machine has")
     except InputError as error:
-        code = refuse(error)
+        return refuse(error)
     except OSError as error:  # of a file, or no room where standard output goes
         silence(sys.stdout)
-        code = refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        return refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except Exception as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        code = interrupts.INTERRUPTED  # Ctrl-C, and what was interrupted could not tidy up
-    if code:
-        sys.exit(code)
+        return interrupts.INTERRUPTED  # Ctrl-C, and what was interrupted could not tidy up
+    return 0
 
 
 def refuse(message: object) -> int:
@@ -89,7 +98,9 @@ def visible(text: str) -> str:
 
 
 def open_streams() -> None:
-    """Standard streams that the caller closed lead nowhere; characters that a terminal lacks are shown as numbers."""
+    """Standard streams that the caller closed lead nowhere; characters that a terminal lacks, or would obey, are shown as
+    numbers.
+    """
     for name, mode, errors in (
         ("stdin", "r", "surrogateescape"),
         ("stdout", "w", "backslashreplace"),
@@ -100,6 +111,21 @@ def open_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+        if name == "stdout" and sys.stdout.isatty():
+            setattr(sys, name, Shown(sys.stdout))
+
+
+class Shown:
+    """Standard output where it is a terminal: whatever is printed, it gets no character that it would obey."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._stream.write(visible(text))
 
 
 def silence(stream: TextIO) -> None:
@@ -227,5 +253,4 @@ class Printer:
         piece = piece if self._started else piece.lstrip()
         self._started = self._started or bool(piece)
         self._progress.clear()
-        sys.stdout.write(visible(piece) if sys.stdout.isatty() else piece)
-        sys.stdout.flush()
+        print(piece, end="", flush=True)

@@ -5,6 +5,7 @@ answer = vlm.answer("scene.png", "What color is the star?")
 print(answer.text, answer.stats["flops"])
 """
 
+import copy
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -121,7 +122,7 @@ class VLM:
         if images and not vision:
             raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
         for said in (text,) if system is None else (text, system):
-            refuse_marks(said, self.tokenizer)
+            refuse_marks(said, self.tokenizer, self.parts.layout.marks())
         turn = self.parts.layout.turn(text, len(images), is_first, system)
         opened = [open_image(image) for image in images]
         if opened and vision:
@@ -202,6 +203,12 @@ class Chat:
         self.cache = KVCache(vlm.config)
         self._said: list[int] = []  # the newest token, which no layer has seen yet
 
+    def __copy__(self) -> "Chat":
+        """The same conversation, to be continued in another way: the copy has a cache of its own."""
+        twin = Chat(self.vlm, None, self.method, self.system)
+        twin.cache, twin._said = copy.deepcopy(self.cache), self._said
+        return twin
+
     def ask(
         self,
         prompt: str,
@@ -223,17 +230,14 @@ class Chat:
         """
         sampler, clock = Sampler(temperature, top_k, top_p, seed), Clock(self.vlm.load_seconds)
         max_new_tokens = whole(max_new_tokens, "max-new-tokens")
-        is_first = self.cache.next_position == 0
-        prepared = self.vlm.prepare(image, prompt, is_first, self.system if is_first else None)  # 1. tokens
-        turn = self._continued(prepared)
+        turn = self.prepare(prompt, image)  # 1. tokens
         tower = self.vlm.tower()
         hidden = self.vlm.embed(turn, observe, tower)  # 2. what the tower sees, at the places of the visual tokens
         clock.stop("vision")
-        # 3. prefill, 4. decode
         return self.respond(turn, hidden, sampler, max_new_tokens, clock, observe, stream, tower)
 
     def respond(self, turn, hidden, sampler, max_new_tokens, clock, observe=None, stream=None, tower=None):
-        """Answer a `Prompt` that is embedded already, hidden (tokens, width), with the `Tower` that saw its tiles."""
+        """3. prefill, 4. decode: answer a `Prompt` that is embedded, hidden (tokens, width), by the `Tower` that saw it."""
         start = self.cache.next_position
         try:
             next_logits, tokens = self.vlm.advance(hidden, turn.is_visual, self.cache, self.method, observe, tower)
@@ -246,18 +250,18 @@ class Chat:
         self._said = token_ids[-1:]
         return Answer(text, token_ids, self._stats(turn, token_ids, start, tokens.ran, decoded, clock.seconds))
 
-    def _continued(self, prompt):
-        """The prompt behind the last turn's newest token, if they find room in the model's positions."""
+    def prepare(self, prompt: str, image: Any = None) -> Prompt:
+        """The next turn's tokens after the last turn's newest one. Raises InputError where they find no positions."""
+        is_first = self.cache.next_position == 0
+        turn = self.vlm.prepare(image, prompt, is_first, self.system if is_first else None)
         before = list(self._said)
-        was_cut_short = self.cache.next_position and not self.vlm.stop_ids.intersection(before)
         if self.vlm.parts.layout.turn_end is None:  # nothing stands between an answer and the next turn
             before = [token for token in before if token not in self.vlm.stop_ids]
-        elif was_cut_short and self.vlm.turn_end_id is not None:
+        elif not (is_first or self.vlm.stop_ids.intersection(before) or self.vlm.turn_end_id is None):  # cut short
             before.append(self.vlm.turn_end_id)
-        token_ids = np.concatenate([np.array(before, np.int64), prompt.token_ids])  # (tokens,)
+        token_ids = np.concatenate([np.array(before, np.int64), turn.token_ids])  # (tokens,)
         self.cache.check_room(len(token_ids))
-        is_visual = np.concatenate([np.zeros(len(before), bool), prompt.is_visual])
-        return prompt._replace(token_ids=token_ids, is_visual=is_visual)
+        return turn._replace(token_ids=token_ids, is_visual=np.pad(turn.is_visual, (len(before), 0)))
 
     def _decode(self, next_logits, sampler, max_new_tokens, observe, stream):
         """Token by token until the answer ends, is long enough, or no position is left.

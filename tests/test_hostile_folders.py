@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import minivtw
 from minivtw import InputError, generate
-from minivtw.checkpoints import hub
+from minivtw.checkpoints import hub, tokenizer
 from minivtw.checkpoints.tokenizer import load_tokenizer
 from minivtw.inputs import files
 from tests.doors import assert_one_line_error, bounded_memory, copied, run
@@ -125,15 +125,30 @@ def doubling(count):
         ("normalizer", {"type": "Prepend", "prepend": "x" * 10**6}),
         ("normalizer", {"type": "Sequence", "normalizers": [doubling(2)] * 30}),
         ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"Regex": ""}, "content": "x" * 99}]}),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Replace", "pattern": {"String": "a"}, "content": "ﷺ"}]}),
+        ("normalizer", {"type": "Replace", "pattern": {"Regex": ".*.*.*.*.*.*.*.*\\b\\B"}, "content": "x"}),
+        ("normalizer", {"pattern": {"Regex": ".*.*.*.*.*.*.*.*\\b\\B"}, "content": "x"}),  # as files were once written
         ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}),
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": ".*.*.*.*.*.*.*.*\\b\\B"}, "behavior": "Isolated", "invert": False}),
         ("decoder", {"type": "Sequence", "decoders": [{"type": "Fuse"}] * 10**5}),
         ("decoder", {"type": "Sequence", "decoders": 3}),
         ("post_processor", []),
     ],
 )  # fmt: skip
-def test_a_tokenizer_that_would_not_end_is_one_line(changed, picture, part, value):
+def test_a_tokenizer_that_would_not_end_is_one_line(changed, picture, part, value, capfd):
     ran = ask(changed(CLIP, "tokenizer.json", **{part: value}), picture)
     assert_one_line_error(ran, part[:9])
+    assert capfd.readouterr().err == ""  # where the library panics, it writes past Python
+
+
+@pytest.mark.parametrize("pattern", [tokenizer.GPT2, tokenizer.QWEN2, tokenizer.LLAMA3])
+def test_the_published_ways_to_split_words_are_read_and_end(changed, pattern, capfd):
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    splits = load_tokenizer(changed(CLIP, "tokenizer.json", pre_tokenizer=split)).pre_tokenizer.pre_tokenize_str
+    assert [word for word, _ in splits("It's a word\n")] == ["It", "'s", " a", " word", "\n"]
+    for text in (" ", "\n", " \n", "a", "'", "!\n"):
+        assert "".join(word for word, _ in splits(text * 20_000)) == text * 20_000
+    assert capfd.readouterr().err == ""
 
 
 def test_padding_and_truncation_in_a_tokenizer_change_nothing(changed, picture):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import sys
 import pytest
 
 import minivtw
-from minivtw import chat, generate, terminal
+from minivtw import chat, evaluate, generate, terminal
 from minivtw.__main__ import COMMANDS
 from minivtw.__main__ import main as all_commands
-from tests.doors import assert_one_line_error, assert_promise, make_world, run
+from tests.doors import Ran, assert_one_line_error, assert_promise, make_world, run
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,27 @@ def test_what_a_terminal_would_obey_is_written_out(world):
     assert_one_line_error(run(generate.main, "\x1b[31m\x07.png", "x", "--model", world.model), r"\x1b[31m\x07.png")
     assert_one_line_error(run(generate.main, "a\n\udcff.png", "x", "--model", world.model), r"a \udcff.png")
     printer = terminal.Printer(terminal.Progress())
-    assert run(lambda _: printer("a\x1b]0;b\n\tc"), terminal=True).out == "a\\x1b]0;b\n\tc"
+    for says in (printer, lambda text: print(text, end="")):
+        assert run(lambda _: says("a\x1b]0;b\n\tc\r"), terminal=True).out == "a\\x1b]0;b\n\tc\\r"
     assert run(lambda _: terminal.Printer(terminal.Progress())("a\x1b]0;b")).out == "a\x1b]0;b"  # a file gets all
+
+
+@pytest.mark.parametrize("door", [evaluate.main, generate.main])
+def test_no_table_is_obeyed_by_a_terminal(world, door):
+    """What strangers name: the folder of a model, the family of a question."""
+    folder, questions = world.folder / "m\x1b]0;\x07", world.folder / "q\x1b[2J"
+    if not folder.exists():
+        folder.symlink_to(world.model)
+        shutil.copytree(world.questions, questions)
+        asked = (questions / "questions.jsonl").read_text(encoding="utf-8").replace('"one"', '"\\u001b]0;one\\u0007"')
+        (questions / "questions.jsonl").write_text(asked, encoding="utf-8")
+    arguments = {
+        evaluate.main: [questions, "--model", folder],
+        generate.main: short(world.picture, "Hm?", "--model", folder, "--stats"),
+    }[door]
+    ran = run(door, *arguments, terminal=True)
+    assert ran.code == 0 and r"\x1b]0;" in ran.out
+    assert ran.out.replace("\n", "").isprintable()
 
 
 def test_a_long_error_keeps_its_beginning_and_its_end(world):
@@ -105,6 +125,23 @@ def test_a_chat_goes_on_after_a_line_that_is_not_text(world):
     ran = run(chat.main, world.picture, *short("--model", world.model), stdin="\udcff\n/image\n/image nope.png\nhi\n")
     assert ran.code == 0 and ran.err.count("\n") == 3 and ran.out.count("\n") == 1
     assert "the prompt is not UTF-8 text" in ran.err and "nope.png" in ran.err
+
+
+@pytest.mark.parametrize("many", [30, 1])
+def test_a_chat_goes_on_without_a_picture_that_cannot_be_used(world, many):
+    """Too many for the positions; and one, with a question that leaves it no room."""
+    lines = ["/image " + str(world.picture)] * many + ["What?" if many > 1 else "What? " * 39, "What?"]
+    ran = run(chat.main, *short("--model", world.model), stdin="\n".join(lines))
+    assert ran.code == 0 and ran.err.count("\n") == 1
+    assert "the model has 256 positions; the next question goes without a picture" in ran.err
+    assert ran.out == run(chat.main, *short("--model", world.model), stdin="What?").out
+
+
+def test_a_chat_keeps_a_picture_that_the_words_have_not_been_said_to(world):
+    lines = ["</s>", "/image nope.png", "<image> and <image>?", "What?"]
+    ran = run(chat.main, world.picture, *short("--model", world.model), stdin="\n".join(lines))
+    assert ran.code == 0 and ran.err.count("\n") == 3 and "without a picture" not in ran.err
+    assert ran.out == run(chat.main, world.picture, *short("--model", world.model), stdin="What?").out
 
 
 def test_a_chat_without_standard_input_ends(world, monkeypatch):
@@ -149,21 +186,51 @@ def test_a_home_that_is_not_there(monkeypatch, world):
     assert_one_line_error(ran, "there is no such home folder; set MINIVTW_CACHE")
 
 
-def test_ctrl_c_while_python_imports_says_nothing():
-    """From the first line of the package on; before that, Python itself starts."""
-    code = (
-        "import os, signal, sys, importlib.abc\n"
-        "class Interrupt(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'numpy': os.kill(os.getpid(), signal.SIGINT)\n"
-        "sys.meta_path.insert(0, Interrupt())\n"
-        "sys.argv, sys.orig_argv = ['-m'], ['python', '-m', {module!r}]\n"
-        "import minivtw\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code.format(module="minivtw.generate")], capture_output=True)
-    assert ended.returncode == 130 and ended.stderr == b""
-    others = subprocess.run([sys.executable, "-c", code.format(module="theirs")], capture_output=True)
-    assert others.returncode != 130 and b"KeyboardInterrupt" in others.stderr  # a program that imports us is left alone
+STARTED = """
+import atexit, importlib.abc, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup` takes away
+interrupt = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+class AtNumPy(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "numpy":
+            interrupt()
+sys.argv, sys.orig_argv = ["-m"], ["python", "-m", {module!r}]
+{before}
+from minivtw.terminal import command
+{after}
+"""
+IMPORTING = "sys.meta_path.insert(0, AtNumPy())"
+
+
+@pytest.mark.parametrize(
+    "module, before, after, code, said",
+    [
+        ("minivtw.generate", IMPORTING, "print('imported')", -signal.SIGINT, b""),
+        ("minivtw.generate", "", "command(interrupt)", 130, b""),
+        ("minivtw", "atexit.register(interrupt)", "command(lambda _: print('done'))", -signal.SIGINT, b"done\n"),
+        ("minivtw", f"signal.signal(signal.SIGINT, signal.SIG_IGN); {IMPORTING}", "command(interrupt)", 0, b""),
+        ("theirs", "", "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)", 0, b"True\n"),
+    ],
+    ids=["while modules are imported", "in a command", "while Python ends", "where it is ignored", "in a program"],
+)
+def test_ctrl_c_says_nothing_at_any_moment_of_a_command(module, before, after, code, said):
+    """From the first module of the package on; before that, Python itself starts. What imports us is left alone."""
+    script = STARTED.format(module=module, before=before, after=after)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, said, b"")
+
+
+def test_the_plug_without_torch_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "minivtw.plug", raising=False)
+    with pytest.raises(minivtw.InputError, match="needs two packages"):
+        importlib.import_module("minivtw.plug")
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "minivtw.plug"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("minivtw.plug")
+    ran = Ran(ended.value.code, *capsys.readouterr())
+    assert_one_line_error(ran, "minivtw.plug needs two packages: pip install 'minivtw[transformers]'")
 
 
 def test_ctrl_c_in_an_answer_keeps_what_was_said(world):

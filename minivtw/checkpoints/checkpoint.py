@@ -6,6 +6,7 @@ headers alone, to find everything missing, surplus or misshapen, then on the dat
 
 import json
 import math
+import os
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -240,8 +241,7 @@ class LayersOnDisk:
     def __init__(self, count, read):
         self._count = count
         self._read = read
-        self._reader = ThreadPoolExecutor(1)
-        self._ahead = None  # (index, the Future of that layer)
+        self._process = None  # whose thread it is: a forked process has none of its parent's
 
     def __len__(self):
         return self._count
@@ -249,8 +249,10 @@ class LayersOnDisk:
     def __getitem__(self, index):
         if not 0 <= index < self._count:
             raise IndexError(index)
+        if self._process != os.getpid():
+            self._process, self._reader, self._ahead = os.getpid(), ThreadPoolExecutor(1), None
         ahead, following = self._ahead, (index + 1) % self._count  # behind the last layer the next token begins anew
         layer = ahead[1].result() if ahead and ahead[0] == index else self._read(index)
         if not ahead or ahead[0] != following:
-            self._ahead = following, self._reader.submit(self._read, following)
+            self._ahead = following, self._reader.submit(self._read, following)  # (index, the Future of that layer)
         return layer

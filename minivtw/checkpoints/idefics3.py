@@ -16,7 +16,7 @@ from ..model.connector import ShuffleConnector, shuffle_connect
 from ..model.layers import Linear
 from . import clip, llama
 from .layouts import SMOLVLM, folder_layout
-from .parts import MOST_TILES, Parts, Plan, VisionParts, tiler
+from .parts import MOST_TILES, Parts, Plan, Tiler, VisionParts
 
 
 def load(fields, folder, checkpoint):
@@ -42,11 +42,10 @@ def load(fields, folder, checkpoint):
         )
 
     vision, connector, decoder = checkpoint.fill(form)
-
     vision_parts = VisionParts(
         encoder=on_tiles(vision, pixels.side),
         connect=functools.partial(shuffle_connect, connector),
-        tile=tiler(pixels.side, text_config.max_positions, functools.partial(pixels.plan, tokens)),
+        tile=Tiler(pixels.side, text_config.max_positions, functools.partial(pixels.plan, tokens)),
         image_token_id=fields.index("image_token_id", 128257),
     )
     return Parts(decoder, folder_layout(folder, SMOLVLM), vision_parts)

@@ -49,6 +49,10 @@ class Layout(NamedTuple):
         space = "" if turn.startswith(MARK) else self.space
         return f"{self.opening(system) if is_first else self.between}{self.user}{space}{turn}{self.closes}"
 
+    def marks(self) -> set[str]:
+        """What it writes in angle brackets: not for a question to say, whether or not the tokenizer calls it special."""
+        return set(re.findall(r"<[^<>\s]+>", "".join(map(str, self)))) - {MARK}
+
     def opening(self, system: str | None) -> str:
         """What stands before the first turn."""
         before, after = self.system

@@ -6,7 +6,7 @@ from ..model.connector import Connector, connect
 from ..model.layers import ACTIVATIONS, Linear
 from . import clip, llama
 from .layouts import INTERLEAVE, VICUNA, folder_layout
-from .parts import Parts, Plan, VisionParts, tiler
+from .parts import Parts, Tiler, VisionParts, one_tile
 
 # Where the parts are: (vision, connector, decoder, head), in published files and in those of some versions between.
 # Within `vision`, published files have one more level, `vision_model.`; towers that transformers 5 made itself do not.
@@ -19,11 +19,11 @@ def load(fields, folder, checkpoint):
     text_config, vision_config = configs(fields, feature_layer=-2, selects="default")
     pixels = clip.pixel_settings(fields, folder, vision_config.image_size)
     vision, connector, decoder = checkpoint.fill(form(fields, text_config, vision_config))
-    plan = Plan(1, vision_config.features, lambda image: [pixels(image)], lambda *_: "<image>" * vision_config.features)
+    plan = functools.partial(one_tile, pixels, vision_config.features, "<image>" * vision_config.features)
     vision_parts = VisionParts(
         encoder=vision,
         connect=functools.partial(connect, connector),
-        tile=tiler(vision_config.image_size, text_config.max_positions, lambda *_: plan),
+        tile=Tiler(vision_config.image_size, text_config.max_positions, plan),
         image_token_id=fields.index("image_token_index", fields.index("image_token_id", 32000)),
     )
     return Parts(decoder, folder_layout(folder, INTERLEAVE if text_config.qkv_bias else VICUNA), vision_parts)

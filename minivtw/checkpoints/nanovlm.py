@@ -27,7 +27,7 @@ from . import clip, llama
 from .fields import MOST_LAYERS
 from .idefics3 import tile_tokens
 from .layouts import CHATML, Layout, known_layout
-from .parts import Parts, Plan, VisionParts, tiler
+from .parts import Parts, Plan, Tiler, VisionParts, one_tile
 
 BILINEAR = 2  # Pillow's number
 TOWER_NAMES = clip.Names(
@@ -50,8 +50,8 @@ def load(fields, folder, checkpoint):
     if "image_token" not in extra:
         raise fields.error("names no image_token among its vlm_extra_tokens")
     has_tiles = fields.has("max_img_size")
-    plan = grid_plan(fields, vision_config, tokens, extra) if has_tiles else one_tile(vision_config, tokens, extra)
-    tile = tiler(vision_config.image_size, text_config.max_positions, plan)
+    plan = grid_plan(fields, vision_config, tokens, extra) if has_tiles else square_plan(vision_config, tokens, extra)
+    tile = Tiler(vision_config.image_size, text_config.max_positions, plan)
     template = fields.text("lm_chat_template", "") or None
 
     def form(take):
@@ -72,16 +72,15 @@ def load(fields, folder, checkpoint):
     )
 
 
-def one_tile(config, tokens, extra):
-    """One picture, squeezed to a square, levels from 0 to 1: `tiler`'s plan in the layouts before tiles."""
+def square_plan(config, tokens, extra):
+    """One picture, squeezed to a square, levels from 0 to 1: the `Tiler`'s plan in the layouts before tiles."""
     side = (config.image_size, config.image_size)
     pixels = clip.ClipPixels(None, side, BILINEAR, crop=None, scale=1 / 255, mean=None, std=None)
-    plan = Plan(1, tokens, lambda image: [pixels(image)], lambda *_: extra["image_token"] * tokens)
-    return lambda *_: plan
+    return functools.partial(one_tile, pixels, tokens, extra["image_token"] * tokens)
 
 
 def grid_plan(fields, config, tokens, extra):
-    """Tiles, the view of the whole first, each with the token of its place: `tiler`'s plan in the third layout."""
+    """Tiles, the view of the whole first, each with the token of its place: the `Tiler`'s plan in the third layout."""
     pixels = GridPixels(
         side=config.image_size,
         longest_edge=fields.whole("max_img_size", most=clip.MOST_PIXELS_A_SIDE),
@@ -92,21 +91,16 @@ def grid_plan(fields, config, tokens, extra):
     is_named = all(f"r{row}c{column}" in extra for row in places for column in places)
     if pixels.longest_edge % pixels.side or not is_named:
         raise fields.error(f"cannot name every tile of {pixels.side} pixels in a picture of {pixels.longest_edge}")
-    visual = extra["image_token"] * tokens
+    return functools.partial(pixels.plan, tokens, extra)
 
-    def stands_for(rows, columns):
-        whole = f"{extra['global_image_token']}{visual}" if pixels.views else ""
-        if pixels.views and rows * columns == 1:  # a single tile is the view of the whole
-            return whole
-        places = [(row, column) for row in range(1, rows + 1) for column in range(1, columns + 1)]
-        return whole + "".join(f"{extra[f'r{row}c{column}']}{visual}" for row, column in places)
 
-    def plan(height, width, most_tiles):
-        rows, columns, tiles = pixels.grid_within(height, width, most_tiles)
-        text = lambda index, count: f"<image: {index}>" * (count > 1) + stands_for(rows, columns)
-        return Plan(tiles, tiles * tokens, lambda image: pixels.tiles(image, rows, columns), text)
-
-    return plan
+def stands_for(rows, columns, has_view, visual, extra):
+    """The text of an image of rows x columns tiles, the view of the whole first where there is one."""
+    whole = f"{extra['global_image_token']}{visual}" if has_view else ""
+    if has_view and rows * columns == 1:  # a single tile is the view of the whole
+        return whole
+    places = [(row, column) for row in range(1, rows + 1) for column in range(1, columns + 1)]
+    return whole + "".join(f"{extra[f'r{row}c{column}']}{visual}" for row, column in places)
 
 
 class GridPixels(NamedTuple):
@@ -119,6 +113,13 @@ class GridPixels(NamedTuple):
     longest_edge: int  # no side becomes longer than this
     fills: bool  # make the longer side that long, even of a small picture
     views: bool  # False: no view of the whole
+
+    def plan(self, tokens, extra, height, width, most_tiles):
+        """What an image of this size becomes; tokens: visual tokens of a tile; extra: the tokens that name places."""
+        rows, columns, tiles = self.grid_within(height, width, most_tiles)
+        text = stands_for(rows, columns, self.views, extra["image_token"] * tokens, extra)
+        mark = lambda index, count: f"<image: {index}>" * (count > 1) + text
+        return Plan(tiles, tiles * tokens, lambda image: self.tiles(image, rows, columns), mark)
 
     def tiles(self, image, rows, columns):
         """A Pillow RGB image to tiles (3, side, side) float32."""

