@@ -128,11 +128,11 @@ class Explorer:
         """A question about a picture: its tokens, the picture as the model sees it, what it says left alone."""
         asked = self.asked_about(content)
         tokens = zip(asked.prompt.token_ids.tolist(), asked.prompt.is_visual)
-        assert asked.prompt.tiles is not None  # there was a picture
-        tiles = as_seen(asked.prompt.tiles, self.picture(text(content, "picture")))
+        assert self.vlm.parts.vision and asked.prompt.tiles is not None  # there was a picture
         return {
             "words": [None if is_visual else watching.token_text(self.vlm, token) for token, is_visual in tokens],
-            "tiles": [data_url(tile) for tile in tiles],
+            "tiles": [data_url(tile) for tile in as_seen(self.vlm.parts.vision, asked.prompt.tiles)],
+            "patches": watching.patches(self.vlm, asked.prompt),
             "full": asked.answer.text,
         }
 
