@@ -1,18 +1,32 @@
 """A page to touch, on which the model runs while one watches: python -m minivtw.explore [IMAGE]"""
 
+import collections
+import contextlib
+import ctypes
+import hmac
 import json
+import pathlib
+import re
+import secrets
+import socket
+import sys
+import traceback
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from . import load
 from .analysis.exploring import Explorer
-from .analysis.page import PAGES, explore_html, page_css, source_html
+from .analysis.page import explore_html, page_css, part, source_html
 from .cli import Parser, add_method_options, add_model_option
 from .errors import InputError
-from .terminal import command
+from .terminal import command, one_line, shortened, visible
 
-MOST_BYTES = {"upload": 20_000_000}  # of a picture …
+MOST_PICTURE = 20_000_000  # bytes of a picture's file …
 MOST_TEXT = 100_000  # … and of any other request
+MOST_WAITING = 32  # connections that have not said yet that they are the page's
+PATIENCE = 10  # seconds of silence that end a connection
+M_MMAP_THRESHOLD = -3  # malloc.h
 REQUESTS = ("start", "upload", "ask", "frame", "eyes", "layer")
 SCRIPTS = ("wall.js", "explore.js", "scene.js", "tour.js")
 HEADERS = {
@@ -26,59 +40,57 @@ HEADERS = {
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Requests to answers: only from this machine, and only from the page itself."""
+    """Requests to answers: only from this machine, and only from the page itself, whose address is a secret."""
 
+    server: "Server"
     server_version = "minivtw"
     sys_version = ""
+    timeout = PATIENCE
 
-    def do_GET(self):
-        name = self.path.split("?")[0].removeprefix("/")
-        if not self.is_ours():
+    def do_GET(self) -> None:
+        name = self.wanted()
+        if name is None:
             return
         if name == "":
             self.reply(200, explore_html(), "text/html")
         elif name == "page.css":
             self.reply(200, page_css(), "text/css")
         elif name in SCRIPTS:
-            self.reply(200, (PAGES / name).read_text(encoding="utf-8"), "text/javascript")
+            self.reply(200, part(name), "text/javascript")
         elif name.startswith("source/") and (html := source_html(name.removeprefix("source/"))):
             self.reply(200, html, "text/html")
         else:
             self.reply(404, "there is no such page", "text/plain")
 
-    def do_POST(self):
-        name = self.path.removeprefix("/")
-        if not self.is_ours(needs_origin=True):
+    def do_POST(self) -> None:
+        name = self.wanted(needs_origin=True)
+        if name is None:
             return
-        try:
-            length, most = int(self.headers.get("Content-Length", "")), MOST_BYTES.get(name, MOST_TEXT)
-            if not 0 <= length <= most:
-                self.close_connection = True
-                raise InputError(f"this is too large: a request has at most {most:,} bytes")
-            body = self.rfile.read(length)
-            content = body if name == "upload" else json.loads(body)
-            if name not in REQUESTS or not isinstance(content, bytes | dict):
-                raise InputError("there is no such request")
-            with self.server.explorer.lock:
-                answer = getattr(self.server.explorer, name)(content)
-            self.reply(200, json.dumps(answer), "application/json")
-        except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
-            said = str(error) if isinstance(error, InputError) else "the request cannot be read"
-            self.reply(400, json.dumps({"error": " ".join(said.split())}), "application/json")
+        length, most = self.headers.get("Content-Length", ""), MOST_PICTURE if name == "upload" else MOST_TEXT
+        fits = re.fullmatch("[0-9]{1,18}", length) and int(length) <= most
+        if fits:
+            self.reply(*answered(self.server.explorer, name, self.rfile.read(int(length))))
+        else:
+            self.reply(400, {"error": f"this is too large: a request says its length, at most {most:,} bytes"})
+            while self.rfile.read(MOST_TEXT):  # a browser reads an answer when it has sent everything
+                pass
 
-    def is_ours(self, needs_origin=False):
-        """Only this page, under its own name, may ask: another site's page, or a name that points here, may not."""
+    def wanted(self, needs_origin: bool = False) -> str | None:
+        """What is wanted, if this is the page: it knows its address, and no other site's page does, nor a name that
+        points here."""
+        path, root = self.path.split("?")[0], f"/{self.server.token}/"
         port = self.server.server_address[1]
         hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         origin, host = self.headers.get("Origin"), self.headers.get("Host")
-        if host in hosts and (origin == f"http://{host}" or (origin is None and not needs_origin)):
-            return True
-        self.close_connection = True
-        self.reply(403, "this page answers to itself alone", "text/plain")
-        return False
+        is_ours = host in hosts and (origin == f"http://{host}" or (origin is None and not needs_origin))
+        if hmac.compare_digest(path[: len(root)].encode(), root.encode()) and is_ours:
+            self.server.waiting.pop(self.connection, None)
+            return path[len(root) :]
+        self.reply(403, {"error": "this page answers to itself alone, at the address that minivtw.explore printed"})
+        return None
 
-    def reply(self, code, content, kind):
-        body = content.encode()
+    def reply(self, code: int, content: Any, kind: str = "application/json") -> None:
+        body = (json.dumps(content) if kind == "application/json" else content).encode()
         self.send_response(code)
         for name, value in HEADERS.items():
             self.send_header(name, value)
@@ -87,22 +99,69 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *parts):
+    def log_message(self, *parts: Any) -> None:
         """Nothing: the terminal keeps the address."""
 
 
+def answered(explorer: Explorer, name: str, body: bytes) -> tuple[int, dict]:
+    """The status and the answer of a request. What is wrong with it is one line; of a fault, in this package or in the
+    method that the page was started with, the terminal gets the traceback."""
+    try:
+        content = body if name == "upload" else parsed(body)
+        if name not in REQUESTS or not isinstance(content, bytes | dict):
+            raise InputError("there is no such request")
+        with explorer.lock:
+            return 200, getattr(explorer, name)(content)
+    except InputError as error:
+        return 400, {"error": shortened(one_line(error))}
+    except BaseException as error:  # SystemExit, too, which would end this thread without a word
+        own, frames = explorer.own or "", traceback.extract_tb(error.__traceback__)
+        theirs = [frame for frame in frames if f"{frame.filename}:" in own]
+        if isinstance(error, MemoryError) and not theirs:
+            return 400, {"error": "this needs more memory than the machine has"}
+        with contextlib.suppress(OSError):  # standard error is full or closed
+            print(visible(traceback.format_exc()), end="", file=sys.stderr, flush=True)
+        at, ours = (theirs or frames)[-1], f"or of {own}" if ".py:" in own else "please report it"
+        said = f"{''.join(traceback.format_exception_only(error))} ({pathlib.Path(at.filename).name}, line {at.lineno}: {at.line})"
+        return 500, {"error": shortened(one_line(said if theirs else f"a fault of minivtw, {ours}: {said}"))}
+
+
+def parsed(body: bytes) -> Any:
+    """A request's JSON. Raises InputError."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise InputError("the request cannot be read") from None
+
+
 class Server(ThreadingHTTPServer):
-    """On the loopback address alone. Port 0 takes a free one."""
+    """On the loopback address alone, for whoever knows the token in the page's address. Port 0 takes a free one."""
 
-    daemon_threads = True
+    daemon_threads, request_queue_size = True, MOST_WAITING
 
-    def __init__(self, explorer, port=0):
+    def __init__(self, explorer: Explorer, port: int = 0):
         super().__init__(("127.0.0.1", port), Handler)
         self.explorer = explorer
-        self.address = f"http://127.0.0.1:{self.server_address[1]}/"
+        self.token = secrets.token_urlsafe(16)  # other users of this machine can open the port, but do not know it
+        self.address = f"http://127.0.0.1:{self.server_address[1]}/{self.token}/"
+        self.waiting = collections.OrderedDict[Any, None]()  # connections that have not said who they are, oldest first
 
-    def handle_error(self, request, client_address):
-        """Nothing: a tab was closed while it waited."""
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """One more connection; where too many wait, the oldest of them ends."""
+        if len(self.waiting) >= MOST_WAITING:
+            with contextlib.suppress(KeyError, OSError):  # it has just said it, or has ended
+                self.waiting.popitem(last=False)[0].shutdown(socket.SHUT_RDWR)
+        self.waiting[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.waiting.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing where a tab was closed while it waited."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 def main(arguments):
@@ -117,6 +176,10 @@ def main(arguments):
     chosen = options.parse_args(arguments)
     vlm = load(chosen.model)
     explorer = Explorer(vlm, vlm.method(chosen.withdraw, chosen.method), chosen.image)
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # where the C library is another than glibc
+        ctypes.CDLL(None).mallopt(
+            M_MMAP_THRESHOLD, 1 << 23
+        )  # bytes, as of a large picture: freed, they go back at once
     try:
         server = Server(explorer, chosen.port)
     except (OSError, OverflowError) as error:

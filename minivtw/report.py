@@ -10,7 +10,6 @@ from .before import with_tower
 from .checkpoints.stored import stored_search
 from .cli import Parser, add_method_options, add_model_option, check_question
 from .errors import InputError
-from .inputs.opening import open_image
 from .methods import withdraw
 from .model.tokens import EmbeddedPrompt
 from .search import ETA, kl_curve
@@ -21,14 +20,10 @@ from .writing import check_writable, write_whole
 REPEATS = 5  # of each timed answer; the fastest counts
 
 
-def timed(vlm, image, question, methods):
+def timed(vlm, asked, methods):
     """The greedy answer under each method, with the seconds of its fastest run; taken in turns."""
     rounds = [
-        [
-            vlm.answer(image, question, withdraw=None, method=method, max_new_tokens=watching.LONGEST_ANSWER)
-            for method in methods
-        ]
-        for _ in range(REPEATS)
+        [watching.responded(vlm, asked.prompt, asked.hidden, method)[0] for method in methods] for _ in range(REPEATS)
     ]
     for answers in zip(*rounds):
         fastest = {phase: min(answer.stats["seconds"][phase] for answer in answers) for phase in ("prefill", "decode")}
@@ -52,18 +47,18 @@ def framed(vlm, asked, method):
 
 def tell(vlm, image, question, method):
     """Ask at every K, observe and measure: everything that `page` shows. Raises InputError."""
-    picture, layers = open_image(image), vlm.config.layers
+    layers = vlm.config.layers
     if not vlm.parts.vision:
         raise InputError(
             f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown"
         )
-    asked = watching.ask(vlm, picture, question)
+    asked = watching.ask(vlm, image, question)
     prompt, is_visual = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual), asked.prompt.is_visual
     leaves = watching.wall_layer(method) if method else layers
     is_own = method is not None and withdrawal_layer(method) is None
-    timings = timed(vlm, picture, question, (method, None))
-    if method:  # some methods ask what the vision tower knows; `timed` asks the model, which gives it to them
+    if method:  # some methods ask what the vision tower knows
         method = with_tower(method, asked.tower)
+    timings = timed(vlm, asked, (method, None))
     own = framed(vlm, asked, method) if is_own else None
     looks = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)
     text = np.flatnonzero(~is_visual).tolist()
@@ -71,11 +66,12 @@ def tell(vlm, image, question, method):
     return Story(
         model=timings[0].stats["model"],
         question=question,
-        tiles=as_seen(asked.prompt.tiles, picture),
+        tiles=as_seen(vlm.parts.vision, asked.prompt.tiles),
         words=[
             None if visual else watching.token_text(vlm, token)
             for token, visual in zip(asked.prompt.token_ids.tolist(), is_visual)
         ],
+        patches=watching.patches(vlm, asked.prompt),
         frames=[framed(vlm, asked, withdraw(layer)) for layer in range(layers + 1)],
         layer=leaves,
         own=own,

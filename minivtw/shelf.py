@@ -160,7 +160,10 @@ ABLATIONS = (random_tokens, renumber, own_positions)
 METHODS = {make.__name__: make for make in (*IN_THE_DECODER, *BEFORE_THE_DECODER, *ABLATIONS)}
 
 
-def method_of(text: str) -> Method:
-    """A method from its text, such as `freeze:layers=18-23+withdraw:layer=24`. Raises InputError."""
-    methods = parse(text, METHODS)
+def method_of(text: str, files: bool = True) -> Method:
+    """A method from its text, such as `freeze:layers=18-23+withdraw:layer=24`. Raises InputError.
+
+    files: whether it may name a Python file, which is run.
+    """
+    methods = parse(text, METHODS, files)
     return methods[0] if len(methods) == 1 else then(*methods)

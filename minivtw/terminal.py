@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
-import numpy as np
-
 from . import interrupts
 from .errors import InputError
 from .inputs.opening import hush
@@ -45,8 +43,7 @@ def exit_code(main: Callable[[list[str]], None]) -> int:
         open_streams()
         hush()
         warnings.showwarning = lambda message, *_: say(message)
-        with np.errstate(all="ignore"):  # what is not finite is found where a layer ends
-            main(sys.argv[1:])
+        main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         silence(sys.stdout)
@@ -76,9 +73,7 @@ def print_error(message: object) -> None:
 
 def say(message: object) -> None:
     """One line on standard error; where that is full or closed, nothing."""
-    line = f"minivtw: {one_line(message)}"
-    if len(line) > MOST_CHARACTERS:  # what it is about stands in front, what is wrong at the end
-        line = f"{line[:300]} ... {line[-150:]}"
+    line = shortened(f"minivtw: {one_line(message)}")
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
         return
@@ -88,6 +83,11 @@ def say(message: object) -> None:
 def one_line(message: object) -> str:
     """A message without line breaks, and without characters that a terminal would obey."""
     return visible(" ".join(str(message).split()))
+
+
+def shortened(line: str) -> str:
+    """At most MOST_CHARACTERS of a line: what it is about stands in front, what is wrong at the end."""
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:300]} ... {line[-150:]}"
 
 
 def visible(text: str) -> str:

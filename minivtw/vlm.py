@@ -108,7 +108,7 @@ class VLM:
         if text is None:
             return withdraw_before(self.config.layers // 2)
         try:
-            return check(method_of(text), self.config.layers)
+            return check(method_of(text, files=False), self.config.layers)
         except InputError as error:
             raise InputError(f"{self.folder}/{STORED}: {error}") from error
 

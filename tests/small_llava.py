@@ -1,9 +1,11 @@
 """A small random LLaVA folder, written without torch: for tests of files and doors, where the numbers do not matter."""
 
 import json
+import pathlib
+import shutil
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 SPECIALS = ("<s>", "</s>", "<pad>", "<image>")
@@ -108,4 +110,21 @@ def write_folder(folder, tensors=None, config=CONFIG):
     ):
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     byte_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def write_onevision(folder):
+    """A small LLaVA-OneVision: a golden LLaVA with what ends a line, for pictures of up to 3 x 3 tiles of 3 x 3 patches."""
+    golden, side = pathlib.Path(__file__).parent / "golden" / "llava" / "siglip-llama", 24
+    folder.mkdir(parents=True)
+    shutil.copy(golden / "tokenizer.json", folder)
+    tensors = {"image_newline": np.ones(32, np.float32)}
+    for path in golden.glob("model*.safetensors"):
+        tensors |= load_file(path)
+    save_file(tensors, folder / "model.safetensors")
+    pinpoints = [[side * rows, side * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
+    changes = {"model_type": "llava_onevision", "vision_feature_layer": -1, "image_grid_pinpoints": pinpoints}
+    for name, more in (("config", changes), ("preprocessor_config", {"image_grid_pinpoints": pinpoints})):
+        content = json.loads((golden / f"{name}.json").read_text(encoding="utf-8")) | more
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder

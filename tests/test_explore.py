@@ -2,7 +2,9 @@
 
 import base64
 import http.client
+import io
 import json
+import sys
 import threading
 
 import numpy as np
@@ -50,17 +52,25 @@ def scene(color=(214, 48, 49)):
     return image
 
 
+def file_of(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
 def asking(explorer, sample=0, method="", question=QUESTION, **more):
     return {"picture": explorer.samples[sample]["picture"], "question": question, "method": method, **more}
 
 
-def ask(server, path, content=b"{}", method="POST", **headers):
-    """(status, body) of one request, with the headers that the page itself would send unless others are given."""
+def ask(server, path, content=b"{}", method="POST", root=None, **headers):
+    """(status, body) of one request, with the address and headers of the page itself unless others are given."""
     host = f"127.0.0.1:{server.server_address[1]}"
     connection = http.client.HTTPConnection(host, timeout=60)
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     sent = {"Host": host, "Origin": f"http://{host}", "Content-Length": str(len(body))} | headers
-    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+    connection.putrequest(
+        method, (f"/{server.token}" if root is None else root) + path, skip_host=True, skip_accept_encoding=True
+    )
     for name, value in sent.items():
         if value is not None:
             connection.putheader(name, value)
@@ -250,7 +260,9 @@ def test_a_name_that_points_here_may_not_read_the_page(server):
 
 
 @pytest.mark.parametrize(
-    "path", ["/../explore.py", "/source/../../LICENSE", "/source//etc/passwd", "/source/analysis/pages/page.css", "/x"]
+    "path",
+    ["/../explore.py", "/source/../../LICENSE", "/source//etc/passwd", "/source/analysis/pages/page.css", "/x"]
+    + [f"/source/{'a' * 300}.py", "/source/%00.py", "/source/", "/source"],
 )
 def test_nothing_else_can_be_read(server, path):
     assert ask(server, path, method="GET")[0] == 404
@@ -274,14 +286,16 @@ def test_source_is_shown_with_its_lines(server):
         ("/ask", {"question": QUESTION}, "lacks picture"),
         ("/frame", {"method": "nonsense"}, "there is no method"),
         ("/frame", {"method": "withdraw:layer=99"}, "from 0 to 12"),
-        ("/frame", {"method": "/etc/passwd.py:x"}, "when the page is started"),
-        ("/frame", {"method": "withdraw:layer=2+mine.py:x"}, "when the page is started"),
+        ("/frame", {"method": "/etc/passwd.py:x"}, "code is run only if"),
+        ("/frame", {"method": "withdraw:layer=2+mine.py:x"}, "code is run only if"),
         ("/frame", {"question": " "}, "the prompt is empty"),
         ("/frame", {"question": "<image> <image> what?"}, "marks 2 places"),
         ("/frame", {"gone": [-1]}, "not there"),
         ("/frame", {"gone": "all"}, "not there"),
         ("/frame", {"swap": {"other": "none", "first": 0, "stop": 3}}, "no longer held"),
-        ("/frame", {"swap": {"first": 0}}, "cannot be read"),
+        ("/frame", {"swap": {"first": 0}}, "not there"),
+        ("/frame", {"swap": 3}, "no object"),
+        ("/frame", {"method": 3}, "lacks method"),
         ("/eyes", {"token": 10_000, "ids": [1]}, "not there"),
         ("/eyes", {"token": 3, "ids": [10**9]}, "not there"),
         ("/layer", {"layer": 12}, "not there"),
@@ -299,7 +313,8 @@ def test_what_cannot_be_used_is_one_line(server, path, content, words):
 def test_what_is_too_large_is_not_read(server):
     assert "too large" in ask(server, "/ask", b"{}", **{"Content-Length": str(explore.MOST_TEXT + 1)})[1]
     assert "too large" in ask(server, "/upload", b"x", **{"Content-Length": str(10**12)})[1]
-    assert "cannot be read" in ask(server, "/ask", b"{}", **{"Content-Length": "many"})[1]
+    assert "says its length" in ask(server, "/ask", b"{}", **{"Content-Length": "many"})[1]
+    assert "too large" in ask(server, "/upload", bytes(explore.MOST_PICTURE + 1))[1]  # told to one who sends it all
 
 
 def test_two_tabs_at_once_get_their_own_answers(server):
@@ -323,11 +338,16 @@ def test_two_tabs_at_once_get_their_own_answers(server):
 
 def test_what_is_held_has_an_end(monkeypatch, vlm):
     explorer = exploring.Explorer(vlm, None)
-    monkeypatch.setattr(exploring, "MOST_HELD", 3)
-    names = [explorer.hold(scene((shade, 0, 0))) for shade in range(5)]
-    assert len(explorer.pictures) == 3
+    monkeypatch.setattr(exploring, "MOST_HELD", 1_500_000)  # bytes; a question takes 1.2 MB of this model
+    names = [explorer.upload(file_of(scene((shade, 0, 0))))["picture"] for shade in range(3)]
+    for name in names:
+        explorer.ask({"picture": name, "question": QUESTION})
+        assert explorer.held.size == sum(map(sys.getsizeof, (*explorer.held, *explorer.held.values()))) <= 1_500_000
+    assert explorer.picture(names[2])
+    explorer.upload(file_of(Image.effect_noise((1400, 1400), 99)))  # one that is larger than what may be held
+    assert len(explorer.held) == 1
     with pytest.raises(InputError, match="no longer held"):
-        explorer.picture(names[0])
+        explorer.picture(names[2])
     assert explorer.picture(explorer.samples[0]["picture"])  # the samples are never forgotten
 
 
@@ -529,7 +549,7 @@ def test_a_layer_unfolds(browser, server):
     )
     assert "rms_norm" in said(browser, "steps") and " × 128, up to" in said(browser, "steps")
     links = browser.run("return [...document.querySelectorAll('#steps a')].map(link => link.getAttribute('href'))")
-    assert all(ask(server, link.split("#")[0], method="GET")[0] == 200 for link in links)
+    assert all(ask(server, "/" + link.split("#")[0], method="GET")[0] == 200 for link in links)
 
 
 @pytest.mark.browser

@@ -315,9 +315,13 @@ def test_a_model_folder_runs_nothing(tmp_path, picture, monkeypatch):
     (folder / "code.py").write_text(
         "import pathlib; pathlib.Path('ran').touch()\ndef method(index, tokens): return tokens", encoding="utf-8"
     )
-    (folder / "withdrawal.json").write_text('{"method": "freeze:layers=1+theirs/code.py:method"}', encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert_one_line_error(run(main, picture, "Hm?", "--model", "theirs"), "code is run only if --method names it")
+    for method in ("freeze:layers=1+theirs/code.py:method", "theirs/code.py", " theirs/code.py:method"):
+        (folder / "withdrawal.json").write_text(json.dumps({"method": method}), encoding="utf-8")
+        ran = run(main, picture, "Hm?", "--model", "theirs")
+        assert_one_line_error(
+            ran, "withdrawal.json: theirs/code.py is a Python file; code is run only if --method names it"
+        )
     assert not (tmp_path / "ran").exists()
     named = run(main, picture, "Hm?", "--model", "theirs", "--method", "theirs/code.py:method", "--max-new-tokens", "1")
     assert named.code == 0 and (tmp_path / "ran").exists()

@@ -12,10 +12,12 @@ from PIL import Image, ImageDraw
 import minivtw
 from minivtw import report, search
 from minivtw.analysis import charts, page, watching
+from minivtw.inputs.opening import open_image
 from minivtw.model.tokens import EmbeddedPrompt
 
 from .browser import Browser
 from .doors import assert_one_line_error, run
+from .small_llava import write_onevision
 
 QUESTION = "What color is the star?"
 K = 5
@@ -144,10 +146,33 @@ def test_only_the_page_s_own_script_may_run(story):
 
 
 def test_picture_as_seen_has_its_colours_back(vlm):
-    tiles = vlm.prepare(scene(), QUESTION).tiles
-    (seen,) = page.as_seen(tiles, scene())
-    small = np.asarray(scene().resize(seen.size, Image.Resampling.BICUBIC), float)
-    assert np.abs(np.asarray(seen, float) - small).mean() < 2  # of 255
+    picture = Image.fromarray(np.random.default_rng(0).integers(150, 250, (6, 6, 3), np.uint8)).resize((1200, 1200), 0)
+    tiles = vlm.prepare(picture, QUESTION).tiles
+    (seen,) = page.as_seen(vlm.parts.vision, tiles)
+    small = np.asarray(picture.resize(seen.size, Image.Resampling.BICUBIC), float)
+    assert np.abs(np.asarray(seen, float) - small).max() <= 1  # of 255, and so for a picture of any size
+
+
+def test_the_picture_is_opened_once(vlm, picture, monkeypatch):
+    """A picture of 50 million pixels takes gigabytes and seconds otherwise."""
+    opened = []
+    monkeypatch.setattr("minivtw.vlm.open_image", lambda source: opened.append(source) or open_image(source))
+    report.tell(vlm, picture, QUESTION, vlm.method(K))
+    assert opened == [picture]
+
+
+def test_where_tokens_are_packed_only_the_whole_view_has_patches(tmp_path):
+    """Only its tokens are one a patch, and only they change with it."""
+    vlm = minivtw.load(write_onevision(tmp_path / "model"))
+    story = report.tell(vlm, scene().crop((0, 0, 250, 160)), "What?", vlm.method(2))
+    prompt = vlm.prepare(scene().crop((0, 0, 250, 160)), "What?")
+    tiles = prompt.tiles.copy()
+    tiles[0] += 1
+    embedded, other = vlm.embed(prompt), vlm.embed(prompt._replace(tiles=tiles))
+    changed = (embedded != other).any(1)[prompt.is_visual]
+    assert story.patches == [9] + [0] * (len(tiles) - 1) and len(tiles) > 2 and len(changed) > 9
+    assert changed.nonzero()[0].tolist() == list(range(9))
+    assert data_of(page.page(story))["patches"] == story.patches
 
 
 def test_charts_stay_inside_their_drawing():
@@ -231,6 +256,19 @@ def test_dragging_the_wall_rewrites_the_answer(opened, story):
         wrong = browser.run("return document.querySelectorAll('#answer .wrong').length")
         assert bool(wrong) == (frame["answer"] != story.frames[-1]["answer"])
         assert f"#K={layer}" in browser.run("return location.hash")
+    assert browser.console() == []
+
+
+@pytest.mark.browser
+def test_packed_tokens_are_not_drawn_as_patches(opened, tmp_path):
+    browser, _ = opened
+    vlm = minivtw.load(write_onevision(tmp_path / "model"))
+    html = page.page(report.tell(vlm, scene().crop((0, 0, 250, 160)), "What?", vlm.method(2)))
+    (tmp_path / "packed.html").write_text(html, encoding="utf-8")
+    browser.show(tmp_path / "packed.html")
+    assert browser.run("return document.querySelectorAll('.patch').length") == 9
+    assert "the first 9 one a patch" in said(browser, "visual-says")
+    assert said(browser, "where").startswith(f"{data_of(html)['words'].count(None)} visual tokens reach layers 0 … 1")
     assert browser.console() == []
 
 

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
+import numpy as np
 import pytest
 
 import minivtw
@@ -328,3 +330,16 @@ def test_watching_changes_no_answer(world, monkeypatch):
     assert ours.token_ids == plain.token_ids
     drop = lambda stats: json.dumps({name: value for name, value in stats.items() if name != "seconds"})
     assert drop(ours.stats) == drop(plain.stats)
+
+
+def test_numpy_warns_of_nothing_in_any_thread():
+    """Each thread has its own `np.errstate`, and what a mean over nothing says is none of its business."""
+
+    def main(arguments):
+        for work in (np.zeros(0).mean, lambda: np.log(np.zeros(1)), lambda: np.float32(1e38) * np.float32(1e38)):
+            work()
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+
+    assert run(main) == (0, "", "")

@@ -21,7 +21,6 @@ from minivtw import report, search
 from minivtw.analysis import charts, migration, page, redundancy, settling
 from minivtw.analysis.scoring import score
 from minivtw.counting import plain_run, prompt_flops
-from minivtw.inputs.opening import open_image
 from minivtw.inputs.questions import digest
 from minivtw.methods import random_tokens, renumber, then, withdraw
 
@@ -64,7 +63,7 @@ def looking(about):
     """The picture once a layer, each patch as bright as the attention that the answering token gives it."""
     picture, question = REPORTS["star"]
     maps = settling.image_maps(about.vlm.decoder, embedded(about.vlm, HERE / picture, question))[0]  # (layers, visual)
-    (tile,) = page.as_seen(about.vlm.prepare(HERE / picture, question).tiles, open_image(HERE / picture))
+    (tile,) = page.as_seen(about.vlm.parts.vision, about.vlm.prepare(HERE / picture, question).tiles)
     side, place = round(maps.shape[1] ** 0.5), 78
     body = [f'<defs><image id="tile" href="{page.data_url(tile)}" width="72" height="72"/></defs>']
     for layer, patches in enumerate(maps):

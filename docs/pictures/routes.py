@@ -7,7 +7,6 @@ import numpy as np
 from filling import HERE, embedded, fill, names, table, write
 
 from minivtw.analysis import charts, migration, page, redundancy
-from minivtw.inputs.opening import open_image
 from minivtw.methods import withdraw
 from minivtw.search import LONGEST_ANSWER, walk
 
@@ -106,7 +105,7 @@ def words(about):
     vlm, picture = about.vlm, HERE / STAR[0]
     prompt = vlm.prepare(picture, STAR[1])
     read = migration.visual_lens(vlm.decoder, migration.walk_through(vlm.decoder, embedded(vlm, picture, STAR[1])))
-    (tile,) = page.as_seen(prompt.tiles, open_image(picture))
+    (tile,) = page.as_seen(vlm.parts.vision, prompt.tiles)
     side, place, layers = round(read.token_ids.shape[1] ** 0.5), 152, vlm.config.layers
     body = [f'<defs><image id="tile" href="{page.data_url(tile)}" width="{place}" height="{place}"/></defs>']
     for panel, layer in enumerate(np.linspace(0, layers, PANELS).round().astype(int)):

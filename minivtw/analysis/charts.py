@@ -27,7 +27,6 @@ svg.chart .mark { stroke: var(--mark); stroke-width: 1.5; stroke-dasharray: 5 3;
 svg.chart .marked { fill: var(--mark); font-weight: 600; }
 svg.chart .eta { stroke: var(--soft); stroke-dasharray: 2 3; }
 svg.chart .line { fill: none; stroke-width: 2; stroke-linejoin: round; } svg.chart .dashed { stroke-dasharray: 6 4; }
-svg.chart .ghost { fill: none; stroke: var(--visual); stroke-dasharray: 3 3; opacity: .7; }
 svg.chart .band { fill: var(--ink); opacity: 0; } svg.chart .band:hover, svg.chart .band.chosen { opacity: .08; }
 """ + "".join(
     f"svg.chart .fill.{name} {{ fill: var(--{name}); }} svg.chart .line.{name} {{ stroke: var(--{name}); }}\n"
@@ -189,30 +188,3 @@ def stacked_bars(columns, groups, shares, names, even=None, layer=None, label=""
     ]
     body += legend([(group, f"fill {group}") for group in groups]) + axes.bands(tips)
     return svg(body, label=label)
-
-
-def cache_bars(visual, text_tokens, layer, label=""):
-    """The cache, layer by layer, to scale: tokens as lengths, and dashed what withdrawal leaves out.
-
-    visual: a list, one number a layer, of the visual tokens it holds; text_tokens: what all hold besides.
-    """
-    most, layers = max(visual) + text_tokens, len(visual)
-    height = max(13, min(18, 260 // layers))
-    per_token = (WIDTH - LEFT - RIGHT) / max(most, 1)
-    body = [text(2, 12, "layer", "start", "strong")] + legend([("text", "fill sink"), ("visual", "fill visual")])
-    for index, held in enumerate(visual):
-        y = 22 + index * height
-        body.append(text(LEFT - 8, y + height - 4, index, "end"))
-        body.append(rectangle(LEFT, y + 1, text_tokens * per_token, height - 2, "fill sink"))
-        gone = max(visual) - held
-        body.append(rectangle(LEFT + text_tokens * per_token, y + 1, held * per_token, height - 2, "fill visual"))
-        if gone:
-            body.append(
-                rectangle(LEFT + (text_tokens + held) * per_token, y + 1.5, gone * per_token - 1, height - 3, "ghost")
-            )
-        tip = f"layer {index}\n{held + text_tokens} tokens: {held} visual, {text_tokens} text"
-        body.append(band(index, rectangle(0, y, WIDTH, height, "band"), tip))
-    if layer is not None and layer < layers:
-        y = 22 + layer * height
-        body.append(line(0, y, WIDTH, y, "mark"))
-    return svg(body, 30 + layers * height, label)

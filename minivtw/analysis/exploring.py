@@ -2,14 +2,12 @@
 
 import collections
 import hashlib
-import json
-import os
-import tempfile
+import io
+import pathlib
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
-
-from PIL import Image
 
 from ..before import with_tower
 from ..checkpoints.hub import model_name
@@ -21,27 +19,30 @@ from ..methods import then
 from ..model.cache import KVCache
 from ..model.decoder import decoder_layer, forward
 from ..model.tokens import EmbeddedPrompt, arriving
-from ..shelf import METHODS
-from ..specs import Method, spec_of
+from ..shelf import METHODS, method_of
+from ..specs import Method, check, spec_of
 from ..vlm import VLM
 from . import watching
 from .page import as_seen, data_url, packed, thumbnail
 from .unfolding import Called, unfolded
 
-MOST_HELD = 256  # pictures, questions, frames; the oldest goes first
+MOST_HELD = 500_000_000  # bytes of pictures' files and embedded questions; the oldest go first
 SMALL = 96, 96  # pixels of a sample to choose
 
 
-class Held(collections.OrderedDict):
-    """The newest of what was made, by what it was made from."""
+class Held(collections.OrderedDict[str, Any]):
+    """The newest of what was made, by the text that it was made from: MOST_HELD bytes of it, or the last alone."""
 
-    def made(self, key: Any, make: Callable[[], Any]) -> Any:
+    size = 0
+
+    def made(self, key: str, make: Callable[[], Any]) -> Any:
         """What is held for this key; made now if there is nothing."""
         if key not in self:
             self[key] = make()
+            self.size += sys.getsizeof(key) + sys.getsizeof(self[key])
         self.move_to_end(key)
-        while len(self) > MOST_HELD:
-            self.popitem(last=False)
+        while self.size > MOST_HELD and len(self) > 1:
+            self.size -= sum(map(sys.getsizeof, self.popitem(last=False)))
         return self[key]
 
 
@@ -51,47 +52,44 @@ class Explorer:
     def __init__(self, vlm: VLM, method: Method | None, image: str | None = None):
         if not vlm.parts.vision:
             raise InputError(f"{vlm.folder} is a language model that sees nothing; there is no picture to explore")
-        self.vlm, self.method = vlm, method
-        self.pictures, self.asked, self.frames = Held(), Held(), Held()
+        self.vlm, self.method, self.own = vlm, method, spec_of(method)
+        self.kept: dict[str, bytes] = {}  # the samples' files, which are never forgotten
+        self.held = Held()
         self.lock = threading.Lock()  # one computation at a time
         self.samples = [] if image is None else [self.sample(image, "What color is the star?", "")]
         self.samples += [self.sample(*each) for each in read_samples()]
-        self.kept = dict(self.pictures)  # these are never forgotten
 
     def sample(self, image: str, question: str, answer: str) -> dict[str, str]:
-        picture = open_image(image)
-        small = picture.copy()
+        small = open_image(image)
         small.thumbnail(SMALL)
-        return {"picture": self.hold(picture), "question": question, "answer": answer, "small": data_url(small)}
+        content = pathlib.Path(image).read_bytes()
+        name = digest(content)
+        self.kept[name] = content
+        return {"picture": name, "question": question, "answer": answer, "small": data_url(small)}
 
-    def hold(self, picture: Image.Image) -> str:
-        """Keep a picture. Returns its name, the digest of its pixels."""
-        name = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
-        self.pictures.made(name, lambda: picture)
-        return name
-
-    def picture(self, name: str) -> Image.Image:
-        if name not in self.kept and name not in self.pictures:
+    def picture(self, name: str) -> io.BytesIO:
+        """A picture's file, by its digest: far smaller than its pixels, and opened when it is asked about."""
+        content = self.kept.get(name) or self.held.get(name)
+        if not isinstance(content, bytes):
             raise InputError("this picture is no longer held; choose it again")
-        return self.kept.get(name) or self.pictures[name]
+        return io.BytesIO(self.held.made(name, lambda: content))  # whatever is asked about is among the newest
 
     def asked_about(self, content: dict, which: str = "picture") -> watching.Asked:
         name, question = text(content, which), text(content, "question")
-        return self.asked.made((name, question), lambda: watching.ask(self.vlm, self.picture(name), question))
+        picture = self.picture(name)
+        return self.held.made(f"{name} {question}", lambda: watching.ask(self.vlm, picture, question))
 
     def under(self, content: dict) -> Method | None:
         """The method of a request: patches clicked away, a picture swapped, then what was chosen."""
-        spec, parts = text(content, "method"), list[Method]()
-        if ".py:" in spec and spec != spec_of(self.method):
-            raise InputError("a method of your own is named when the page is started: --method FILE.py:FUNCTION")
-        if spec:
-            method = self.vlm.method(method=spec) or then()  # its text is checked before anything runs
+        spec, swap, parts = text(content, "method"), content.get("swap") or {}, list[Method]()
+        if not isinstance(swap, dict):
+            raise InputError("the request has a swap that is no object")
+        if spec:  # its text is checked before anything runs; a file may only be the one that the page was started with
+            method = check(method_of(spec, files=spec == self.own), self.vlm.config.layers) or then()
             parts.append(with_tower(method, self.asked_about(content).tower))
-        if content.get("swap"):
-            first, stop = sorted(
-                whole_numbers([content["swap"]["first"], content["swap"]["stop"]], self.vlm.config.layers + 1)
-            )
-            ours, theirs = plain(self.asked_about(content)), plain(self.asked_about(content | content["swap"], "other"))
+        if swap:
+            first, stop = sorted(whole_numbers([swap.get("first"), swap.get("stop")], self.vlm.config.layers + 1))
+            ours, theirs = plain(self.asked_about(content)), plain(self.asked_about(content | swap, "other"))
             parts.insert(0, watching.swapped(self.vlm.decoder, ours, theirs, first, stop))
         if content.get("gone"):
             places = len(self.asked_about(content).hidden)
@@ -107,44 +105,37 @@ class Explorer:
             "model": model_name(self.vlm.folder),
             "layers": self.vlm.config.layers,
             "layer": self.vlm.config.layers if layer is None else layer,
-            "own": spec_of(self.method),
-            "begins": spec_of(self.method) if self.method and layer is None else "withdraw:layer=K",
+            "own": self.own,
+            "begins": self.own if self.own and layer is None else "withdraw:layer=K",
             "methods": {name: (make.__doc__ or "").split("\n")[0] for name, make in METHODS.items()},
             "samples": self.samples,
         }
 
     def upload(self, content: bytes) -> dict:
         """A picture's file; returns the name to ask about it by."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "picture")
-            with open(path, "wb") as file:
-                file.write(content)
-            try:
-                return {"picture": self.hold(open_image(path))}
-            except InputError as error:
-                raise InputError(str(error).replace(path, "this file")) from None
+        try:
+            open_image(io.BytesIO(content))
+        except InputError as error:
+            raise InputError(str(error).replace("the stream", "this file")) from None
+        name = digest(content)
+        self.held.made(name, lambda: content)
+        return {"picture": name}
 
     def ask(self, content: dict) -> dict:
         """A question about a picture: its tokens, the picture as the model sees it, what it says left alone."""
         asked = self.asked_about(content)
         tokens = zip(asked.prompt.token_ids.tolist(), asked.prompt.is_visual)
-        assert asked.prompt.tiles is not None  # there was a picture
-        tiles = as_seen(asked.prompt.tiles, self.picture(text(content, "picture")))
+        assert self.vlm.parts.vision and asked.prompt.tiles is not None  # there was a picture
         return {
             "words": [None if is_visual else watching.token_text(self.vlm, token) for token, is_visual in tokens],
-            "tiles": [data_url(tile) for tile in tiles],
+            "tiles": [data_url(tile) for tile in as_seen(self.vlm.parts.vision, asked.prompt.tiles)],
+            "patches": watching.patches(self.vlm, asked.prompt),
             "full": asked.answer.text,
         }
 
     def frame(self, content: dict) -> dict:
-        """The answer under a method, and what it took."""
-        if ".py:" in text(content, "method"):
-            return self.framed(content)  # its file may have changed
-        return self.frames.made(json.dumps(content, sort_keys=True), lambda: self.framed(content))
-
-    def framed(self, content: dict) -> dict:
-        """`watching.frame`; where the picture is tampered with, also how likely the answer stays that the model gives
-        when it is left alone, and the one that it gives about the picture swapped in."""
+        """The answer under a method, and what it took: `watching.frame`. Where the picture is tampered with, also how
+        likely the answer stays that the model gives when it is left alone, and the one about the picture swapped in."""
         asked, method, swap = self.asked_about(content), self.under(content), content.get("swap")
         frame, sides = watching.frame(self.vlm, asked, method), []
         if swap or content.get("gone"):
@@ -156,7 +147,7 @@ class Explorer:
     def eyes(self, content: dict) -> dict:
         """One token on its way: where it looks, who looks at it, what the lens reads there."""
         asked, answer = self.asked_about(content), content.get("ids")
-        ids = whole_numbers(answer, self.vlm.config.vocabulary) or [0]
+        ids = whole_numbers(answer, self.vlm.config.vocabulary)[: watching.LONGEST_ANSWER] or [0]
         token = whole_numbers([content.get("token")], len(asked.hidden) + len(ids) - 1)
         seen = watching.eyes(self.vlm.decoder, plain(asked), ids, self.under(content), token)
         return packed(seen.looks[0]) | {
@@ -173,6 +164,11 @@ class Explorer:
         tokens = forward(self.vlm.decoder, arriving(*prompt, KVCache(self.vlm.config)), method, stop=layer)
         tokens = method(layer, tokens) if method else tokens
         return called_json(unfolded(decoder_layer, self.vlm.decoder, layer, tokens))
+
+
+def digest(content: bytes) -> str:
+    """The name of a picture's file."""
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def read_samples() -> list[tuple[str, str, str]]:

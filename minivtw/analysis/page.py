@@ -7,13 +7,13 @@ import hashlib
 import io
 import json
 import pathlib
-import re
 from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from ..checkpoints.parts import VisionParts
 from .charts import COLORS, STYLE, line_chart, stacked_bars
 from .settling import GROUPS
 
@@ -29,6 +29,7 @@ class Story(NamedTuple):
     question: str
     tiles: list[Image.Image]  # the picture as the model sees it
     words: list[str | None]  # the prompt's tokens; None: a visual one
+    patches: list[int]  # of each tile, as `watching.patches` counts them
     frames: list[dict]  # `watching.frame` at every K from 0 to the number of layers
     layer: int | None  # the K to begin with; None: with `own`
     own: dict | None  # the frame of another method
@@ -49,12 +50,15 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def as_seen(tiles: np.ndarray, picture: Image.Image) -> list[Image.Image]:
-    """The tiles as pictures. The colours' scale is undone by giving each channel the mean and spread it had."""
-    colours = np.asarray(picture, np.float32).reshape(-1, 3)
-    mean, spread = tiles.mean((0, 2, 3), keepdims=True), tiles.std((0, 2, 3), keepdims=True)
-    pixels = (tiles - mean) / np.maximum(spread, 1e-6) * colours.std(0)[:, None, None] + colours.mean(0)[:, None, None]
-    return [Image.fromarray(tile.transpose(1, 2, 0)) for tile in np.clip(pixels + 0.5, 0, 255).astype(np.uint8)]
+def as_seen(vision: VisionParts, tiles: np.ndarray) -> list[Image.Image]:
+    """The tiles as pictures: what the model makes of a black and of a white picture tells its scale, which is undone."""
+    flat = [vision.tile([Image.new("RGB", (32, 32), shade)], 1)[0][0] for shade in ("black", "white")]
+    black, white = (tile[:, tile.shape[1] // 2, tile.shape[2] // 2, None, None] for tile in flat)  # (3, 1, 1)
+    levels = 255 / np.where(black == white, 1, white - black)
+    return [
+        Image.fromarray(np.clip((tile - black) * levels + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+        for tile in tiles
+    ]
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:
@@ -87,9 +91,14 @@ def as_json(content: Any) -> str:
     return json.dumps(content).replace("<", "\\u003c")
 
 
+def part(name: str) -> str:
+    """A file of `pages/`."""
+    return (PAGES / name).read_text(encoding="utf-8")
+
+
 def filled(name: str, parts: dict[str, str]) -> str:
     """A page of `pages/` with its gaps filled; the parts' order matters where one has gaps of its own."""
-    html = (PAGES / name).read_text(encoding="utf-8")
+    html = part(name)
     for gap, content in parts.items():
         html = html.replace(f"<!--{gap}-->", content)
     return html
@@ -97,26 +106,24 @@ def filled(name: str, parts: dict[str, str]) -> str:
 
 def explore_html() -> str:
     """The page of `minivtw.explore`."""
-    names = {"wall": "wall.html", "left": "asking.html", "tiles": None}
-    return filled(
-        "explore.html", {gap: (PAGES / name).read_text(encoding="utf-8") if name else "" for gap, name in names.items()}
-    )
+    return filled("explore.html", {"wall": part("wall.html"), "left": part("asking.html"), "tiles": ""})
 
 
 def page_css() -> str:
     """The style sheet of both pages."""
-    return COLORS + STYLE + (PAGES / "page.css").read_text(encoding="utf-8")
+    return COLORS + STYLE + part("page.css")
 
 
 def source_html(name: str) -> str | None:
     """A file of this package with numbered lines, each with its own address; None if there is no such file."""
-    if not re.fullmatch(r"(\w+/)*\w+\.py", name) or not (PACKAGE / name).is_file():
+    if name not in {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}:
         return None
     lines = (PACKAGE / name).read_text(encoding="utf-8").splitlines()
     listing = "".join(
         f'<li id="L{number}"><code>{escape(line) or " "}</code></li>' for number, line in enumerate(lines, 1)
     )
-    return filled("source.html", {"name": escape(f"minivtw/{name}"), "lines": listing})
+    up = "../" * (name.count("/") + 1)  # to the page itself
+    return filled("source.html", {"name": escape(f"minivtw/{name}"), "up": up, "lines": listing})
 
 
 def report_data(story: Story) -> dict[str, Any]:
@@ -130,6 +137,7 @@ def report_data(story: Story) -> dict[str, Any]:
     return {
         "layers": layers,
         "words": story.words,
+        "patches": story.patches,
         "frames": story.frames,
         "layer": story.layer,
         "own": story.own,
@@ -164,13 +172,13 @@ def page(story: Story) -> str:
         )
         for name, shares in story.shares.items()
     }  # fmt: skip
-    script = (PAGES / "wall.js").read_text(encoding="utf-8") + (PAGES / "report.js").read_text(encoding="utf-8")
+    script = part("wall.js") + part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return filled(
         "report.html",
         {
             "style": page_css(),
-            "wall": (PAGES / "wall.html").read_text(encoding="utf-8"),
+            "wall": part("wall.html"),
             "left": '<p class="question"><!--question--></p><div class="chips"><button type="button" id="own"></button></div>',
             "digest": digest,
             "script": script,

@@ -38,6 +38,11 @@ class Asked(NamedTuple):
     logits: np.ndarray  # (vocabulary,) of the answer's first token
     tower: Tower | None  # what the vision tower knows, for methods that ask (`before.with_tower`)
 
+    def __sizeof__(self) -> int:
+        """Bytes of its arrays, which are nearly all of it."""
+        arrays = self.hidden, self.logits, self.prompt.tiles, *(self.tower.entering if self.tower else [])
+        return sum(array.nbytes for array in arrays if array is not None)
+
 
 def ask(vlm: VLM, picture: Any, question: str) -> Asked:
     """Embed a question and answer it with every token in every layer. Raises InputError."""
@@ -46,6 +51,18 @@ def ask(vlm: VLM, picture: Any, question: str) -> Asked:
     hidden = vlm.embed(prompt, tower=tower)
     answer, first, _ = responded(vlm, prompt, hidden, None)
     return Asked(prompt, hidden, answer, first, tower)
+
+
+def patches(vlm: VLM, prompt: Prompt) -> list[int]:
+    """Of each tile of a picture, how many of its patches are a visual token of their own, in the prompt's order.
+
+    Where a family packs the tiles' tokens into one picture, that holds for the first tile alone, the view of the whole.
+    """
+    assert vlm.parts.vision and prompt.tiles is not None  # there is a picture
+    tiles, visual = len(prompt.tiles), int(prompt.is_visual.sum())
+    if vlm.parts.vision.pack:
+        return [vlm.parts.vision.encoder.config.features] + [0] * (tiles - 1)
+    return [visual // tiles] * tiles
 
 
 def responded(

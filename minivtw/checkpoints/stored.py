@@ -13,15 +13,11 @@ STORED = "withdrawal.json"
 
 
 def stored_method(folder: pathlib.Path) -> str | None:
-    """The text of the method stored with a model; None where nothing is stored. Raises InputError for a broken file, and
-    for a method in a Python file: what a model folder holds is never run.
-    """
+    """The text of the method stored with a model; None where nothing is stored. Raises InputError for a broken file."""
     if not file_of(folder, STORED):
         return None
     fields = Fields(read_json(folder, STORED), f"{folder}/{STORED}")
     if fields.has("method"):
-        if ".py" in fields.text("method"):
-            raise fields.error("names a method in a Python file; code is run only if --method names it")
         return fields.text("method")
     layer = fields.index("withdraw_layer")
     if layer < 0:

@@ -88,12 +88,13 @@ def on_white(image):
 
 
 def hush():
-    """For commands: what Pillow and libtiff have to say besides does not reach standard error.
+    """For commands: what Pillow, libtiff and NumPy have to say besides does not reach standard error, from any thread.
 
     It changes the whole process, once and for good: a filter set for the time of one picture would be lost or left
     behind where several threads open pictures.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's; what is not finite is found where a layer ends
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     with contextlib.suppress(AttributeError, OSError):  # libtiff stays loud where it is a library of its own
         library = ctypes.CDLL(Image.core.__file__)

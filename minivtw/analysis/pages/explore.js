@@ -4,9 +4,9 @@ async function post(name, content) {
   const isFile = content instanceof Blob;
   let answer;
   try {
-    answer = await fetch("/" + name, {method: "POST", body: isFile ? content : JSON.stringify(content),
+    answer = await fetch(name, {method: "POST", body: isFile ? content : JSON.stringify(content),
       headers: {"Content-Type": isFile ? "application/octet-stream" : "application/json"}});
-  } catch { throw Error("minivtw.explore has ended"); }
+  } catch { throw Error("no answer from minivtw.explore; look at its terminal"); }
   const said = await answer.json().catch(() => ({error: "the answer cannot be read"}));
   if (!answer.ok) throw Error(said.error);
   return said;
@@ -39,12 +39,13 @@ let layers = 1, rival = "", slow = 0;
 
 const press = (group, picture) => { for (const button of all(`#${group} button`)) button.ariaPressed = button.dataset.picture === picture; };
 const failed = message => { find("error").textContent = message; };
+const sorted = numbers => [...numbers].sort((a, b) => a - b);
 function methodAt(K) {
-  const parts = chosen.frozen.size ? [`freeze:layers=${[...chosen.frozen].sort((a, b) => a - b).join("/")}`] : [];
+  const parts = chosen.frozen.size ? [`freeze:layers=${sorted(chosen.frozen).join("/")}`] : [];
   const isEmpty = !chosen.template || (/^freeze:layers=K-\d+$/.test(chosen.template) && K >= layers);
   return parts.concat(isEmpty ? [] : [chosen.template.replace(/\bK\b/g, K)]).join("+");
 }
-const request = K => ({picture: chosen.picture, question: chosen.question, method: methodAt(K), gone: [...wall.state.away].sort((a, b) => a - b), swap: chosen.swap});
+const request = K => ({picture: chosen.picture, question: chosen.question, method: methodAt(K), gone: sorted(wall.state.away), swap: chosen.swap});
 
 async function frameAt(K) {
   const content = request(K), key = JSON.stringify(content);
@@ -141,7 +142,7 @@ async function ask(edits) {
     press("samples", chosen.picture);
     press("others");
     failed("");
-    await wall.open({words: asked.words, full: asked.full});
+    await wall.open({words: asked.words, patches: asked.patches, full: asked.full});
   } catch (error) {
     if (mine !== asking) return;
     find("wall").ariaBusy = false;
@@ -182,7 +183,6 @@ async function swapTo(sample, first, stop) {
 }
 function windowMoved() {
   const {swap} = chosen;
-  if (!swap) return wall.refresh();
   [swap.first, swap.stop] = [Math.min(swap.first, swap.stop), Math.max(swap.first, swap.stop)];
   find("first").value = swap.first;
   find("stop").value = swap.stop;
@@ -210,7 +210,7 @@ function arrayView({name, shape, columns, values, largest}) {
   return make("span", {className: "array"}, make("b", {textContent: name}), ` ${shape.join(" × ")}, up to ${largest}`, canvas);
 }
 function stepView(step) {
-  const link = make("a", {href: `/source/${step.file}#L${step.line}`, target: "_blank", rel: "noopener", textContent: `${step.file.split("/").at(-1)}:${step.line}`});
+  const link = make("a", {href: `source/${step.file}#L${step.line}`, target: "_blank", rel: "noopener", textContent: `${step.file.split("/").at(-1)}:${step.line}`});
   const box = make("details", {}, make("summary", {}, make("code", {textContent: step.source})), make("p", {className: "soft"}, link));
   box.addEventListener("toggle", () => {
     if (!box.open || box.dataset.drawn) return;
@@ -219,7 +219,7 @@ function stepView(step) {
   });
   return box;
 }
-const calledView = called => make("div", {}, make("p", {className: "soft"}, make("b", {textContent: called.name + ": "}), called.summary), ...called.steps.map(step => stepView(step)));
+const calledView = called => make("div", {}, make("p", {className: "soft"}, make("b", {textContent: called.name + ": "}), called.summary), ...called.steps.map(stepView));
 async function unfold(layer = +find("unfold-layer").value) {
   find("unfold-layer").value = layer;
   find("steps").textContent = "computing …";
@@ -257,7 +257,8 @@ async function begin() {
     find(name).max = layers;
     find(name).oninput = () => { chosen.swap[name] = +find(name).value; windowMoved(); };
   }
-  find("file").onchange = () => { const [file] = find("file").files; if (file) upload(file, file.name); find("file").value = ""; };
+  const take = ([file]) => file && upload(file, file.name);
+  find("file").onchange = () => { take(find("file").files); find("file").value = ""; };
   find("draw-open").onclick = () => {
     const opens = find("drawing").hidden;
     find("drawing").hidden = !opens;
@@ -267,8 +268,7 @@ async function begin() {
   addEventListener("dragover", event => event.preventDefault());
   addEventListener("drop", event => {
     event.preventDefault();
-    const [file] = event.dataTransfer.files;
-    if (file) upload(file, file.name);
+    take(event.dataTransfer.files);
   });
   addEventListener("resize", layPaint);
   chosen.template = given.begins;

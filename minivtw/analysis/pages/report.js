@@ -35,6 +35,6 @@ if (data.own) {
   };
 }
 own.ariaPressed = data.layer === null;
-Object.assign(wall.state, {layers: data.layers, words: data.words, movable: data.layer !== null, K: data.layer ?? data.layers});
+Object.assign(wall.state, {layers: data.layers, words: data.words, patches: data.patches, movable: data.layer !== null, K: data.layer ?? data.layers});
 wall.fromAddress();
 wall.open({full: data.frames[data.layers].answer});

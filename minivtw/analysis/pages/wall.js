@@ -28,12 +28,12 @@ function changed(words, right) {
 // source: {frame(K), eyes(token, frame, K)}, each an answer or a promise of one; null: something newer was asked for.
 function Wall(source) {
   const wall = find("wall"), handle = find("handle"), canvas = find("cells"), gutter = 26;
-  const state = {layers: 1, K: 0, layer: 0, token: null, head: "mean", way: "", frame: null, eyes: null, full: "", words: [],
-    away: new Set(), movable: true, frozen: () => false};
+  const state = {layers: 1, K: 0, layer: 0, token: null, head: "mean", way: "", frame: null, eyes: null, full: "", words: [], patches: [],
+    away: new Set(), movable: true};
   const order = {text: [], visual: []};
   let turn = 0, patches = [], playing = null, rowHeight = 20, at = null;
 
-  // asked: {words, full}; words are the prompt's tokens, null where it is visual.
+  // asked: {words, patches, full}; words are the prompt's tokens, null where it is visual; patches, how many of each tile's are a token.
   function open(asked) {
     Object.assign(state, asked, {frame: null, eyes: null});
     state.layer = Math.min(state.layer, state.layers - 1);
@@ -43,18 +43,19 @@ function Wall(source) {
     if (state.token !== null && state.token >= state.words.length) state.token = null;
     handle.ariaValueMax = state.layers;
     find("layer").max = state.layers - 1;
-    find("visual-says").textContent = `${order.visual.length} visual tokens, one a patch`;
     find("text-says").textContent = `${order.text.length} text tokens`;
     layPatches();
+    find("visual-says").textContent = `${order.visual.length} visual tokens, ` + (patches[order.visual.length - 1] ? "one a patch"
+      : `the first ${patches.length} one a patch; the tiles' are packed and not drawn`);
     return refresh();
   }
 
   function layPatches() {
-    const tiles = all("#tiles .tile"), each = order.visual.length / tiles.length, side = Math.round(each ** 0.5), step = 100 / side;
+    const tiles = all("#tiles .tile"), side = Math.round(Math.max(...state.patches) ** 0.5), step = 100 / side;
     find("tiles").style.gridTemplateColumns = `repeat(${Math.ceil(Math.max(tiles.length - 1, 1) ** 0.5)}, 1fr)`;
-    tiles.forEach(tile => {
+    tiles.forEach((tile, number) => {
       tile.querySelector("svg")?.remove();
-      const rects = Array.from({length: each}, (_, i) =>
+      const rects = Array.from({length: state.patches[number]}, (_, i) =>
         `<rect class="patch" x="${i % side * step}" y="${Math.floor(i / side) * step}" width="${step}" height="${step}"/>`);
       tile.insertAdjacentHTML("beforeend", `<svg viewBox="0 0 100 100" preserveAspectRatio="none">${rects.join("")}</svg>`);
     });
@@ -102,11 +103,11 @@ function Wall(source) {
     tiles.classList.toggle("eyed", Boolean(eyes));
     const seen = eyes && looks(layer), most = seen && Math.max(...order.visual.map(i => seen[i]), 1e-9);
     let total = 0, held = 0, deepest = 0;
-    patches.forEach((patch, i) => {
-      const token = order.visual[i], here = frame.layers[layer][token] !== "0";
-      const depth = frame.layers.filter(marks => marks[token] !== "0").length;
+    order.visual.forEach((token, i) => {
+      const patch = patches[i], here = frame.layers[layer][token] !== "0", depth = frame.layers.filter(marks => marks[token] !== "0").length;
       if (depth) { held++; deepest = Math.max(deepest, depth); }
       if (seen) total += seen[token];
+      if (!patch) return;
       const dark = eyes ? (here ? 0.88 * (1 - Math.sqrt(seen[token] / most)) : 0.88) : 0.86 * (1 - depth / layers);
       patch.style.fillOpacity = (state.away.has(token) ? 0.75 : dark).toFixed(3);
       patch.classList.toggle("out", Boolean(eyes) && !here);
@@ -119,7 +120,7 @@ function Wall(source) {
     find("where").textContent = eyes
       ? total ? `In layer ${layer} this token ${state.way ? "is looked at by the bright patches" : `gives ${percent(total)} of its attention to the picture: the bright patches`}.`
         : `Layer ${layer} has no picture to look at.`
-      : !deepest ? "No layer sees the picture." : `${held} patches reach ` + (deepest === layers ? "the last layer." : `layers 0 … ${deepest - 1}; those below see none.`);
+      : !deepest ? "No layer sees the picture." : `${held} visual tokens reach ` + (deepest === layers ? "the last layer." : `layers 0 … ${deepest - 1}; those below see none.`);
   }
 
   function drawStack() {
@@ -206,8 +207,7 @@ function Wall(source) {
   }
 
   function draw() {
-    drawHandle();
-    if (!state.frame) return;
+    if (!state.frame) return drawHandle();
     drawAnswer();
     drawPicture();
     drawStack();
@@ -298,9 +298,9 @@ function Wall(source) {
     const token = event.target.dataset.token;
     if (token !== undefined) look(+token === state.token ? null : +token);
   });
-  find("layer").addEventListener("input", () => chooseLayer(+find("layer").value));
-  for (const name of ["head", "way"]) find(name).addEventListener("change", () => { state[name] = find(name).value; draw(); });
-  find("play").addEventListener("click", play);
+  find("layer").oninput = () => chooseLayer(+find("layer").value);
+  for (const name of ["head", "way"]) find(name).onchange = () => { state[name] = find(name).value; draw(); };
+  find("play").onclick = play;
   find("tiles").addEventListener("click", event => {
     const patch = event.target.dataset.patch;
     if (patch !== undefined) choosePatch(+patch);
@@ -324,15 +324,14 @@ function Wall(source) {
   }
 
   const tip = find("tip");
-  function point(event) {
+  document.addEventListener("pointermove", event => {
     const told = event.target.closest?.("[data-tip]");
     tip.hidden = !told;
     if (!told) return;
     tip.textContent = told.dataset.tip;
     tip.style.left = within(event.clientX + 14, 4, innerWidth - tip.offsetWidth - 8) + "px";
     tip.style.top = Math.max(4, event.clientY - tip.offsetHeight - 12) + "px";
-  }
-  document.addEventListener("pointermove", point);
+  });
   new ResizeObserver(() => state.frame && (drawStack(), drawHandle())).observe(find("stack"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
@@ -346,5 +345,5 @@ function Wall(source) {
     }
   }
   addEventListener("hashchange", () => { fromAddress(); refresh(); });
-  return {state, order, open, move, look, chooseLayer, refresh, play, fromAddress, stop: () => { playing = null; }};
+  return {state, open, move, chooseLayer, refresh, play, fromAddress, stop: () => { playing = null; }};
 }
