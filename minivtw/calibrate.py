@@ -70,9 +70,8 @@ def find_schedule(vlm, samples, save=None, threshold=None, measured=None, progre
     prompts = list(embedded(vlm, mixed))
     first = [walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in prompts[:FIRST]]
 
-    def walked(
-        index,
-    ):  # every schedule is measured on the first; keeping them all would take 20 MB each on minivtw-smol
+    # Every schedule is measured on the first; keeping them all would take 20 MB each on minivtw-smol.
+    def walked(index):
         return first[index] if index < len(first) else walk(vlm.decoder, prompts[index], LONGEST_ANSWER, vlm.stop_ids)
 
     curve = np.mean([walked_curve(vlm.decoder, one) for one in first], axis=0)

@@ -32,12 +32,10 @@ def shard_paths(folder):
         raise InputError(f"{folder} holds neither model.safetensors nor {INDEX}")
     index = read_json(folder, INDEX).get("weight_map")
     found = list(index.values()) if isinstance(index, dict) else [None]
-    names = [
-        name for name in found if isinstance(name, str) and name.isprintable() and pathlib.Path(name).name == name != ""
-    ]
-    if len(names) < len(found):
+    fits = lambda name: isinstance(name, str) and name.isprintable() and pathlib.Path(name).name == name != ""
+    if not all(map(fits, found)):
         raise InputError(f"{path} must map tensor names to files beside it")
-    paths = {name: file_of(folder, name) for name in sorted(set(names))}
+    paths = {name: file_of(folder, name) for name in sorted(set(found))}
     if lost := [name for name, path in paths.items() if path is None]:
         raise InputError(f"{folder} lacks {', '.join(lost)}, which {INDEX} names")
     return list(paths.values())
