@@ -64,14 +64,12 @@ class Shard:
 
     def __init__(self, path):
         self.path = path
+        # First the header's length, 8 bytes, little-endian; then the header. The library checks that the data fit it.
         try:
-            with safe_open(path, framework="numpy") as file:  # checks that header and data fit each other
-                self.names = list(file.keys())
-            with open(path, "rb") as file:  # first the header's length, 8 bytes, little-endian; then the header
+            with reading(path), safe_open(path, framework="numpy") as checked, open(path, "rb") as file:
+                self.names = list(checked.keys())
                 length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(length))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
         except SafetensorError as error:
             raise InputError(f"{path} is not a whole safetensors file: {error}") from error
         self.shapes = {name: tuple(header[name]["shape"]) for name in self.names}
