@@ -70,9 +70,8 @@ def find_schedule(vlm, samples, save=None, threshold=None, measured=None, progre
     prompts = list(embedded(vlm, mixed))
     first = [walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in prompts[:FIRST]]
 
-    def walked(
-        index,
-    ):  # every schedule is measured on the first; keeping them all would take 20 MB each on minivtw-smol
+    # Every schedule is measured on the first; keeping them all would take 20 MB each on minivtw-smol.
+    def walked(index):
         return first[index] if index < len(first) else walk(vlm.decoder, prompts[index], LONGEST_ANSWER, vlm.stop_ids)
 
     curve = np.mean([walked_curve(vlm.decoder, one) for one in first], axis=0)
@@ -153,35 +152,25 @@ def table(found, unit):
 
 def main(arguments):
     options = Parser(prog="minivtw.calibrate", description="Find where a model can spare its visual tokens.")
-    options.add_argument("model", nargs="?", metavar="MODEL", help="a model folder (default: the embedded model)")
-    options.add_argument(
+    add = options.add_argument
+    add("model", nargs="?", metavar="MODEL", help="a model folder (default: the embedded model)")
+    add(
         "--samples", metavar="DIR",
         help="holds questions.jsonl (image, question) and the pictures (default: samples/ in the model folder)",
     )  # fmt: skip
-    options.add_argument("--criterion", choices=tuple(CRITERIA), default="kl", help="(default: kl, the paper's)")
+    add("--criterion", choices=tuple(CRITERIA), default="kl", help="(default: kl, the paper's)")
     defaults = ", ".join(f"{criterion.threshold:g} for {name}" for name, criterion in CRITERIA.items())
-    options.add_argument(
+    add(
         "--threshold", "--eta", type=float, metavar="ETA",
         help=f"what a layer must meet (default: that of the stored layer, or else {defaults}); with --save or --schedule "
         f"the share of the answers' tokens that may change (default: {CHANGED:g} for --schedule, none for --save)",
     )  # fmt: skip
-    options.add_argument(
-        "--limit", type=int, default=SAMPLES, metavar="N", help=f"use the first N samples (default: {SAMPLES})"
-    )
-    options.add_argument(
-        "--save", type=share, metavar="40%%", help="find a schedule that saves this share of the prefill's operations"
-    )
-    options.add_argument(
-        "--schedule", action="store_true", help="find the schedule that saves the most within the threshold"
-    )
-    options.add_argument(
-        "--measured", metavar="FILE",
-        help="keep what the search for a schedule measures in this file, and go on from what it holds",
-    )  # fmt: skip
-    options.add_argument(
-        "--store", action="store_true", help="store what was found with the model, for `--withdraw auto`"
-    )
-    options.add_argument("--json", action="store_true", help="print one JSON object")
+    add("--limit", type=int, default=SAMPLES, metavar="N", help=f"use the first N samples (default: {SAMPLES})")
+    add("--save", type=share, metavar="40%%", help="find a schedule that saves this share of the prefill's operations")
+    add("--schedule", action="store_true", help="find the schedule that saves the most within the threshold")
+    add("--measured", metavar="FILE", help="keep what a search for a schedule measures, and go on from what this holds")
+    add("--store", action="store_true", help="store what was found with the model, for `--withdraw auto`")
+    add("--json", action="store_true", help="print one JSON object")
     chosen = options.parse_args(arguments)
     if chosen.threshold is not None and not 0 <= chosen.threshold < float("inf"):
         raise InputError(f"--threshold must be 0 or more, not {chosen.threshold:g}")

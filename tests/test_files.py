@@ -50,9 +50,9 @@ def test_a_digest_is_taken_piece_by_piece(world, monkeypatch):
     expected = hashlib.sha256(world.picture.read_bytes() + questions[0].question.encode()).hexdigest()
     monkeypatch.setattr(files, "PIECE", 7)
     assert digest(questions) == expected
-    assert files.sha256(world.picture) == hashlib.sha256(world.picture.read_bytes()).hexdigest()
+    assert files.sha256(files.pieces(world.picture)) == hashlib.sha256(world.picture.read_bytes()).hexdigest()
     with pytest.raises(InputError, match="cannot read"):
-        files.sha256(world.folder / "nowhere")
+        files.sha256_of_all([world.picture, world.folder / "nowhere"])
 
 
 LATER = {"image": "../picture.png", "turns": [["Hm?", "a"], ["</s>", "a"]]}

@@ -33,12 +33,10 @@ def shard_paths(folder):
         raise InputError(f"{folder} holds neither model.safetensors nor {INDEX}")
     index = read_json(folder, INDEX).get("weight_map")
     found = list(index.values()) if isinstance(index, dict) else [None]
-    names = [
-        name for name in found if isinstance(name, str) and name.isprintable() and pathlib.Path(name).name == name != ""
-    ]
-    if len(names) < len(found):
+    fits = lambda name: isinstance(name, str) and name.isprintable() and pathlib.Path(name).name == name != ""
+    if not all(map(fits, found)):
         raise InputError(f"{path} must map tensor names to files beside it")
-    paths = {name: file_of(folder, name) for name in sorted(set(names))}
+    paths = {name: file_of(folder, name) for name in sorted(set(found))}
     if lost := [name for name, path in paths.items() if path is None]:
         raise InputError(f"{folder} lacks {', '.join(lost)}, which {INDEX} names")
     return list(paths.values())
@@ -67,14 +65,12 @@ class Shard:
 
     def __init__(self, path):
         self.path = path
+        # First the header's length, 8 bytes, little-endian; then the header. The library checks that the data fit it.
         try:
-            with safe_open(path, framework="numpy") as file:  # checks that header and data fit each other
-                self.names = list(file.keys())
-            with open(path, "rb") as file:  # first the header's length, 8 bytes, little-endian; then the header
+            with reading(path), safe_open(path, framework="numpy") as checked, open(path, "rb") as file:
+                self.names = list(checked.keys())
                 length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(length))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
         except SafetensorError as error:
             raise InputError(f"{path} is not a whole safetensors file: {error}") from error
         self.shapes = {name: tuple(header[name]["shape"]) for name in self.names}

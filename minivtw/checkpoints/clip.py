@@ -195,10 +195,8 @@ def sides(fields, key, default):
 def pixel_settings(config_fields, folder, image_size):
     """The settings of the folder's image processor -> ClipPixels, checked to give the tower pictures of its size."""
     fields = image_processor_fields(config_fields, folder)
-    size, crop = (
-        sides(fields, "size", {"shortest_edge": 224}),
-        sides(fields, "crop_size", {"height": 224, "width": 224}),
-    )
+    size = sides(fields, "size", {"shortest_edge": 224})
+    crop = sides(fields, "crop_size", {"height": 224, "width": 224})
     resizes, by_edge = fields.flag("do_resize", True), size.has("shortest_edge")
     crops = fields.flag("do_center_crop", by_edge)
     settings = ClipPixels(

@@ -13,7 +13,6 @@ from .files import file_of, read_text
 
 EMBEDDED = "minivtw-tiny"
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # such as HuggingFaceTB/SmolVLM-256M-Instruct
-REVISION = re.compile(r"\w[\w.-]*", re.ASCII)
 WEIGHTS, JSON, TEMPLATE = "*.safetensors", "*.json", "chat_template.jinja"
 # What `python -m minivtw.fetch` makes, and its folder in minivtw's own cache.
 FETCHED = {"smol": "minivtw-smol", "smollm2": "smollm2-135m-instruct"}
@@ -85,15 +84,12 @@ def own_cache() -> pathlib.Path:
 
 def snapshot(folder: pathlib.Path) -> pathlib.Path:
     """The files of a cached model, models--OWNER--NAME: the revision that its branch `main` is at, or the only one."""
-    revision = read_text(folder, "refs/main")
-    if revision is not None:
-        if not REVISION.fullmatch(revision.strip()) or not (folder / "snapshots" / revision.strip()).is_dir():
-            raise InputError(f"{folder}/refs/main names {revision[:80]!r}, which is no revision among its snapshots")
-        return folder / "snapshots" / revision.strip()
-    revisions = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
-    if len(revisions) != 1:
-        raise InputError(f"{folder} holds {len(revisions)} revisions and none is called main; choose a folder below it")
-    return revisions[0]
+    main = read_text(folder, "refs/main")
+    revisions = [path for path in (folder / "snapshots").iterdir() if path.is_dir()]
+    found = [path for path in revisions if main is None or path.name == main.strip()]
+    if len(found) != 1:
+        raise InputError(f"{folder} holds {len(revisions)} revisions, refs/main names none; choose a folder below it")
+    return found[0]
 
 
 def fetched(name: str, patterns: list[str], downloads: bool = True) -> pathlib.Path:

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ..errors import InputError
-from ..inputs.files import sha256
+from ..inputs.files import pieces, sha256
 from . import language
 from .checkpoint import Checkpoint
 from .fields import Fields
@@ -56,7 +56,7 @@ ROUND_TRIP_TEXTS = (
 
 def check_sha256(path, expected):
     """Raise InputError unless the file's SHA-256 is `expected`, in hexadecimal."""
-    found = sha256(path)
+    found = sha256(pieces(path))
     if found != expected:
         raise InputError(f"{path} has SHA-256 {found}, expected {expected}")
 

@@ -33,6 +33,5 @@ def stored_search(folder: pathlib.Path) -> dict[str, Any]:
 def fingerprint(folder: pathlib.Path) -> str:
     """SHA-256 of what a model's answers come from: its weights, and all settings beside them but what is stored here."""
     names = {path.name for pattern in (JSON, TEMPLATE) for path in folder.glob(pattern)} - {STORED}
-    return sha256_of_all(
-        [*shard_paths(folder), *(pathlib.Path(folder, name) for name in sorted(names) if file_of(folder, name))]
-    )
+    settings = [path for name in sorted(names) if (path := file_of(folder, name))]
+    return sha256_of_all([*shard_paths(folder), *settings])

@@ -35,14 +35,14 @@ def pieces(path: str | os.PathLike) -> Iterator[bytes]:
             yield piece
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file. Raises InputError."""
+def sha256(content: Iterable[bytes]) -> str:
+    """SHA-256 of bytes that come piece by piece, in hexadecimal."""
     digest = hashlib.sha256()
-    for piece in pieces(path):
+    for piece in content:
         digest.update(piece)
     return digest.hexdigest()
 
 
 def sha256_of_all(paths: Iterable[str | os.PathLike]) -> str:
     """One digest of several files. Raises InputError."""
-    return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
+    return sha256(sha256(pieces(path)).encode() for path in paths)

@@ -43,9 +43,7 @@ def open_image(source):
         raise
     except UnidentifiedImageError as error:
         raise InputError(f"{name} is not an image that Pillow can read") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limit
-        raise InputError(f"{name} is too large: {error}") from error
-    except Exception as error:  # whatever the reading of a damaged file runs into, from AttributeError to struct.error
+    except Exception as error:  # whatever Pillow runs into, from its own limit to AttributeError and struct.error
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(f"{cannot}: {why}") from error
 

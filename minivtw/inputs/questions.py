@@ -1,15 +1,14 @@
 """Questions about pictures, read from a folder: to find a layer on, or to score a model on."""
 
-import hashlib
-import itertools
 import json
 import os
 import pathlib
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..model.cache import KVCache
-from .files import pieces, text_of
+from .files import pieces, sha256, text_of
 
 
 class Question(NamedTuple):
@@ -87,8 +86,4 @@ def listed(names: tuple[str, ...]) -> str:
 
 def digest(questions: list[Question]) -> str:
     """SHA-256 of the pictures' files and the questions, one after the other."""
-    sha256 = hashlib.sha256()
-    for question in questions:
-        for piece in itertools.chain(pieces(question.image), [question.question.encode()]):
-            sha256.update(piece)
-    return sha256.hexdigest()
+    return sha256(piece for one in questions for piece in chain(pieces(one.image), [one.question.encode()]))
