@@ -146,7 +146,7 @@ def test_a_panic_of_the_tokenizers_library_is_an_input_error(monkeypatch):
     def panics(*_):
         raise PanicException("chunk size\nmust be non-zero")
 
-    monkeypatch.setattr("minivtw.checkpoints.tokenizer.Tokenizer.from_file", panics)
+    monkeypatch.setattr("minivtw.checkpoints.tokenizer.Tokenizer.from_str", panics)
     with pytest.raises(InputError, match="is not a tokenizer: chunk size must be non-zero") as caught:
         load_tokenizer(CLIP)
     assert isinstance(caught.value.__cause__, PanicException)

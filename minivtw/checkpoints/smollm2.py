@@ -116,7 +116,7 @@ def convert(gguf_path, folder, progress):
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", generation_config)
     write_json(folder / "tokenizer_config.json", tokenizer_config(metadata))
-    build_tokenizer(metadata).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(build_tokenizer(metadata).to_str(pretty=True), encoding="utf-8")
     tensors = llama_tensors(reader.tensors, config, progress(len(reader.tensors)))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     # Every tensor is there, in the shape that the config says.
@@ -224,7 +224,7 @@ def tokenizer_config(metadata):
 
 def check_tokenizer(path, config):
     """Raise `InputError` unless the written tokenizer fills the vocabulary, gives texts back and keeps marks whole."""
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     if tokenizer.get_vocab_size() != config["vocab_size"]:
         raise InputError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config['vocab_size']}")
     for text in ROUND_TRIP_TEXTS:

@@ -46,7 +46,7 @@ def load_tokenizer(folder: pathlib.Path, extra_tokens: tuple[str, ...] | list[st
         raise InputError(f"{folder} lacks tokenizer.json")
     check(Fields(read_json(folder, "tokenizer.json"), str(path)))
     with tokenizing(f"{path} is not a tokenizer"):
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         tokenizer.add_special_tokens(list(extra_tokens))
         tokenizer.no_padding()  # what a training run left in the file
         tokenizer.no_truncation()
