@@ -46,7 +46,9 @@ def needs_loopback():
 
 def examples(quick, deep):
     """Run a property quickly in the suite, and deeply under `pytest -m deep`."""
-    return pytest.mark.parametrize("examples", [quick, pytest.param(deep, marks=pytest.mark.deep)])
+    drawn = pytest.mark.hypothesis  # as hypothesis itself marks a test under `@given`; here that is within the test
+    deeply = pytest.param(deep, marks=[drawn, pytest.mark.deep])
+    return pytest.mark.parametrize("examples", [pytest.param(quick, marks=drawn), deeply])
 
 
 class Ran(NamedTuple):
