@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import pathlib
 import resource
 import shutil
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minivtw.terminal import MOST_CHARACTERS, command
+from minivtw.terminal import MOST_CHARACTERS, command, visible
 from tests.small_llava import CONFIG, write_folder
 
 
@@ -45,7 +46,9 @@ def needs_loopback():
 
 def examples(quick, deep):
     """Run a property quickly in the suite, and deeply under `pytest -m deep`."""
-    return pytest.mark.parametrize("examples", [quick, pytest.param(deep, marks=pytest.mark.deep)])
+    drawn = pytest.mark.hypothesis  # as hypothesis itself marks a test under `@given`; here that is within the test
+    deeply = pytest.param(deep, marks=[drawn, pytest.mark.deep])
+    return pytest.mark.parametrize("examples", [pytest.param(quick, marks=drawn), deeply])
 
 
 class Ran(NamedTuple):
@@ -62,9 +65,10 @@ class Terminal(io.StringIO):
 
 
 def run(main, *arguments, stdin="", terminal=False):
-    """(exit code, standard output, standard error) of a door's `main`."""
+    """(exit code, standard output, standard error) of a door's `main`; its arguments are typed in UTF-8."""
+    typed = [os.fsdecode(str(argument).encode("utf-8", "surrogateescape")) for argument in arguments]
     out, err, code = (Terminal(), Terminal(), 0) if terminal else (io.StringIO(), io.StringIO(), 0)
-    with mock.patch.object(sys, "argv", ["door", *map(str, arguments)]), mock.patch("sys.stdin", io.StringIO(stdin)):
+    with mock.patch.object(sys, "argv", ["door", *typed]), mock.patch("sys.stdin", io.StringIO(stdin)):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 command(main)
@@ -79,7 +83,7 @@ def assert_one_line_error(ran, words):
     assert ran.out == ""
     assert ran.err.startswith("minivtw: error: ") and ran.err.count("\n") == 1 and ran.err.endswith("\n"), ran.err
     assert len(ran.err) <= MOST_CHARACTERS, ran.err
-    assert words in ran.err, ran.err
+    assert visible(words) in ran.err, ran.err
 
 
 def assert_promise(ran, code=None):

@@ -99,6 +99,11 @@ def byte_tokenizer():
     return tokenizer
 
 
+def save_tokenizer(tokenizer, folder):
+    """As `tokenizer.save`, which knows no path that is not UTF-8."""
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+
+
 def write_folder(folder, tensors=None, config=CONFIG):
     """A whole model folder that minivtw loads."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +114,7 @@ def write_folder(folder, tensors=None, config=CONFIG):
         ("generation_config", {"eos_token_id": 1}),
     ):
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    save_tokenizer(byte_tokenizer(), folder)
     return folder
 
 

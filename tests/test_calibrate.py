@@ -48,13 +48,12 @@ def run(*arguments):
     calibrate.main([str(argument) for argument in arguments])
 
 
-def test_stored_layer_is_what_auto_withdraws_at(model, samples, capsys):
-    run(
-        model, "--samples", samples, "--threshold", 1e6, "--store"
-    )  # every layer meets it: K is 0, unlike the default half
+def test_stored_layer_is_what_auto_withdraws_at(model, samples):
+    # every layer meets it: K is 0, unlike the default half
+    ran = doors.run(calibrate.main, model, "--samples", samples, "--threshold", 1e6, "--store")
     stored = json.loads((model / "withdrawal.json").read_text(encoding="utf-8"))
     assert stored["withdraw_layer"] == 0 and stored["criterion"] == "kl" and stored["threshold"] == 1e6
-    assert "<- the visual tokens leave before this layer" in capsys.readouterr().out
+    assert "<- the visual tokens leave before this layer" in ran.out
     vlm = minivtw.load(model)
     assert withdrawal_layer(vlm.method("auto")) == 0
     assert len(stored["curve"]) == vlm.config.layers

@@ -18,6 +18,7 @@ import minivtw
 from minivtw import InputError, fetch, generate
 from minivtw.checkpoints import graft, hub, smollm2
 from tests.doors import assert_one_line_error, copied, run
+from tests.small_llava import save_tokenizer
 
 WIDTH, RANK = 12, 2
 LINEAR = "model.layers.0.self_attn.q_proj"
@@ -92,7 +93,7 @@ def cache(tmp_path, monkeypatch):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer.save(str(base / "tokenizer.json"))
+    save_tokenizer(tokenizer, base)
     save_file(llama_tensors(rng), base / "model.safetensors")
     monkeypatch.setattr(graft, "shipped_folder", lambda name: grafted)
     return tmp_path / "cache"

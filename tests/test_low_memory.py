@@ -16,7 +16,7 @@ import minivtw
 from minivtw import chat, generate
 from minivtw.checkpoints import checkpoint
 from tests.doors import assert_one_line_error, run
-from tests.small_llava import byte_tokenizer, write_folder
+from tests.small_llava import byte_tokenizer, save_tokenizer, write_folder
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/*/config.json"))
@@ -84,7 +84,7 @@ def language_model(tmp_path_factory):
     )
     config |= dict(model_type="llama", tie_word_embeddings=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    save_tokenizer(byte_tokenizer(), folder)
     return folder
 
 

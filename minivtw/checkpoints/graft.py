@@ -68,7 +68,7 @@ def write_smol(folder, base):
     for path in grafted.glob("*.json"):
         shutil.copyfile(path, folder / path.name)
     shutil.copytree(embedded_folder() / "samples", folder / "samples")  # what calibrate finds K on
-    load_tokenizer(base, [MARK]).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(load_tokenizer(base, [MARK]).to_str(pretty=True), encoding="utf-8")
     tensors = {}
     for path in shard_paths(base):
         tensors |= float32_tensors(path)

@@ -117,7 +117,7 @@ def convert(gguf_path, folder, progress):
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", generation_config)
     write_json(folder / "tokenizer_config.json", tokenizer_config(metadata))
-    build_tokenizer(metadata).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(build_tokenizer(metadata).to_str(pretty=True), encoding="utf-8")
     tensors = llama_tensors(reader.tensors, config, progress(len(reader.tensors)))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     # Every tensor is there, in the shape that the config says.

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import minivtw
 from minivtw.checkpoints import FAMILIES
-from tests.small_llava import byte_tokenizer
+from tests.small_llava import byte_tokenizer, save_tokenizer
 
 from .conversation import picture
 
@@ -38,7 +38,7 @@ def test_the_family_of_the_page_answers(monocle, tmp_path):
     )
     pixels = {"size": {"height": 12, "width": 12}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels), encoding="utf-8")
-    byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    save_tokenizer(byte_tokenizer(), tmp_path)
     save_file({"stray": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(minivtw.InputError, match="surplus stray") as caught:
         minivtw.load(tmp_path)
