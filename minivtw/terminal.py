@@ -38,21 +38,31 @@ def command(main: Callable[[list[str]], None]) -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = interrupts.INTERRUPTED
-    except BrokenPipeError:
-        silence(sys.stdout)
-    except MemoryError:
-        code = refuse("this needs more memory than the machine has")
-    except InputError as error:
-        code = refuse(error)
-    except OSError as error:  # of a file, or no room where standard output goes
-        silence(sys.stdout)
-        code = refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except Exception as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
+        known = exit_code(error)
+        if known is None:
             raise
-        code = interrupts.INTERRUPTED  # Ctrl-C, and what was interrupted could not tidy up
+        code = known
     if code:
         sys.exit(code)
+
+
+def exit_code(error: Exception) -> int | None:
+    """Say what the caller can mend. Returns the exit code; None for a fault, ours or of a reader's own method."""
+    if isinstance(error, InputError):
+        return refuse(error)
+    if getattr(error, "is_the_readers", False):  # it arrives as it is, whatever its kind
+        return None
+    if isinstance(error, BrokenPipeError):
+        silence(sys.stdout)
+        return 0
+    if isinstance(error, MemoryError):
+        return refuse("this needs more memory than the machine has")
+    if isinstance(error, OSError):  # of a file, or no room where standard output goes
+        silence(sys.stdout)
+        return refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
+    # after Ctrl-C, what was interrupted could not tidy up
+    return interrupts.INTERRUPTED if isinstance(error.__context__, KeyboardInterrupt) else None
 
 
 def refuse(message: object) -> int:

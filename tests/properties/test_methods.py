@@ -242,6 +242,15 @@ def test_tokens_are_equal_to_themselves_alone(arrived):
     assert arrived == arrived and arrived != replace(arrived) and len({arrived, replace(arrived), arrived}) == 2
 
 
+def test_two_adaptive_methods_count_apart():
+    """The first is never quiet enough; it must not reset what the second counts."""
+    decoder = fixed_decoder(6)
+    prompt = random_prompt(decoder, PICTURE)
+    both, alone = then(adaptive(0, 2), adaptive(1, 3)), adaptive(1, 3)
+    for method in (both, alone):
+        assert prefill(decoder, prompt, method).cache.tokens_per_layer == 3 * [8] + 3 * [4]
+
+
 def test_states_of_earlier_layers_are_let_go():
     """The tokens that entered the layer before are kept for methods that look back; those of all others are gone."""
     decoder, states, alive = fixed_decoder(6), [], []
