@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from .errors import InputError
 from .looking import keep_best, product, tower_looks
 from .methods import renumber, then
 from .model.tokens import Tokens
 from .model.vision import Tower
-from .specs import Method, named, spec_of
+from .specs import Method, NamedMethod, Share, named, spec_of
 
 
 def beforehand(choose: Callable[[Tokens], Tokens]) -> Method:
@@ -26,15 +25,14 @@ def beforehand(choose: Callable[[Tokens], Tokens]) -> Method:
     return method
 
 
-def with_tower(method: Method, tower: Tower | None) -> Method:
+def with_tower(method: Method, tower: Tower | None) -> NamedMethod:
     """The same method, for a decoder that is run without a `VLM`: its tokens know what the vision tower knows."""
     knowing = then(lambda index, tokens: replace(tokens, tower=tower) if index == 0 else tokens, method)
-    knowing.spec = spec_of(method)  # type: ignore[attr-defined]
-    return knowing
+    return replace(knowing, spec=str(spec_of(method)))
 
 
 @named
-def fastervlm(keep: float = 0.5) -> Method:
+def fastervlm(keep: Share = 0.5) -> Method:
     """FasterVLM (Zhang et al. 2024, arXiv 2412.01818, section 3.3): those that the vision tower's class token looked at
     most in the last layer that is used, mean over heads; round(keep N) of N stay.
 
@@ -51,7 +49,7 @@ def fastervlm(keep: float = 0.5) -> Method:
 
 
 @named
-def visionzip(keep: float = 0.5, merged: float = 10 / 64) -> Method:
+def visionzip(keep: Share = 0.5, merged: Share = 10 / 64) -> Method:
     """VisionZip (Yang et al. 2024, arXiv 2412.04467, section 3.2): of round(keep N) tokens the *dominant* are those
     that the tower looked at most, as for `fastervlm`. The others, a share `merged`, are *contextual*: evenly spaced
     among what is left, each with the mean of those added that are most like it, by the cosine of the tower's keys.
@@ -61,8 +59,6 @@ def visionzip(keep: float = 0.5, merged: float = 10 / 64) -> Method:
     does this; it keeps the class token as well, which LLaVA's decoder never sees, and puts the contextual tokens behind
     the dominant, where here all stay in the order of the picture.
     """
-    if not 0 <= merged <= 1:
-        raise InputError(f"merged is a share of the tokens that stay, from 0 to 1, not {merged}")
 
     def choose(tokens: Tokens) -> Tokens:
         visual, count = np.flatnonzero(tokens.is_visual), round(keep * tokens.is_visual.sum())
@@ -86,7 +82,7 @@ def visionzip(keep: float = 0.5, merged: float = 10 / 64) -> Method:
 
 
 @named
-def divprune(keep: float = 0.5) -> Method:
+def divprune(keep: Share = 0.5) -> Method:
     """DivPrune (Alvar et al. 2025, arXiv 2503.02175, section 3.2): the most diverse, max-min of the distance
     d(i, j) = 1 - cos(v_i, v_j) between visual tokens, chosen greedily: first the one whose nearest neighbour is
     farthest, then each time the one that is farthest from all those chosen; round(keep N) of N stay.

@@ -38,11 +38,12 @@ def add_size_options(options: argparse.ArgumentParser) -> None:
 
 def add_method_options(options: argparse.ArgumentParser) -> None:
     """Which tokens go on: the flagship by its layer, or any method by its text."""
-    options.add_argument(
+    one = options.add_mutually_exclusive_group()
+    one.add_argument(
         "--withdraw", type=withdraw_option, default="auto", metavar="auto|off|K",
         help="the layer before which the visual tokens leave; auto (default): what is stored with the model",
     )  # fmt: skip
-    options.add_argument(
+    one.add_argument(
         "--method", metavar="NAME:parameters",
         help=f"another method, such as freeze:layers=7-9+withdraw:layer=10; names: {', '.join(METHODS)}, "
         "and FILE.py:FUNCTION for your own",

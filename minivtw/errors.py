@@ -30,7 +30,9 @@ def whole(value: Any, name: str, least: int = 0) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise InputError(f"{name} must be a whole number, not {value!r}") from None
+        number = None
+    if number is None or isinstance(value, bool):
+        raise InputError(f"{name} must be a whole number, not {value!r}")
     if number < least:
         raise InputError(f"{name} must be {least} or more, not {number}")
     return number

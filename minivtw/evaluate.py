@@ -64,22 +64,22 @@ def evaluate(vlm, questions, methods, progress=lambda done: None, max_new_tokens
     """Ask every question under each of `methods`, a dict by name; the picture is looked at once.
 
     Returns one summary for each. Agreement is the share of answers whose tokens equal those of the model that is left
-    alone; what is the same method under two names runs once. Questions that follow in the same chat find there what the
+    alone; one and the same method under two names runs once. Questions that follow in the same chat find there what the
     model answered before, under the same method.
     """
     tallies = [Tally(name, method) for name, method in methods.items()]
     for number, question in enumerate(questions, 1):
         prompt, tower = vlm.prepare(question.image, question.question), vlm.tower()
         hidden = vlm.embed(prompt, tower=tower)  # (tokens, width)
-        answers = {}  # method -> an Answer for every turn, by the method's text
+        answers = {}  # a method itself, whatever its name -> an Answer for every turn
         for method in (None, *methods.values()):
-            if spec_of(method) not in answers:
+            if id(method) not in answers:
                 chat = Chat(vlm, None, method)
                 first = chat.respond(prompt, hidden, Sampler(), max_new_tokens, Clock(), tower=tower)
                 later = [chat.ask(turn.question, max_new_tokens=max_new_tokens) for turn in question.then]
-                answers[spec_of(method)] = [first, *later]
+                answers[id(method)] = [first, *later]
         for tally in tallies:
-            for turn, *said in zip((question, *question.then), answers[spec_of(tally.method)], answers[None]):
+            for turn, *said in zip((question, *question.then), answers[id(tally.method)], answers[id(None)]):
                 tally.add(turn, *said)
         progress(number)
     return [tally.summary() for tally in tallies]
@@ -186,6 +186,8 @@ def main(arguments):
     check_questions(vlm, questions)
     rows = {text: seeds(text) for text in chosen.method}
     methods = methods_to_try(vlm, chosen.withdraw, [one for row in rows.values() for one in row])
+    same = {spec_of(method): method for method in methods.values()}  # of equal texts one method, which runs once
+    methods = {name: same[spec_of(method)] for name, method in methods.items()}
     by_name = {run["name"]: run for run in evaluate(vlm, questions, methods, progress_line(len(questions)))}
     rows = {name: [name] for name in by_name if not any(name in row for row in rows.values())} | rows
     runs = [gathered(name, [by_name[one] for one in row]) for name, row in rows.items()]

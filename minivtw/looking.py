@@ -30,7 +30,7 @@ def text_after_image(tokens: Tokens) -> np.ndarray:
 
 
 def coming_attention(tokens: Tokens, rows: np.ndarray | list[int]) -> np.ndarray:
-    """Where tokens would look in the layer to come, if all of them went on; rows: their indices.
+    """Where tokens would look in the layer to come, if all of them went on; rows: their indices, in any order.
 
     Returns probabilities (heads, rows, tokens). Raises InputError before layer 0.
     """
@@ -44,7 +44,7 @@ def coming_attention(tokens: Tokens, rows: np.ndarray | list[int]) -> np.ndarray
     tokens.asked.append(2 * len(tokens) * config.width * key_value)
     if len(before):
         keys = np.concatenate([before.keys, keys], axis=1)
-    looks = tokens.looks(tokens[rows], index, keys, len(before) + 1 + np.arange(len(tokens))[rows])
+    looks = tokens.looks(tokens, rows, index, keys, len(before) + 1 + np.arange(len(tokens))[rows])
     return looks[:, :, len(before) :]
 
 
@@ -63,10 +63,14 @@ def product(tokens: Tokens, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def tower_looks(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
     """How much the vision tower's last layer looked at each visual token, (visual tokens,), and their keys there,
-    (visual tokens, channels). Raises InputError where there is no tower that has looked at them.
+    (visual tokens, channels). Raises InputError where there is no tower that has looked at each of them.
     """
-    if tokens.tower is None or not tokens.tower.entering:
-        raise InputError("this method asks where the vision tower looked, and that is not known here")
+    has_gaps = len(tokens) <= tokens.positions[-1] - tokens.positions[0]
+    if tokens.tower is None or not tokens.tower.entering or has_gaps:
+        raise InputError(
+            "this method asks where the vision tower looked at each visual token; that is not known here, but only "
+            "where they are its patches, without line ends, and no other method has chosen among them"
+        )
     looks, keys, flops = last_look(tokens.tower, int(tokens.is_visual.sum()))
     tokens.asked.append(flops)
     return looks, keys

@@ -17,7 +17,7 @@ import numpy as np
 
 from .looking import text_after_image
 from .model.tokens import Tokens
-from .specs import Layer, Layers, Method, named, spec_of
+from .specs import Count, Layer, Layers, Method, NamedMethod, Seed, Share, known, named
 
 
 @named
@@ -33,15 +33,15 @@ def freeze(layers: Layers) -> Method:
 
 
 @named
-def adaptive(share: float = 0.1, quiet: int = 2) -> Method:
+def adaptive(share: Share = 0.1, quiet: Count = 2) -> Method:
     """Withdraw where this prompt's attention has left the image: after `quiet` layers in a row that gave the visual
     tokens less than `share` of the text's attention. Ours; it goes by the paper's first observation (section 3.1)."""
 
     def method(index: int, tokens: Tokens) -> Tokens:
         if index == 0 or not tokens.is_visual.any():
             return tokens
-        tokens.notes["quiet"] = tokens.notes.get("quiet", 0) + 1 if visual_share(tokens) < share else 0
-        return tokens[~tokens.is_visual] if tokens.notes["quiet"] >= quiet else tokens
+        tokens.notes[method] = tokens.notes.get(method, 0) + 1 if visual_share(tokens) < share else 0
+        return tokens[~tokens.is_visual] if tokens.notes[method] >= quiet else tokens
 
     return method
 
@@ -54,7 +54,7 @@ def visual_share(tokens: Tokens) -> float:
 
 
 @named
-def random_tokens(layer: Layer, seed: int = 0) -> Method:
+def random_tokens(layer: Layer, seed: Seed = 0) -> Method:
     """The paper's ablation: before a layer, as many tokens leave as there are visual ones, drawn from all but the last."""
 
     def method(index: int, tokens: Tokens) -> Tokens:
@@ -86,14 +86,13 @@ def own_positions() -> Method:
     return lambda index, tokens: replace(tokens, rotary_positions=tokens.positions)
 
 
-def then(*methods: Method) -> Method:
+def then(*methods: Method) -> NamedMethod:
     """Methods asked one after the other at every layer, each with the tokens that the one before it gave back."""
+    parts = [known(one) for one in methods]
 
     def method(index: int, tokens: Tokens) -> Tokens:
-        for one in methods:
+        for one in parts:
             tokens = one(index, tokens)
         return tokens
 
-    method.spec = "+".join(str(spec_of(one)) for one in methods)  # type: ignore[attr-defined]
-    method.layers = tuple(layer for one in methods for layer in getattr(one, "layers", ()))  # type: ignore[attr-defined]
-    return method
+    return NamedMethod(method, "+".join(one.spec for one in parts), sum((one.layers for one in parts), ()))

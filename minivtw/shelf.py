@@ -15,7 +15,7 @@ from .looking import coming_attention, keep_best, normed, product, text_after_im
 from .methods import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
 from .model.layers import softmax
 from .model.tokens import Tokens
-from .specs import Layer, Layers, Method, named, parse
+from .specs import Count, Layer, Layers, Method, Seed, Share, named, parse
 
 
 def once(layer: int, choose: Callable[[Tokens], Tokens]) -> Method:
@@ -24,7 +24,7 @@ def once(layer: int, choose: Callable[[Tokens], Tokens]) -> Method:
 
 
 @named
-def fastv(layer: Layer, keep: float = 0.5) -> Method:
+def fastv(layer: Layer, keep: Share = 0.5) -> Method:
     """FastV (Chen et al. 2024, arXiv 2403.06764, section 4.1): those that the prompt's last token looked at most in the
     layer before; score_j = mean over heads of A[last, j] in layer K - 1, and n = round(N (1 - R)) stay, 1 - R = `keep`.
 
@@ -39,7 +39,7 @@ def fastv(layer: Layer, keep: float = 0.5) -> Method:
 
 
 @named
-def looked_at(layer: Layer, keep: float = 0.5) -> Method:
+def looked_at(layer: Layer, keep: Share = 0.5) -> Method:
     """As FastV, but those that all of the text after the image looked at most; ours, after SparseVLM's raters."""
 
     def choose(tokens: Tokens) -> Tokens:
@@ -50,7 +50,7 @@ def looked_at(layer: Layer, keep: float = 0.5) -> Method:
 
 
 @named
-def pyramiddrop(layers: Layers, keep: float = 0.5) -> Method:
+def pyramiddrop(layers: Layers, keep: Share = 0.5) -> Method:
     """PyramidDrop (Xing et al. 2024, arXiv 2410.17247, section 3.2): before each of a few layers (8, 16 and 24 of 32)
     those leave that the last token would look at least there; after stage s, floor(N keep^s) of N are left.
 
@@ -71,7 +71,7 @@ def pyramiddrop(layers: Layers, keep: float = 0.5) -> Method:
 
 
 @named
-def sparsevlm(layers: Layers, keep: float = 0.5, raters: Layer = 0) -> Method:
+def sparsevlm(layers: Layers, keep: Share = 0.5, raters: Layer = 0) -> Method:
     """SparseVLM (Zhang et al. 2024, arXiv 2410.04417, sections 3.2 and 3.3), its pruning: before each of a few layers
     those leave that the raters looked at least in the layer before, mean over heads and raters; after stage s,
     round(N keep^s) of N are left.
@@ -94,7 +94,8 @@ def sparsevlm(layers: Layers, keep: float = 0.5, raters: Layer = 0) -> Method:
             tokens.notes[method] = int(tokens.is_visual.sum()), tokens.positions[text[chosen]]
         if index in stages and tokens.is_visual.any():
             visual, who = tokens.notes[method]
-            looks = tokens.attention(np.flatnonzero(np.isin(tokens.positions, who))).mean((0, 1))
+            rows = np.flatnonzero(np.isin(tokens.positions, who))
+            looks = tokens.attention(rows if len(rows) else [-1]).mean((0, 1))  # another method may have let all go
             tokens = keep_best(tokens, looks, round(visual * keep ** (stages.index(index) + 1)))
         return tokens
 
@@ -102,7 +103,7 @@ def sparsevlm(layers: Layers, keep: float = 0.5, raters: Layer = 0) -> Method:
 
 
 @named
-def dart(layer: Layer, keep: float = 0.5, pivots: int = 4) -> Method:
+def dart(layer: Layer, keep: Share = 0.5, pivots: Count = 4) -> Method:
     """DART (Wen et al. 2025, arXiv 2502.11494, section 3): no scores, but duplicates leave. Pivots are the visual and
     the text tokens with the largest L1 norm of their keys in the layer before, `pivots` of each; the visual ones stay,
     and each pivot in turn adds those of the others that are least like it, by the cosine of their states.
@@ -111,8 +112,6 @@ def dart(layer: Layer, keep: float = 0.5, pivots: int = 4) -> Method:
     of a Python set and lets each add as many, which keeps a few more or fewer than n. Here visual pivots come first,
     the largest norm first, and the first pivots add one more where n is not a multiple.
     """
-    if pivots < 1:
-        raise InputError(f"pivots must be 1 or more, not {pivots}")
 
     def choose(tokens: Tokens) -> Tokens:
         visual, count = np.flatnonzero(tokens.is_visual), round(keep * tokens.is_visual.sum())
@@ -132,7 +131,7 @@ def dart(layer: Layer, keep: float = 0.5, pivots: int = 4) -> Method:
 
 
 @named
-def random(layer: Layer, keep: float = 0.5, seed: int = 0) -> Method:
+def random(layer: Layer, keep: Share = 0.5, seed: Seed = 0) -> Method:
     """Any: the baseline that every score has to beat."""
 
     def choose(tokens: Tokens) -> Tokens:
@@ -143,7 +142,7 @@ def random(layer: Layer, keep: float = 0.5, seed: int = 0) -> Method:
 
 
 @named
-def uniform(layer: Layer, keep: float = 0.5) -> Method:
+def uniform(layer: Layer, keep: Share = 0.5) -> Method:
     """Evenly spaced: the other baseline. With a half, every second visual token in the order of the prompt."""
 
     def choose(tokens: Tokens) -> Tokens:

@@ -1,7 +1,7 @@
 """Methods as text: `withdraw:layer=6`, `freeze:layers=4/9/18-23+withdraw:layer=24`, `mine.py:my_method`.
 
-So a method can be typed after `--method`, stored with a model and printed in a table. Parameters are converted by the
-annotations of the function that makes the method; `+` lists methods that are asked one after the other.
+So a method can be typed after `--method`, stored with a model and printed in a table. Parameters are converted and
+checked by the annotations of the function that makes the method; `+` lists methods that are asked one after the other.
 """
 
 import functools
@@ -10,55 +10,75 @@ import pathlib
 import re
 import runpy
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from numbers import Real
 from typing import Annotated, Any
 
+import numpy as np
+
 from .checkpoints.fields import MOST_LAYERS
-from .errors import InputError
+from .errors import InputError, whole
 from .model.tokens import Tokens
+
+MOST_TEXT = 10_000  # characters of a method's text, wherever it comes from
+MOST_PARTS = 100  # methods in it
+FILE = re.compile(r"\s*(.+?\.py):(\w+)\s*\+", re.S)  # the name of a file may hold + and : as well
 
 Method = Callable[[int, Tokens], Tokens]  # (index of the layer to come, tokens at its door) -> the tokens that go on
 Layer = Annotated[int, "a layer of the decoder"]
 Layers = Annotated[Collection[int], "layers of the decoder"]
+Share = Annotated[float, "from 0 to 1"]
+Count = Annotated[int, "1 or more"]
+Seed = Annotated[int, "0 or more"]
 
 
-def named(make: Callable[..., Method]) -> Callable[..., Method]:
-    """Let the methods that `make` makes know their text (`spec`) and the layers that they name (`layers`).
+@dataclass(frozen=True, eq=False)
+class NamedMethod:
+    """A method that knows its text and the layers that it names; 0 stands for one that names none."""
 
-    The returned function raises InputError for parameters of the wrong kind.
-    """
-    parameters = inspect.signature(make).parameters
+    function: Method
+    spec: str
+    layers: tuple[int, ...] = (0,)
+
+    def __call__(self, index: int, tokens: Tokens) -> Tokens:
+        return self.function(index, tokens)
+
+
+def named(make: Callable[..., Method]) -> Callable[..., NamedMethod]:
+    """Let `make` make a `NamedMethod`, and raise InputError for parameters that are not what its annotations say."""
+    signature = inspect.signature(make)
 
     @functools.wraps(make)
-    def made(*arguments: Any, **options: Any) -> Method:
-        bound = inspect.signature(make).bind(*arguments, **options)
+    def made(*arguments: Any, **options: Any) -> NamedMethod:
+        bound = signature.bind(*arguments, **options)
         bound.apply_defaults()
-        layers: list[int] = []
+        layers: set[int] = set()
         for name, value in bound.arguments.items():
-            if parameters[name].annotation in (Layer, Layers):
-                layers += checked_layers(name, value if parameters[name].annotation is Layers else [value])
-        keep = bound.arguments.get("keep", 1)
-        if not 0 <= keep <= 1:
-            raise InputError(f"keep is a share of the visual tokens, from 0 to 1, not {keep}")
-        method = make(*bound.args, **bound.kwargs)
+            kind = signature.parameters[name].annotation
+            bound.arguments[name] = value = KINDS[kind][1](value, name)
+            layers |= {value} if kind is Layer else value if kind is Layers else set()
         texts = [f"{name}={written(value)}" for name, value in bound.arguments.items()]
-        method.spec = f"{make.__name__}:{','.join(texts)}" if texts else make.__name__  # type: ignore[attr-defined]
-        method.layers = tuple(layers)  # type: ignore[attr-defined]
-        return method
+        spec = f"{make.__name__}:{','.join(texts)}" if texts else make.__name__
+        return NamedMethod(make(*bound.args, **bound.kwargs), spec, tuple(sorted(layers)) or (0,))
 
     return made
 
 
-def checked_layers(name: str, layers: Collection[int]) -> list[int]:
-    """Raise InputError unless these are layer numbers."""
-    for layer in layers:
-        if isinstance(layer, bool) or not hasattr(layer, "__index__") or layer < 0:
-            raise InputError(f"{name} must be 0 or a whole number above it, not {layer!r}")
-    return sorted(int(layer) for layer in layers)
+def checked_layers(layers: Any, name: str) -> frozenset[int]:
+    if isinstance(layers, str) or not isinstance(layers, Collection):
+        raise InputError(f"{name} must be a collection of layers, not {layers!r}")
+    return frozenset(whole(layer, name) for layer in layers)
+
+
+def checked_share(share: Any, name: str) -> float:
+    if not isinstance(share, Real) or not 0 <= float(share) <= 1:
+        raise InputError(f"{name} is a share, from 0 to 1, not {share!r}")
+    return float(share)
 
 
 def written(value: Any) -> str:
     """A parameter as text: numbers as they are, layers as 4/9/18-23."""
-    if not isinstance(value, Collection) or isinstance(value, str):
+    if not isinstance(value, Collection):
         return f"{value:g}" if isinstance(value, float) else str(value)
     runs: list[list[int]] = []
     for layer in sorted(value):
@@ -74,26 +94,47 @@ def read_layers(text: str) -> frozenset[int]:
     layers: set[int] = set()
     for part in text.split("/"):
         first, _, last = part.partition("-")
-        if int(last or first) > MOST_LAYERS:
-            raise ValueError("no model has so many layers")
+        if not int(first) <= int(last or first) <= MOST_LAYERS:
+            raise ValueError("layers go from the smaller to the larger, and no model has so many")
         layers.update(range(int(first), int(last or first) + 1))
     return frozenset(layers)
 
 
-def parse(text: str, methods: dict[str, Callable[..., Method]], files: bool = True) -> list[Method]:
+# Of a parameter's annotation: how its text is read, and how its value is checked.
+KINDS: dict[Any, tuple[Callable[[str], Any], Callable[[Any, str], Any]]] = {
+    Layer: (int, whole),
+    Layers: (read_layers, checked_layers),
+    Share: (float, checked_share),
+    Count: (int, functools.partial(whole, least=1)),
+    Seed: (int, whole),
+}
+
+
+def parse(text: str, methods: dict[str, Callable[..., NamedMethod]], files: bool = True) -> list[NamedMethod]:
     """The methods that a text lists, in its order. Raises InputError for a name or a parameter that does not exist.
 
     files: whether it may name a Python file, which is run. What comes out of a file or a request may not.
     """
-    return [parse_one(part.strip(), methods, files) for part in text.split("+")]
+    if len(text) > MOST_TEXT or text.count("+") >= MOST_PARTS:
+        raise InputError(f"a method's text has at most {MOST_TEXT:,} characters and {MOST_PARTS} methods")
+    if not files and ".py" in text:
+        raise InputError(
+            f"{text[:80]} names a Python file; code is run only if --method names it when a command starts"
+        )
+    found, rest = [], f"{text}+"
+    while rest:
+        part, file = rest[: rest.index("+")], FILE.match(rest)
+        if file and part.partition(":")[0].strip() not in methods:
+            found.append(own_method(pathlib.Path(file[1]), file[2]))
+            rest = rest[file.end() :]
+        else:
+            found.append(parse_one(part.strip(), methods))
+            rest = rest[len(part) + 1 :]
+    return found
 
 
-def parse_one(text: str, methods: dict[str, Callable[..., Method]], files: bool) -> Method:
+def parse_one(text: str, methods: dict[str, Callable[..., NamedMethod]]) -> NamedMethod:
     name, _, rest = text.partition(":")
-    if name.endswith(".py"):
-        if not files:
-            raise InputError(f"{name} is a Python file; code is run only if --method names it when a command starts")
-        return own_method(pathlib.Path(name), rest)
     if name not in methods:
         raise InputError(f"there is no method {name!r}; there are {', '.join(methods)}, and FILE.py:FUNCTION")
     parameters = inspect.signature(methods[name]).parameters
@@ -102,10 +143,10 @@ def parse_one(text: str, methods: dict[str, Callable[..., Method]], files: bool)
         key, _, value = part.partition("=")
         if key not in parameters:
             raise InputError(f"the method {name} takes {', '.join(parameters) or 'no parameters'}, not {key!r}")
-        kind: Any = parameters[key].annotation
-        read: Callable[[str], Any] = int if kind is Layer else read_layers if kind is Layers else kind
+        if key in options:
+            raise InputError(f"the text gives the method {name} its {key} twice")
         try:
-            options[key] = read(value)
+            options[key] = KINDS[parameters[key].annotation][0](value)
         except ValueError:
             raise InputError(f"{key} of the method {name} cannot be {value!r}") from None
     missing = [
@@ -116,7 +157,7 @@ def parse_one(text: str, methods: dict[str, Callable[..., Method]], files: bool)
     return methods[name](**options)
 
 
-def own_method(path: pathlib.Path, name: str) -> Method:
+def own_method(path: pathlib.Path, name: str) -> NamedMethod:
     """A function (index, tokens) -> tokens out of a reader's own Python file."""
     try:
         content = runpy.run_path(str(path))
@@ -125,15 +166,56 @@ def own_method(path: pathlib.Path, name: str) -> Method:
     function = content.get(name)
     if not callable(function):
         raise InputError(f"{path} has no function {name!r}; a method is given as {path}:FUNCTION")
+    return NamedMethod(guarded(function, f"{path}:{name}"), f"{path}:{name}")
+
+
+def known(method: Method) -> NamedMethod:
+    """A method as one that knows its text: a reader's own function by its name, and what it returns is checked."""
+    if isinstance(method, NamedMethod):
+        return method
+    name = str(spec_of(method))
+    return NamedMethod(guarded(method, name), name, tuple(getattr(method, "layers", (0,))))
+
+
+def guarded(function: Method, name: str) -> Method:
+    """A reader's own function; raises InputError, which names it, for what no layer can work on."""
 
     def method(index: int, tokens: Tokens) -> Tokens:
-        kept = function(index, tokens)
-        if not isinstance(kept, Tokens):
-            raise InputError(f"{path}:{name} must return tokens, not {type(kept).__name__}")
+        try:
+            kept = function(index, tokens)
+        except Exception as error:
+            error.is_the_readers = True  # type: ignore[attr-defined]  # `terminal.command` lets it through
+            raise
+        if kept is tokens and len(tokens) == 1:
+            return kept  # what is fed back and left alone costs no time
+        if missing := what_is_missing(tokens, kept):
+            raise InputError(f"{name} must return {missing}, before layer {index}")
         return kept
 
-    method.spec = f"{path}:{name}"  # type: ignore[attr-defined]
     return method
+
+
+def what_is_missing(came: Tokens, kept: Any) -> str | None:
+    """What a method that was given the tokens that `came` must return, and did not; None if nothing is missing."""
+    if not isinstance(kept, Tokens):
+        return f"tokens, not {type(kept).__name__}"
+    if any(getattr(kept, name) is not getattr(came, name) for name in ("cache", "passed", "ran", "notes", "asked")):
+        return "tokens of those that it was given, not earlier ones"
+    works = np.ones(np.shape(kept.positions), bool) if kept.works is None else kept.works
+    for name in ("positions", "hidden", "is_visual", "rotary_positions", "works"):
+        array, like = (works, came.is_visual) if name == "works" else (getattr(kept, name), getattr(came, name))
+        shape = *(np.shape(kept.positions)[:1] or came.positions.shape), *like.shape[1:]
+        if not isinstance(array, np.ndarray) or (array.dtype, array.shape) != (like.dtype, shape):
+            return f"{name} as {like.dtype}, of shape {shape}"
+    if (np.diff(kept.positions) <= 0).any() or not np.isin(kept.positions, came.positions).all():
+        return "tokens of those that it was given, each of them once and in their order"
+    if not works[-1:].all() or kept.positions[-1:].tolist() != came.positions[-1:].tolist():
+        return "the last token, to be worked on: its state becomes the answer"
+    if not np.isfinite(kept.hidden).all():
+        return "finite numbers"
+    if kept.rotary_positions.min(initial=0) < 0 or kept.rotary_positions.max(initial=0) >= came.cache.max_positions:
+        return f"rotary positions from 0 to {came.cache.max_positions - 1}, which are all that the model has"
+    return None
 
 
 def spec_of(method: Method | None) -> str | None:
@@ -142,18 +224,20 @@ def spec_of(method: Method | None) -> str | None:
 
 
 def first_layer(method: Method | None) -> int:
-    """The first layer that a method names: before it, nothing changes. 0 for a method that names none."""
-    return min(getattr(method, "layers", ()), default=0)
+    """The first layer that a method names: before it, nothing changes. 0 as soon as one part of it names none."""
+    return min(known(method).layers, default=0) if method else 0
 
 
-def check(method: Method | None, layers: int) -> Method | None:
-    """Raise InputError where a method names a layer that a decoder of `layers` does not have. Returns the method."""
-    if method is not None and not callable(method):
+def check(method: Method | None, layers: int) -> NamedMethod | None:
+    """Raise InputError where a method names a layer that a decoder of `layers` does not have. Returns it as it is `known`."""
+    if method is None:
+        return None
+    if not callable(method):
         raise InputError(f"a method is a function of a layer's index and its tokens, not {method!r}")
-    for layer in getattr(method, "layers", ()):
+    for layer in known(method).layers:
         if layer > layers:
             raise InputError(f"a layer must be from 0 to {layers}, the number of layers, not {layer}")
-    return method
+    return known(method)
 
 
 def withdrawal_layer(method: Method | None) -> int | None:

@@ -38,26 +38,29 @@ def command(main: Callable[[list[str]], None]) -> None:
 
 
 def exit_code(main: Callable[[list[str]], None]) -> int:
-    """Run a command, and say what went wrong."""
+    """Run a command, and say what went wrong. What nobody can mend but us, or a reader in their own method, is raised."""
     try:
         open_streams()
         hush()
         warnings.showwarning = lambda message, *_: say(message)
         main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:
-        silence(sys.stdout)
-    except MemoryError:
-        return refuse("this needs more memory than the machine has")
     except InputError as error:
         return refuse(error)
-    except OSError as error:  # of a file, or no room where standard output goes
-        silence(sys.stdout)
-        return refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except Exception as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
+        if getattr(error, "is_the_readers", False):  # it arrives as it is, whatever its kind
             raise
-        return interrupts.INTERRUPTED  # Ctrl-C, and what was interrupted could not tidy up
+        if isinstance(error, BrokenPipeError):
+            silence(sys.stdout)
+        elif isinstance(error, MemoryError):
+            return refuse("this needs more memory than the machine has")
+        elif isinstance(error, OSError):  # of a file, or no room where standard output goes
+            silence(sys.stdout)
+            return refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        elif isinstance(error.__context__, KeyboardInterrupt):  # what was interrupted could not tidy up
+            return interrupts.INTERRUPTED
+        else:
+            raise
     return 0
 
 

@@ -94,6 +94,8 @@ class VLM:
 
     def method(self, withdraw: str | int | None = "auto", method: Method | str | None = None) -> Method | None:
         """What the two arguments of `answer` mean for this model, checked; None: every token goes through every layer."""
+        if method is not None and withdraw not in ("auto", "off", None):
+            raise InputError("withdraw and method both say which tokens go on; give one of them")
         if isinstance(method, str):
             method = method_of(method)
         elif method is None and withdraw == "auto":
@@ -136,8 +138,10 @@ class VLM:
         return Prompt(token_ids, is_visual, tiles, tuple((image.height, image.width) for image in opened))
 
     def tower(self) -> Tower | None:
-        """What `embed` can fill with what the vision tower knows of a prompt; `advance` gives it to the method."""
-        return Tower(self.parts.vision.encoder, []) if self.parts.vision else None
+        """What `embed` can fill with what the vision tower knows of a prompt; `advance` gives it to the method. None where
+        visual tokens are not its patches one by one: LLaVA-OneVision packs them, with a mark at each line's end."""
+        vision = self.parts.vision
+        return Tower(vision.encoder, []) if vision and not vision.pack else None
 
     def embed(
         self,
@@ -174,8 +178,9 @@ class VLM:
 
         hidden: (tokens, width); is_visual: (tokens,) booleans; cache: gains the tokens; tower: what `embed` filled, for
         methods that ask where the vision tower looked. Returns the last token's logits, (vocabulary,), and the `Tokens`
-        at the end. Raises InputError where a method let the last one go.
+        at the end. Raises InputError where a method let the last one go, or `specs.check` refuses it.
         """
+        method = check(method, self.config.layers)
         tokens = forward(self.decoder, arriving(hidden, is_visual, cache, tower), method, observe=observe)
         if not len(tokens) or tokens.positions[-1] != cache.next_position - 1:
             raise InputError("the method withdrew the prompt's last token, whose state becomes the answer")

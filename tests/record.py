@@ -1,8 +1,9 @@
-"""Write tests/golden/llava and tests/golden/tiny: what transformers computes, for tests that run without it.
+"""Write tests/golden/llava, tiny and shelf.json: what others than minivtw compute, for tests that run without them.
 
-    python tests/record.py            record both
+    python tests/record.py            record all
     python tests/record.py llava      small random LLaVA models, built here, and their recordings
     python tests/record.py tiny       the embedded model; to be done whenever its weights or its tokenizer change
+    python tests/record.py shelf      who is kept by the methods of the shelf, by `shelf_reference.py`
 
 Needs the extra `reference`. Each folder holds `meta.json` (prompts, token ids) and `expected.safetensors` (arrays named
 CASE.NAME, with the names that minivtw's `observe` uses).
@@ -11,9 +12,12 @@ CASE.NAME, with the names that minivtw's `observe` uses).
 import hashlib
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -21,10 +25,16 @@ import transformers
 from PIL import Image
 from reference import RECORDED, Reference, build, write_json
 from safetensors.numpy import save_file
+from shelf_reference import RULES, carry
 
 TESTS = pathlib.Path(__file__).parent
+sys.path.insert(0, str(TESTS.parent))
+
+from tests import shelf_models  # noqa: E402
+
 GOLDEN = TESTS / "golden"
 EMBEDDED = TESTS.parent / "weights" / "minivtw-tiny"
+VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
 GREEDY_TOKENS = 16
 # A greedy token whose rival is closer than this (in logits) could change with the order of a sum.
 SMALLEST_LEAD = 1e-3
@@ -71,6 +81,42 @@ def record_tiny():
     write(folder, recordings, model_sha256=fingerprint(EMBEDDED))
 
 
+def record_shelf():
+    """Who is kept in every layer, and some of the next token's logits, by method, tower and seed."""
+    recorded = {"recorded_with": VERSIONS}
+    for tower in shelf_models.TOWERS:
+        with tempfile.TemporaryDirectory() as folder:
+            reference = Reference.__new__(Reference)  # without a processor: the pixels are random numbers
+            load = transformers.LlavaForConditionalGeneration.from_pretrained
+            path = shelf_models.write(tower, pathlib.Path(folder))
+            reference.model = load(path, dtype=torch.float32, attn_implementation="eager").eval()
+        recorded[tower] = {
+            text: [kept_by(reference, text, tower, seed) for seed in shelf_models.SEEDS]
+            for text in shelf_models.METHODS
+        }
+    text = json.dumps(recorded, indent=1)
+    text = re.sub(r"\[[^][{}]*\]", lambda numbers: json.dumps(json.loads(numbers[0])), text)  # a line a layer
+    (GOLDEN / "shelf.json").write_text(text + "\n", encoding="utf-8")
+
+
+def kept_by(reference, text, tower, seed):
+    token_ids, pixels = shelf_models.question(seed)
+    arrays = reference.prefill({"input_ids": torch.tensor(token_ids)[None], "pixel_values": torch.tensor(pixels)})
+    is_visual, random = token_ids == shelf_models.IMAGE_TOKEN, np.random.default_rng(0)
+    runs = []
+    for noise in (0, 1e-5):  # ten times what an other order of sums makes, or more: it must change nobody's place
+        arrays = {name: array * (1 + noise * random.standard_normal(array.shape)) for name, array in arrays.items()}
+        arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+        known = dict(
+            visual=shelf_models.VISUAL, used=2, class_token=tower == "clip", tower=reference.model.model.vision_tower
+        )
+        rule = RULES[text.split(":")[0]](SimpleNamespace(arrays=arrays, **known))
+        runs.append(carry(reference, arrays["decoder.embeddings"], is_visual, *rule))
+    assert runs[0][0] == runs[1][0], f"{text}, {tower}, seed {seed}: two scores are nearly equal; choose another seed"
+    kept, logits = runs[0]
+    return {"kept": kept, "logits": [round(float(one), 5) for one in logits[:8]]}
+
+
 def record(reference, name, images, question):
     """One prompt: (its entry in meta.json, its arrays)."""
     inputs = reference.inputs(images, question)
@@ -102,8 +148,7 @@ def fingerprint(folder):
 
 
 def write(folder, recordings, **more):
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    write_json(folder / "meta.json", {"cases": [meta for meta, _ in recordings], "recorded_with": versions, **more})
+    write_json(folder / "meta.json", {"cases": [meta for meta, _ in recordings], "recorded_with": VERSIONS, **more})
     expected = {key: array for _, arrays in recordings for key, array in arrays.items()}
     save_file(expected, folder / "expected.safetensors")
     for path in folder.iterdir():
@@ -123,5 +168,5 @@ def draw_pictures(folder):
 
 
 if __name__ == "__main__":
-    for what in sys.argv[1:] or ("llava", "tiny"):
-        {"llava": record_llava, "tiny": record_tiny}[what]()
+    for what in sys.argv[1:] or ("llava", "tiny", "shelf"):
+        {"llava": record_llava, "tiny": record_tiny, "shelf": record_shelf}[what]()

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import minivtw
+from minivtw import Chat
 from minivtw.analysis.scoring import described, score
-from minivtw.evaluate import main, seeds
+from minivtw.evaluate import SCORED, evaluate, main, seeds
+from minivtw.inputs.questions import read_questions
+from minivtw.methods import then, withdraw
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import write_folder
 from tests.test_behaviour import roomy
@@ -126,6 +129,34 @@ def test_a_second_turn_is_asked_in_the_chat_of_the_first(small, tmp_path):
     off, dropped = json.loads(path.read_text(encoding="utf-8"))["runs"]
     assert dropped["accuracy"] == {"turn 1": 0, "turn 2": 1} and off["agreement"] == 1 > dropped["agreement"]
     assert "turn 1" in ran.out and "turn 2" in ran.out
+
+
+def keeping(count):
+    """A method whose name does not tell it from its like."""
+
+    def method(index, tokens):
+        return tokens[~tokens.is_visual | (np.cumsum(tokens.is_visual) <= count)] if index == 0 else tokens
+
+    return method
+
+
+def test_functions_of_one_name_are_methods_of_their_own(small):
+    vlm, questions = minivtw.load(small[0]), read_questions(small[1], SCORED)[:2]
+    rows = {"none": keeping(0), "four": keeping(4), "all": keeping(99), "then": then(keeping(4), withdraw(3))}
+    together = evaluate(vlm, questions, rows)
+    assert len({row["prefill_flops"] for row in together}) == len(rows)
+    for row in together:
+        alone = evaluate(vlm, questions, {row["name"]: rows[row["name"]]})[0]
+        assert {key: value for key, value in row.items() if "seconds" not in key}.items() <= alone.items()
+
+
+def test_what_is_the_same_method_runs_once(small, monkeypatch):
+    model, folder = small
+    asked, respond = [], Chat.respond
+    counted = lambda chat, *arguments, **options: asked.append(chat.method) or respond(chat, *arguments, **options)
+    monkeypatch.setattr(Chat, "respond", counted)
+    assert run(main, folder, "--model", model, "--withdraw", "off,auto,2", "--method", "withdraw:layer=2").code == 0
+    assert len(asked) == 6 * 2  # left alone, and withdrawn before layer 2, which is `auto` as well
 
 
 def test_a_limit_asks_the_first_of_each_family(small, tmp_path):

@@ -219,7 +219,7 @@ def test_several_images_stand_where_they_are_marked(vlm, picture):
     "options, words",
     [
         (("--withdraw", "5"), "from 0 to 4"),
-        (("--withdraw", "-1"), "must be 0 or a whole number"),
+        (("--withdraw", "-1"), "layer must be 0 or more"),
         (("--method", "forget"), "there is no method 'forget'"),
         (("--method", "withdraw"), "needs layer"),
         (("--method", "withdraw:layer=two"), "cannot be 'two'"),
@@ -259,6 +259,14 @@ def test_generation_stops_at_the_last_position(vlm, picture):
     result = vlm.answer(picture, "Hm?", temperature=5.0, max_new_tokens=500)
     tokens = result.stats["tokens"]
     assert tokens["visual"] + tokens["text"] + tokens["generated"] <= 64 + 1
+
+
+def test_an_answer_without_end_uses_every_position(vlm, picture, monkeypatch):
+    monkeypatch.setattr(vlm, "stop_ids", frozenset())
+    result = vlm.answer(picture, "Hm?", withdraw=None, max_new_tokens=500)
+    tokens = result.stats["tokens"]
+    assert tokens["visual"] + tokens["text"] + tokens["generated"] == 64 + 1  # the last token is not fed back
+    assert result.stats["cache"]["tokens_per_layer"] == 4 * [64]
 
 
 @pytest.mark.parametrize("withdraw", ["half", 2.5, True, -1, 5])
@@ -319,9 +327,7 @@ def test_a_model_folder_runs_nothing(tmp_path, picture, monkeypatch):
     for method in ("freeze:layers=1+theirs/code.py:method", "theirs/code.py", " theirs/code.py:method"):
         (folder / "withdrawal.json").write_text(json.dumps({"method": method}), encoding="utf-8")
         ran = run(main, picture, "Hm?", "--model", "theirs")
-        assert_one_line_error(
-            ran, "withdrawal.json: theirs/code.py is a Python file; code is run only if --method names it"
-        )
+        assert_one_line_error(ran, "names a Python file; code is run only if --method names it when a command starts")
     assert not (tmp_path / "ran").exists()
     named = run(main, picture, "Hm?", "--model", "theirs", "--method", "theirs/code.py:method", "--max-new-tokens", "1")
     assert named.code == 0 and (tmp_path / "ran").exists()

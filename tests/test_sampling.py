@@ -41,6 +41,24 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
     assert np.allclose(cut[kept], full[kept] / full[kept].sum())
 
 
+@given(st.lists(st.integers(-64, 64), min_size=2, max_size=30, unique=True), st.integers(1, 6), st.floats(0.05, 0.95))
+def test_top_p_counts_what_top_k_has_left(logits, k, p):
+    """Against a plain loop: the k most probable, whose probabilities then sum to 1, as far as they are needed for p."""
+    logits = np.array(logits, np.float32) / 8  # no ties
+    full = Sampler(1.0).probabilities(logits)
+    best = sorted(range(len(logits)), key=lambda token: -logits[token])[:k]
+    left, kept, reached = sum(full[best]), [], 0.0
+    for token in best:
+        if reached / left < p - 1e-9:
+            kept.append(token)
+        elif reached / left < p + 1e-9:
+            return  # a sum that is p but for rounding
+        reached += full[token]
+    ours = Sampler(1.0, top_k=k, top_p=p).probabilities(logits)
+    assert set(np.flatnonzero(ours)) == set(kept)
+    assert np.allclose(ours[kept], full[kept] / full[kept].sum())
+
+
 def test_the_seed_decides_and_every_token_gets_its_share():
     logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
     first, again = Sampler(1.0, seed=3), Sampler(1.0, seed=3)

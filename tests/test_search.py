@@ -174,7 +174,7 @@ def test_flops_are_those_of_the_layers_that_run(decoder, asked, monkeypatch):
     assert counted + heads == search.naive_flops(CONFIG, len(asked.hidden), text)
 
 
-@given(case=cases(layers=st.integers(2, 5)), share=st.sampled_from([0.0, 0.3, 0.6, 1.1]), quiet=st.integers(1, 2))
+@given(case=cases(layers=st.integers(2, 5)), share=st.sampled_from([0.0, 0.3, 0.6, 1.0]), quiet=st.integers(1, 2))
 def test_adaptive_prefill_is_a_withdrawal_at_the_layer_it_decides(case, share, quiet):
     decoder, asked, _ = case
     run, shares = prefill(decoder, asked, adaptive(share, quiet)), search.attention_curve(decoder, asked)
@@ -185,7 +185,7 @@ def test_adaptive_prefill_is_a_withdrawal_at_the_layer_it_decides(case, share, q
 
 
 def test_adaptive_prefill_decides_anew_for_the_next_image_of_a_conversation(decoder):
-    method, cache = adaptive(share=1.1, quiet=2), KVCache(CONFIG)  # every layer is quiet
+    method, cache = adaptive(share=1, quiet=2), KVCache(CONFIG)  # every layer is quiet
     prefill(decoder, random_prompt(decoder, [False] * 4, seed=1), method, cache)
     prefill(decoder, random_prompt(decoder, PICTURE), method, cache)
     text = PICTURE.count(False)
@@ -204,7 +204,7 @@ def test_logits_of_a_tail_belong_to_the_predictions(decoder, asked):
 
 def test_adaptive_answer_is_that_of_the_layer_it_decides():
     vlm, image = minivtw.load(), Image.new("RGB", (40, 40), "red")
-    decided = vlm.answer(image, "What color is the star?", method="adaptive:share=1.1,quiet=3", max_new_tokens=6)
+    decided = vlm.answer(image, "What color is the star?", method="adaptive:share=1,quiet=3", max_new_tokens=6)
     fixed = vlm.answer(image, "What color is the star?", withdraw=3, max_new_tokens=6)
     assert decided.token_ids == fixed.token_ids
     assert decided.stats["cache"] == fixed.stats["cache"] and decided.stats["prefill"] == fixed.stats["prefill"]

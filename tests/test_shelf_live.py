@@ -13,19 +13,10 @@ from minivtw.model.cache import KVCache
 from minivtw.shelf import method_of
 
 from .parity import relative_error
+from .shelf_models import METHODS
 from .test_parity_live import QUESTION, picture
 
 pytestmark = pytest.mark.live
-
-METHODS = [
-    "fastv:layer=2,keep=0.3",
-    "pyramiddrop:layers=1/3/4,keep=0.6",
-    "sparsevlm:layers=2/4,keep=0.5",
-    f"dart:layer=2,keep={21 / 36},pivots=3",
-    "divprune:keep=0.4",
-    "fastervlm:keep=0.4",
-    f"visionzip:keep={16 / 36},merged=0.25",
-]
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])

@@ -83,6 +83,6 @@ def attention_probabilities(queries, keys, sees=None):
     (heads, new, head_dim), (kv_heads, tokens, _) = queries.shape, keys.shape
     grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads, new, head_dim)
     scores = (grouped @ keys[:, None].swapaxes(-1, -2)).reshape(heads, new, tokens)
-    if sees is not None and new and sees[0] < tokens:  # else even the first query sees everything
+    if sees is not None and new and sees.min() < tokens:  # else every query sees everything
         scores = np.where(np.arange(tokens) < sees[:, None], scores, np.float32(-np.inf))
     return softmax(scores)

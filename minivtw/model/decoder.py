@@ -74,7 +74,7 @@ def decoder_layer(decoder, index, tokens, observe=None):
 
     normed = rms_norm(tokens.hidden, layer.input_norm, config.rms_norm_eps)
     queries, keys, values = queries_keys_values(normed, rows, layer.qkv, config)
-    cosines, sines = rotary(tokens.rotary_positions, config.head_dim, config.rope_theta)  # (tokens, head_dim / 2)
+    cosines, sines = rotary(tokens.rotary_positions, config.head_dim, config.rope_theta)  # (tokens, head_dim)
     keys, values = cache.append(rotate(keys, cosines, sines), values, tokens.positions)  # (kv_heads, cached, head_dim)
     queries = rotate(queries, cosines[worked], sines[worked])
     sees = np.arange(len(cache) - len(tokens), len(cache))[worked] + 1  # up to itself
@@ -98,10 +98,10 @@ def decoder_layer(decoder, index, tokens, observe=None):
 def forward(decoder, tokens, method=None, start=0, stop=None, observe=None):
     """Carry tokens through the layers. Prefill and decode are this one function, with many tokens or with one.
 
-    tokens: `Tokens`, which know their cache. `method(index, tokens)` is asked at the door of every layer which tokens
-    go on from there, and which of them the layer works on (`methods.py`); None: all, everywhere. `start` and `stop`
-    run a part of the stack. `observe(name, array)` sees each layer's attention probabilities and its hidden states.
-    Returns the `Tokens` that reached the end.
+    tokens: `Tokens`, which every layer appends to its cache: a second call with the same ones appends them again.
+    `method(index, tokens)` is asked at the door of every layer which tokens go on from there, and which of them the
+    layer works on (`methods.py`); None: all, everywhere. `start` and `stop` run a part of the stack. `observe(name,
+    array)` sees each layer's attention probabilities and hidden states. Returns the `Tokens` that reached the end.
     """
     for index in range(start, len(decoder.layers) if stop is None else stop):
         seen = observe and (lambda name, array: observe(f"decoder.layers.{index}.{name}", array))

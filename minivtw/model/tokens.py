@@ -1,7 +1,7 @@
 """Tokens on their way through the decoder: what a method is given at the door of every layer, and gives back."""
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class Ran(NamedTuple):
     asked: int  # FLOPs, at this layer's door, of what a method asked for, such as where tokens look
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """Tokens on their way through the stack: what a method is given at every layer, and what it gives back."""
 
@@ -41,11 +41,14 @@ class Tokens:
         return len(self.positions)
 
     def __getitem__(self, stay: np.ndarray | list[int]) -> "Tokens":
-        """The tokens that stay; stay: (tokens,) booleans, or indices in ascending order. The others leave for good."""
+        """The tokens that stay; stay: (tokens,) booleans, or ascending indices. The others leave for good. Raises InputError."""
+        positions = self.positions[stay]
+        if (np.diff(positions) <= 0).any():  # each token sees those before it
+            raise InputError("tokens stay in their order, each of them once: their indices must ascend")
         return replace(
             self,
             hidden=self.hidden[stay],
-            positions=self.positions[stay],
+            positions=positions,
             is_visual=self.is_visual[stay],
             rotary_positions=self.rotary_positions[stay],
             works=None if self.works is None else self.works[stay],
@@ -53,28 +56,29 @@ class Tokens:
 
     def freeze(self, frozen: np.ndarray) -> "Tokens":
         """The same tokens, of which the next layer only reads the frozen ones; frozen: (tokens,) booleans."""
-        return replace(self, works=~frozen if self.works is None else self.works & ~frozen)
+        works = ~frozen if self.works is None else self.works & ~frozen
+        return replace(self, works=works) if np.any(frozen) else self  # a layer that works on all takes the shorter way
 
     def attention(self, rows: np.ndarray | list[int]) -> np.ndarray:
-        """Where tokens looked in the layer that they have just passed; rows: their indices.
+        """Where tokens looked in the layer that they have just passed; rows: their indices, in any order.
 
         Returns probabilities (heads, rows, tokens). Raises InputError before layer 0.
         """
         passed = self.behind("attention")
         entered = np.searchsorted(passed.entered.positions, self.positions)  # some may have left since
-        asking, keys = passed.entered[entered[rows]], passed.cache.keys[:, : passed.before + len(passed.entered)]
-        looks = self.looks(asking, passed.index, keys, passed.before + 1 + entered[rows])
+        keys = passed.cache.keys[:, : passed.before + len(passed.entered)]
+        looks = self.looks(passed.entered, entered[rows], passed.index, keys, passed.before + 1 + entered[rows])
         return looks[:, :, passed.before + entered]
 
-    def looks(self, asking: "Tokens", index: int, keys: np.ndarray, sees: np.ndarray) -> np.ndarray:
-        """Probabilities (heads, asking, keys) of tokens as they enter layer `index`."""
+    def looks(self, entering: "Tokens", rows: Any, index: int, keys: np.ndarray, sees: np.ndarray) -> np.ndarray:
+        """Probabilities (heads, rows, keys) of some of the tokens that are `entering` layer `index`."""
         decoder = self.behind("attention").decoder
         config, weights = decoder.config, decoder.layers[index]
         query = config.heads * config.head_dim
-        normed = rms_norm(asking.hidden, weights.input_norm, config.rms_norm_eps)
+        normed = rms_norm(entering.hidden[rows], weights.input_norm, config.rms_norm_eps)
         queries = split_heads(linear(normed, weights.qkv.columns(0, query)), config.heads)
-        turned = rotate(queries, *rotary(asking.rotary_positions, config.head_dim, config.rope_theta))
-        self.asked.append(2 * len(asking) * query * (config.width + keys.shape[1]))
+        turned = rotate(queries, *rotary(entering.rotary_positions[rows], config.head_dim, config.rope_theta))
+        self.asked.append(2 * len(normed) * query * (config.width + keys.shape[1]))
         return attention_probabilities(turned, keys, sees)
 
     @property
@@ -113,4 +117,4 @@ def arriving(hidden: np.ndarray, is_visual: np.ndarray, cache: KVCache, tower: T
     Raises InputError where no position is left for them.
     """
     positions = cache.claim(len(hidden))
-    return Tokens(hidden, positions, is_visual, cache, positions, tower=tower)
+    return Tokens(hidden.copy(), positions, is_visual, cache, positions, tower=tower)  # a method may write into it

@@ -1,6 +1,8 @@
 """What a method may do to the tokens, and what that must mean: for any decoder, any prompt, any layers."""
 
 import inspect
+import re
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +11,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minivtw import InputError
+from minivtw.analysis.unfolding import unfolded
 from minivtw.before import divprune
 from minivtw.methods import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
 from minivtw.model.attention import attention_probabilities, rotary, rotate, split_heads
 from minivtw.model.cache import KVCache
-from minivtw.model.decoder import DecoderConfig, forward
+from minivtw.model.decoder import DecoderConfig, decoder_layer, forward
 from minivtw.model.layers import linear, rms_norm, swiglu
 from minivtw.model.tokens import EmbeddedPrompt, arriving
 from minivtw.shelf import METHODS, dart, fastv, looked_at, method_of, pyramiddrop, random, sparsevlm, uniform
@@ -137,7 +140,8 @@ def test_prefill_in_chunks_equals_prefill_at_once(case, data):
 @given(seeing, st.data())
 def test_a_row_of_attention_is_what_the_layer_computed(case, data):
     decoder, prompt, layer = case
-    rows = data.draw(st.lists(st.integers(0, len(prompt.hidden) - 1), min_size=1, max_size=3, unique=True).map(sorted))
+    tokens = len(prompt.hidden)
+    rows = data.draw(st.lists(st.integers(-tokens, tokens - 1), min_size=1, max_size=4))  # in any order, some twice
     seen, looked = {}, {}
 
     def look(index, tokens):
@@ -172,8 +176,111 @@ def test_who_has_left_is_not_looked_at(case):
         assert keys.shape == (decoder.config.kv_heads, text, decoder.config.head_dim)
 
 
+@given(seeing, st.integers(1, 6), st.integers(0, 4))
+def test_in_a_later_turn_tokens_know_their_own_keys(case, before, index):
+    """In a second turn a layer's cache begins with the tokens of the first."""
+    decoder, prompt, _ = case
+    index = min(index, decoder.config.layers - 1)
+    cache = prefill(decoder, random_prompt(decoder, before * [False])).cache
+    tokens = forward(decoder, arriving(*prompt, cache), stop=index + 1)
+    held = cache[index].keys
+    assert held.shape[1] == before + len(prompt.hidden)
+    assert np.array_equal(tokens.keys, held[:, before:])
+    assert np.array_equal(tokens[tokens.is_visual].keys, held[:, before:][:, prompt.is_visual])
+
+
+def fixed_decoder(layers=3):
+    return random_decoder(DecoderConfig(20, 16, layers, 4, 2, 8, 24, 1e-5, 1e4, 64))
+
+
+PICTURE = [False, True, True, True, False, True, False, False]
+
+
+@pytest.fixture
+def arrived():
+    decoder = fixed_decoder()
+    return arriving(*random_prompt(decoder, PICTURE), KVCache(decoder.config))
+
+
+@pytest.mark.parametrize("rows", [[0, 0, 1], [1, 0], [-1, 0], [0, 3, 2, 7], np.arange(8).repeat(2)])
+def test_tokens_in_another_order_or_twice_are_refused(arrived, rows):
+    with pytest.raises(InputError, match="their indices must ascend"):
+        arrived[rows]
+
+
+@pytest.mark.parametrize("rows", [[0, 3, 7], [0, -1], [], slice(2, 5), np.array(PICTURE), np.zeros(8, bool)])
+def test_tokens_in_their_order_are_taken(arrived, rows):
+    assert np.array_equal(arrived[rows].positions, np.arange(8)[rows])
+
+
+def test_tokens_that_leave_leave_the_others_as_frozen_as_they_were(arrived):
+    frozen = np.array([False, True, False, False, True, False, False, False])
+    left = arrived.freeze(frozen)[arrived.positions % 2 == 0]
+    assert np.array_equal(left.works, ~frozen[::2])
+
+
+def test_freezing_twice_freezes_both_and_thaws_nobody(arrived):
+    first, second = np.arange(8) == 1, np.arange(8) == 5
+    assert np.array_equal(arrived.freeze(first).freeze(second).works, ~(first | second))
+    assert arrived.freeze(~arrived.is_visual & False) is arrived  # nobody: the layer takes its shorter way
+    assert arrived.freeze(first).freeze(first & False).works.tolist() == (~first).tolist()
+    decoder = fixed_decoder()
+    mask = np.array(PICTURE)
+    half = mask & (np.arange(8) < 3)
+    at_once, in_two = (
+        (lambda i, t: t.freeze(mask)),
+        then(lambda i, t: t.freeze(half), lambda i, t: t.freeze(mask & ~half)),
+    )
+    runs = [prefill(decoder, random_prompt(decoder, PICTURE), method) for method in (at_once, in_two)]
+    assert np.array_equal(runs[0].hidden, runs[1].hidden) and runs[0].ran == runs[1].ran
+
+
+def test_tokens_are_equal_to_themselves_alone(arrived):
+    assert arrived == arrived and arrived != replace(arrived) and len({arrived, replace(arrived), arrived}) == 2
+
+
+def test_two_adaptive_methods_count_apart():
+    """The first is never quiet enough; it must not reset what the second counts."""
+    decoder = fixed_decoder(6)
+    prompt = random_prompt(decoder, PICTURE)
+    both, alone = then(adaptive(0, 2), adaptive(1, 3)), adaptive(1, 3)
+    for method in (both, alone):
+        assert prefill(decoder, prompt, method).cache.tokens_per_layer == 3 * [8] + 3 * [4]
+
+
+def test_states_of_earlier_layers_are_let_go():
+    """The tokens that entered the layer before are kept for methods that look back; those of all others are gone."""
+    decoder, states, alive = fixed_decoder(6), [], []
+
+    def note(index, tokens):
+        states.append(weakref.ref(tokens.hidden))
+        alive.append([state() is not None for state in states])
+        return tokens
+
+    prefill(decoder, random_prompt(decoder, PICTURE), note)
+    assert alive == [[index - one < 2 for one in range(index + 1)] for index in range(6)]
+
+
+@pytest.mark.parametrize("method", [None, freeze([1]), withdraw(1)])
+def test_shapes_beside_the_code_of_a_layer_are_those_of_its_arrays(method):
+    """Every assignment of `decoder_layer` that says a shape, on five tokens after three others."""
+    decoder = fixed_decoder()
+    cache = prefill(decoder, random_prompt(decoder, 3 * [False])).cache
+    tokens = forward(decoder, arriving(*random_prompt(decoder, [False, True, True, False, False]), cache), stop=1)
+    tokens = method(1, tokens) if method else tokens
+    sizes = decoder.config._asdict() | {"tokens": len(tokens), "cached": 3 + len(tokens)}
+    sizes["worked"] = len(tokens) if tokens.works is None else int(tokens.works.sum())
+    said = 0
+    for step in unfolded(decoder_layer, decoder, 1, tokens).steps:
+        if comment := re.search(r"# \(([\w ,*/]+)\)$", step.source):
+            expected = tuple(eval(axis.replace("/", "//"), {}, sizes) for axis in comment[1].split(","))
+            assert step.arrays and all(array.shape == expected for array in step.arrays.values()), step.source
+            said += 1
+    assert said >= 4
+
+
 def test_before_layer_0_there_is_nothing_to_look_at():
-    decoder = random_decoder(DecoderConfig(20, 16, 2, 4, 2, 8, 24, 1e-5, 1e4, 64))
+    decoder = fixed_decoder(2)
     with pytest.raises(InputError, match="no layer before layer 0"):
         prefill(decoder, random_prompt(decoder, [True, False]), lambda index, tokens: tokens[tokens.attention([-1])])
 
@@ -237,20 +344,3 @@ def test_every_method_says_what_it_does_and_is_read_by_its_name():
     for name, make in METHODS.items():
         needed = {key: given[key] for key in inspect.signature(make).parameters if key in given}
         assert make.__doc__ and spec_of(method_of(spec_of(make(**needed)))).partition(":")[0] == name
-
-
-def test_a_readers_own_method_comes_out_of_a_file(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "def gone(index, tokens):\n    return tokens[~tokens.is_visual] if index == 1 else tokens\n\ndef lost(index, tokens):\n    pass\n",
-        encoding="utf-8",
-    )
-    decoder = random_decoder(DecoderConfig(20, 16, 3, 4, 2, 8, 24, 1e-5, 1e4, 64))
-    prompt = random_prompt(decoder, [False, True, True, False])
-    mine = method_of(f"{path}:gone")
-    assert np.array_equal(prefill(decoder, prompt, mine).hidden, prefill(decoder, prompt, withdraw(1)).hidden)
-    assert spec_of(mine) == f"{path}:gone"
-    with pytest.raises(InputError, match="lost must return tokens, not NoneType"):
-        prefill(decoder, prompt, method_of(f"{path}:lost"))
-    with pytest.raises(InputError, match="has no function 'other'"):
-        method_of(f"{path}:other")

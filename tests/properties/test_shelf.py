@@ -1,5 +1,7 @@
 """What every method on the shelf promises, for any decoder, any prompt, any layers."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,16 +14,10 @@ from minivtw.methods import own_positions, renumber, then, withdraw
 from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.model.vision import encode
+from minivtw.search import tail, walk
 from minivtw.shelf import METHODS, dart, fastv, looked_at, method_of, pyramiddrop, random, sparsevlm, uniform
-from tests.random_models import (
-    assert_close,
-    cases,
-    decoders,
-    prefill,
-    random_decoder,
-    random_prompt,
-    random_tower,
-)
+from minivtw.specs import first_layer
+from tests.random_models import assert_close, cases, decoders, prefill, random_decoder, random_prompt, random_tower
 
 SHARES = [0.0, 0.25, 0.5, 0.7, 1.0]
 VISUAL = 16  # visual tokens where a tower has looked: 4 x 4 patches
@@ -250,6 +246,16 @@ def test_raters_are_the_text_that_is_most_like_the_image():
     assert sorted(np.argsort(-looks[0])[:4]) == doors[2].positions[doors[2].is_visual].tolist()
 
 
+def test_where_all_raters_have_left_the_last_token_judges():
+    decoder = asked_decoder()
+    prompt = random_prompt(decoder, VISUAL * [True] + 4 * [False])
+    only_last = lambda index, tokens: (
+        tokens[tokens.is_visual | (tokens.positions == VISUAL + 3)] if index == 1 else tokens
+    )
+    runs = [seen(decoder, prompt, then(only_last, made))[1][2] for made in (sparsevlm([2], 0.25), fastv(2, 0.25))]
+    assert runs[0].positions.tolist() == runs[1].positions.tolist() and len(runs[0]) == 5
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
@@ -273,7 +279,77 @@ def test_what_cannot_be_looked_at_is_said(make):
         prefill(decoder, random_prompt(decoder, [True, True, False]), make)
 
 
+TOWER_FIRST = ["visionzip", "fastervlm"]
+CHOOSERS = [*TOWER_FIRST, "divprune", "uniform:layer=0", "random:layer=0", "random_tokens:layer=0"]
+
+
+@pytest.mark.parametrize("second", TOWER_FIRST)
+@pytest.mark.parametrize("first", CHOOSERS)
+def test_where_the_tower_looked_is_not_asked_after_another_choice(first, second):
+    """The tower knows all visual tokens, in their order: which of those that are left is which, it cannot tell."""
+    prompt = random_prompt(asked_decoder(), [False, *VISUAL * [True], *VISUAL * [False]])
+    for keep in (
+        ("0.25", "0.5") if first != "random_tokens:layer=0" else ("",)
+    ):  # a quarter is a whole number of squares
+        method = method_of(
+            f"{first}{',' if ':' in first else ':'}keep={keep}+{second}" if keep else f"{first}+{second}"
+        )
+        with pytest.raises(InputError, match="no other method has chosen among them"):
+            prefill(asked_decoder(), prompt, with_tower(method, random_tower(4)))
+    alone = prefill(asked_decoder(), prompt, with_tower(method_of(second), random_tower(4)))
+    both = prefill(asked_decoder(), prompt, with_tower(method_of(f"withdraw:layer=3+{second}"), random_tower(4)))
+    assert np.array_equal(alone.hidden, both.hidden)  # the other way round, or before anybody has left, it is
+
+
+EXAMPLES = {
+    "withdraw": "withdraw:layer=3", "freeze": "freeze:layers=2/4", "fastv": "fastv:layer=2",
+    "looked_at": "looked_at:layer=4", "pyramiddrop": "pyramiddrop:layers=2/4", "sparsevlm": "sparsevlm:layers=3/4",
+    "dart": "dart:layer=3", "random": "random:layer=2", "uniform": "uniform:layer=1", "adaptive": "adaptive:share=0.6",
+    "visionzip": "visionzip", "fastervlm": "fastervlm", "divprune": "divprune", "random_tokens": "random_tokens:layer=4",
+    "renumber": "renumber:layer=3", "own_positions": "own_positions",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first", EXAMPLES)
+def test_a_run_from_the_first_layer_that_a_method_names_is_a_run_from_the_bottom(first):
+    """For every method of the shelf, alone and before every other: what `search.tail` and those who use it rely on."""
+    decoder, tower = random_decoder(asked_decoder().config._replace(layers=5)), random_tower(4)
+    prompt = random_prompt(decoder, [False, *VISUAL * [True], *5 * [False]])
+    walked = walk(decoder, prompt, 3)
+    for text in [EXAMPLES[first], *(f"{EXAMPLES[first]}+{second}" for second in EXAMPLES.values())]:
+        method = method_of(text)
+        if any(name in text for name in TOWER_FIRST):
+            method = with_tower(method, tower)
+        try:
+            whole, answer = prefill(decoder, prompt, method), decoder.embedding[walked.answer[:-1]]
+        except InputError as error:
+            with pytest.raises(InputError, match=re.escape(str(error))):
+                tail(decoder, walked, method, first_layer(method))
+            continue
+        following = prefill(decoder, EmbeddedPrompt(answer, np.zeros(len(answer), bool)), method, whole.cache)
+        said, ran = tail(decoder, walked, method, first_layer(method))
+        assert ran == whole.ran, text
+        assert_close(said, np.concatenate([whole.logits[-1:], following.logits]))
+    assert first_layer(method_of(f"divprune+{EXAMPLES['withdraw']}")) == 0
+    assert first_layer(method_of("freeze:layers=2/4+withdraw:layer=3")) == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("make", [*GUIDED, *BEFORE, uniform])
+def test_an_earlier_turn_is_to_a_method_as_the_text_before_the_image(make, seed):
+    """Who is kept in a second turn is who is kept in one prompt that holds the first turn's text before the image."""
+    decoder, before = random_decoder(asked_decoder().config, seed), 6 * [False]
+    whole = random_prompt(decoder, [*before, *VISUAL * [True], *4 * [False]], seed)
+    first, second = (EmbeddedPrompt(whole.hidden[part], whole.is_visual[part]) for part in (slice(6), slice(6, None)))
+    method = made_of(make, [1, 2], 0.5)
+    at_once, in_turns = seen(decoder, whole, method)[1], seen(decoder, second, method, prefill(decoder, first).cache)[1]
+    for one, other in zip(at_once, in_turns, strict=True):
+        assert one.positions[one.is_visual].tolist() == other.positions[other.is_visual].tolist()
+        assert np.array_equal(one.rotary_positions[-len(other) :], other.rotary_positions)
+    assert 0 < at_once[-1].is_visual.sum() < VISUAL
+
+
 def test_every_method_of_the_shelf_is_tried_here():
     tried = {make.__name__ for make in (*AT_ONE_LAYER, *IN_STAGES, *BEFORE)}
     elsewhere = {"withdraw", "freeze", "adaptive", "random_tokens", "renumber", "own_positions"}
-    assert tried | elsewhere == set(METHODS)
+    assert tried | elsewhere == set(METHODS) == set(EXAMPLES)
