@@ -189,13 +189,13 @@ def test_error_is_one_line_and_exit_code_2(tmp_path):
 def test_a_link_out_of_a_model_folder_is_refused_before_the_work(model, samples, tmp_path, monkeypatch, option, exists):
     """As it is where it is read: the folder may be a stranger's, and the file is the user's own."""
     if exists:
-        (tmp_path / "mine.txt").write_text("mine")
+        (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
     (model / "withdrawal.json").symlink_to("../mine.txt")
     for work in ("calibrate", "find_schedule"):
         monkeypatch.setattr(calibrate, work, None)
     with pytest.raises(InputError, match="withdrawal.json is a link out of the model folder"):
         run(model, "--samples", samples, "--store", *option)
-    assert not exists or (tmp_path / "mine.txt").read_text() == "mine"
+    assert not exists or (tmp_path / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_link_in_a_model_folder_is_never_written_through(model, samples):

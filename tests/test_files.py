@@ -71,8 +71,8 @@ LATER = {"image": "../picture.png", "turns": [["Hm?", "a"], ["</s>", "a"]]}
 def test_a_question_that_cannot_be_asked_is_named_before_the_work(world, monkeypatch, broken, words):
     question = {"image": "../picture.png", "family": "one", "question": "Hm?", "answer": "a"}
     lines = [json.dumps(one) for one in (question, question, question, question | broken, question)]
-    (world.questions / "questions.jsonl").write_text("\n".join(lines))
-    (world.questions / "junk.png").write_text("no picture")
+    (world.questions / "questions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (world.questions / "junk.png").write_bytes(b"no picture")
     (world.questions / "cut.png").write_bytes(world.picture.read_bytes()[:-99])
     monkeypatch.setattr("minivtw.vlm.VLM.embed", None)  # what would be the work
     where = f"{world.questions}/questions.jsonl, line 4: "

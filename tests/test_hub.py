@@ -60,7 +60,7 @@ def generated(cache, name):
 
 
 def test_a_cached_name_needs_no_network(cached):
-    (cached / "refs" / "main").write_text("0123abc")  # as the hub's library writes it
+    (cached / "refs" / "main").write_bytes(b"0123abc")  # as the hub's library writes it
     ran = generated(cached.parent, NAME)
     assert ran.returncode == 0 and json.loads(ran.stdout)["model"] == NAME
 
@@ -116,8 +116,8 @@ def test_a_folder_never_asks_the_hub(tmp_path, asked, door):
     folder = tmp_path / "model"
     shutil.copytree(FAMILIES / "nanovlm-first", folder)
     (folder / "tokenizer.json").unlink()
-    config = json.loads((folder / "config.json").read_text()) | {"lm_tokenizer": "Some-Owner/tracker"}
-    (folder / "config.json").write_text(json.dumps(config))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"lm_tokenizer": "Some-Owner/tracker"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     ran = run(door, *["How many?", "--model"] * (door is generate.main), folder)
     assert_one_line_error(
         ran, f"{folder} lacks tokenizer.json, the one of Some-Owner/tracker: it is not in the Hugging"
@@ -126,7 +126,7 @@ def test_a_folder_never_asks_the_hub(tmp_path, asked, door):
 
 
 def test_a_model_that_is_asked_for_by_name_may_have_another_ones_tokenizer(tmp_path, asked):
-    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
     assert hub.tokenizer_folder(tmp_path, NAME, downloads=True) == tmp_path
     (tmp_path / "tokenizer.json").unlink()
     assert hub.tokenizer_folder(tmp_path, None, downloads=True) == tmp_path

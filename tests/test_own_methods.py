@@ -210,7 +210,7 @@ def test_a_file_may_have_any_name(vlm, tmp_path, monkeypatch, name):
 def test_a_file_runs_only_for_a_function_in_it(vlm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
-        "open('ran', 'w')\ndef gone(index, tokens):\n    return tokens\n", encoding="utf-8"
+        "__import__('pathlib').Path('ran').touch()\ndef gone(index, tokens):\n    return tokens\n", encoding="utf-8"
     )
     for text in ("mine.py", "mine.py:", "mine.py+withdraw:layer=1", "withdraw:layer=1+mine.py", "mine.py:layer=1"):
         with pytest.raises(InputError, match="there is no method 'mine.py'"):

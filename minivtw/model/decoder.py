@@ -61,6 +61,7 @@ def queries_keys_values(normed, rows, qkv, config):
     return queries, together[:kv_heads], together[kv_heads:]
 
 
+@np.errstate(all="ignore")  # some BLAS builds warn of nothing; what is not finite is found where a layer ends
 def decoder_layer(decoder, index, tokens, observe=None):
     """One pre-norm layer: attention over the cache and the tokens, then the feed-forward, each added to `hidden`.
 
@@ -94,7 +95,6 @@ def decoder_layer(decoder, index, tokens, observe=None):
     return replace(tokens, hidden=hidden, works=None, passed=passed, ran=ran, asked=[])
 
 
-@np.errstate(all="ignore")  # some BLAS builds warn of nothing; what is not finite is found where a layer ends
 def forward(decoder, tokens, method=None, start=0, stop=None, observe=None):
     """Carry tokens through the layers. Prefill and decode are this one function, with many tokens or with one.
 

@@ -12,7 +12,7 @@ class Sampler:
     """temperature 0 is greedy; top_k 0 and top_p 1 keep every token. The same seed draws the same tokens."""
 
     def __init__(self, temperature=0.0, top_k=0, top_p=1.0, seed=0):
-        if not isinstance(temperature, Real) or not 0 <= temperature <= 1e308:
+        if not isinstance(temperature, Real) or not 0 <= temperature < np.inf:
             raise InputError(f"the temperature must be 0 or more, not {temperature}")
         if not isinstance(top_p, Real) or not 0 < top_p <= 1:
             raise InputError(f"top-p must be above 0 and at most 1, not {top_p}")

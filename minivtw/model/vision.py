@@ -95,7 +95,7 @@ def vision_layer(hidden, layer, config, observe=None):
     return hidden + mlp(normed, layer.up, layer.down, ACTIVATIONS[config.activation])
 
 
-@np.errstate(all="ignore")  # as in `forward`
+@np.errstate(all="ignore")  # as in `decoder_layer`
 def encode(vision, pixels, observe=None, tower=None):
     """Pixels to features (Radford et al. 2021; Dosovitskiy et al. 2021).
 
