@@ -26,7 +26,6 @@ MOST_PICTURE = 20_000_000  # bytes of a picture's file …
 MOST_TEXT = 100_000  # … and of any other request
 MOST_WAITING = 32  # connections that have not said yet that they are the page's
 PATIENCE = 10  # seconds of silence that end a connection
-M_MMAP_THRESHOLD = -3  # malloc.h
 REQUESTS = ("start", "upload", "ask", "frame", "eyes", "layer")
 SCRIPTS = ("wall.js", "explore.js", "scene.js", "tour.js")
 HEADERS = {
@@ -177,9 +176,7 @@ def main(arguments):
     vlm = load(chosen.model)
     explorer = Explorer(vlm, vlm.method(chosen.withdraw, chosen.method), chosen.image)
     with contextlib.suppress(AttributeError, OSError, TypeError):  # where the C library is another than glibc
-        ctypes.CDLL(None).mallopt(
-            M_MMAP_THRESHOLD, 1 << 23
-        )  # bytes, as of a large picture: freed, they go back at once
+        ctypes.CDLL(None).mallopt(-3, 1 << 23)  # M_MMAP_THRESHOLD: 8 MiB, as of large pictures, go back when freed
     try:
         server = Server(explorer, chosen.port)
     except (OSError, OverflowError) as error:

@@ -4,7 +4,7 @@ import numpy as np
 
 from . import load
 from .analysis import watching
-from .analysis.page import Story, as_seen, page
+from .analysis.page import Story, as_seen, page, patches
 from .analysis.settling import GROUPS, even_shares, settling
 from .before import with_tower
 from .checkpoints.stored import stored_search
@@ -71,7 +71,7 @@ def tell(vlm, image, question, method):
             None if visual else watching.token_text(vlm, token)
             for token, visual in zip(asked.prompt.token_ids.tolist(), is_visual)
         ],
-        patches=watching.patches(vlm, asked.prompt),
+        patches=patches(vlm.parts.vision, len(asked.prompt.tiles), int(is_visual.sum())),
         frames=[framed(vlm, asked, withdraw(layer)) for layer in range(layers + 1)],
         layer=leaves,
         own=own,

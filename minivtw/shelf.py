@@ -160,9 +160,6 @@ METHODS = {make.__name__: make for make in (*IN_THE_DECODER, *BEFORE_THE_DECODER
 
 
 def method_of(text: str, files: bool = True) -> Method:
-    """A method from its text, such as `freeze:layers=18-23+withdraw:layer=24`. Raises InputError.
-
-    files: whether it may name a Python file, which is run.
-    """
+    """A method from its text, such as `freeze:layers=18-23+withdraw:layer=24`; files: as for `parse`. Raises InputError."""
     methods = parse(text, METHODS, files)
     return methods[0] if len(methods) == 1 else then(*methods)

@@ -570,6 +570,19 @@ def test_evil_words_are_shown_and_do_nothing(browser, server, vlm, monkeypatch):
 
 
 @pytest.mark.browser
+def test_what_goes_wrong_is_said_on_the_page(browser, server, monkeypatch):
+    opened(browser, server)
+    browser.wait(f"await upload(new File([new Uint8Array({explore.MOST_PICTURE + 1})], 'photo.raw'), 'photo.raw')")
+    assert said(browser, "error").startswith("photo.raw: this is too large")
+    monkeypatch.setattr(watching, "frame", lambda *arguments: {}["nothing"])
+    browser.wait("await chooseMethod('withdraw:layer=K+own_positions')")
+    assert said(browser, "error").startswith("a fault of minivtw, please report it: KeyError: 'nothing'")
+    browser.run("window.fetch = () => Promise.reject()")
+    browser.wait("await chooseMethod('adaptive')")
+    assert said(browser, "error") == "no answer from minivtw.explore; look at its terminal"
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("width, scheme", [(390, "light"), (390, "dark"), (1600, "light"), (1600, "dark")])
 def test_page_fits_and_can_be_read(browser, server, width, scheme):
     opened(browser, server, width=width, scheme=scheme, is_phone=width < 500)

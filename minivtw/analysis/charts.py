@@ -35,11 +35,8 @@ svg.chart .band { fill: var(--ink); opacity: 0; } svg.chart .band:hover, svg.cha
 
 
 def power_of_ten(power: int) -> str:
-    return (
-        f"{10**power:g}"
-        if -2 <= power <= 3
-        else f"10{str(power).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
-    )
+    raised = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{10**power:g}" if -2 <= power <= 3 else f"10{raised}"
 
 
 def svg(body, height=HEIGHT, label=""):
@@ -175,9 +172,8 @@ def stacked_bars(columns, groups, shares, names, even=None, layer=None, label=""
         below = 0.0
         for group, share in zip(groups, parts):
             top = axes.y(below + share)
-            body.append(
-                rectangle(axes.x(i) - 0.4 * axes.step, top, 0.8 * axes.step, axes.y(below) - top, f"fill {group}")
-            )
+            left, wide = axes.x(i) - 0.4 * axes.step, 0.8 * axes.step
+            body.append(rectangle(left, top, wide, axes.y(below) - top, f"fill {group}"))
             below += share
     if even is not None:
         body.append(line(LEFT, axes.y(even), WIDTH - RIGHT, axes.y(even), "eta"))

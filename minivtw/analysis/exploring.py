@@ -23,7 +23,7 @@ from ..shelf import METHODS, method_of
 from ..specs import Method, check, spec_of
 from ..vlm import VLM
 from . import watching
-from .page import as_seen, data_url, packed, thumbnail
+from .page import as_seen, data_url, packed, patches, thumbnail
 from .unfolding import Called, unfolded
 
 MOST_HELD = 500_000_000  # bytes of pictures' files and embedded questions; the oldest go first
@@ -53,22 +53,27 @@ class Explorer:
         if not vlm.parts.vision:
             raise InputError(f"{vlm.folder} is a language model that sees nothing; there is no picture to explore")
         self.vlm, self.method, self.own = vlm, method, spec_of(method)
-        self.kept: dict[str, bytes] = {}  # the samples' files, which are never forgotten
         self.held = Held()
         self.lock = threading.Lock()  # one computation at a time
         self.samples = [] if image is None else [self.sample(image, "What color is the star?", "")]
-        self.samples += [self.sample(*each) for each in read_samples()]
+        shipped = read_questions(embedded_folder() / "samples")
+        self.samples += [self.sample(each.image, each.question, each.answer) for each in shipped]
+        self.kept = dict(self.held)  # these are never forgotten
 
     def sample(self, image: str, question: str, answer: str) -> dict[str, str]:
         small = open_image(image)
         small.thumbnail(SMALL)
-        content = pathlib.Path(image).read_bytes()
-        name = digest(content)
-        self.kept[name] = content
+        name = self.hold(pathlib.Path(image).read_bytes())
         return {"picture": name, "question": question, "answer": answer, "small": data_url(small)}
 
+    def hold(self, content: bytes) -> str:
+        """Keep a picture's file. Returns its name, its digest."""
+        name = hashlib.sha256(content).hexdigest()[:32]
+        self.held.made(name, lambda: content)
+        return name
+
     def picture(self, name: str) -> io.BytesIO:
-        """A picture's file, by its digest: far smaller than its pixels, and opened when it is asked about."""
+        """A picture's file, which is far smaller than its pixels; it is opened when it is asked about."""
         content = self.kept.get(name) or self.held.get(name)
         if not isinstance(content, bytes):
             raise InputError("this picture is no longer held; choose it again")
@@ -117,9 +122,7 @@ class Explorer:
             open_image(io.BytesIO(content))
         except InputError as error:
             raise InputError(str(error).replace("the stream", "this file")) from None
-        name = digest(content)
-        self.held.made(name, lambda: content)
-        return {"picture": name}
+        return {"picture": self.hold(content)}
 
     def ask(self, content: dict) -> dict:
         """A question about a picture: its tokens, the picture as the model sees it, what it says left alone."""
@@ -129,7 +132,7 @@ class Explorer:
         return {
             "words": [None if is_visual else watching.token_text(self.vlm, token) for token, is_visual in tokens],
             "tiles": [data_url(tile) for tile in as_seen(self.vlm.parts.vision, asked.prompt.tiles)],
-            "patches": watching.patches(self.vlm, asked.prompt),
+            "patches": patches(self.vlm.parts.vision, len(asked.prompt.tiles), int(asked.prompt.is_visual.sum())),
             "full": asked.answer.text,
         }
 
@@ -164,16 +167,6 @@ class Explorer:
         tokens = forward(self.vlm.decoder, arriving(*prompt, KVCache(self.vlm.config)), method, stop=layer)
         tokens = method(layer, tokens) if method else tokens
         return called_json(unfolded(decoder_layer, self.vlm.decoder, layer, tokens))
-
-
-def digest(content: bytes) -> str:
-    """The name of a picture's file."""
-    return hashlib.sha256(content).hexdigest()[:32]
-
-
-def read_samples() -> list[tuple[str, str, str]]:
-    """Pictures and questions that come with the embedded model."""
-    return [(each.image, each.question, each.answer) for each in read_questions(embedded_folder() / "samples")]
 
 
 def plain(asked: watching.Asked) -> EmbeddedPrompt:

@@ -29,7 +29,7 @@ class Story(NamedTuple):
     question: str
     tiles: list[Image.Image]  # the picture as the model sees it
     words: list[str | None]  # the prompt's tokens; None: a visual one
-    patches: list[int]  # of each tile, as `watching.patches` counts them
+    patches: list[int]  # of each tile, those that are a visual token of their own
     frames: list[dict]  # `watching.frame` at every K from 0 to the number of layers
     layer: int | None  # the K to begin with; None: with `own`
     own: dict | None  # the frame of another method
@@ -59,6 +59,14 @@ def as_seen(vision: VisionParts, tiles: np.ndarray) -> list[Image.Image]:
         Image.fromarray(np.clip((tile - black) * levels + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
         for tile in tiles
     ]
+
+
+def patches(vision: VisionParts, tiles: int, visual: int) -> list[int]:
+    """Of each of a picture's tiles, how many patches are a visual token of their own, in the prompt's order.
+
+    Where a family packs the tiles' tokens into one picture, that holds for the first alone, the view of the whole.
+    """
+    return [vision.encoder.config.features] + [0] * (tiles - 1) if vision.pack else [visual // tiles] * tiles
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:

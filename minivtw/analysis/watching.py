@@ -53,18 +53,6 @@ def ask(vlm: VLM, picture: Any, question: str) -> Asked:
     return Asked(prompt, hidden, answer, first, tower)
 
 
-def patches(vlm: VLM, prompt: Prompt) -> list[int]:
-    """Of each tile of a picture, how many of its patches are a visual token of their own, in the prompt's order.
-
-    Where a family packs the tiles' tokens into one picture, that holds for the first tile alone, the view of the whole.
-    """
-    assert vlm.parts.vision and prompt.tiles is not None  # there is a picture
-    tiles, visual = len(prompt.tiles), int(prompt.is_visual.sum())
-    if vlm.parts.vision.pack:
-        return [vlm.parts.vision.encoder.config.features] + [0] * (tiles - 1)
-    return [visual // tiles] * tiles
-
-
 def responded(
     vlm: VLM, prompt: Prompt, hidden: np.ndarray, method: Method | None
 ) -> tuple[Answer, np.ndarray, np.ndarray]:
