@@ -14,14 +14,18 @@ from minivtw.model.vision import Tower, Vision, VisionConfig, VisionLayer, encod
 
 
 def random_decoder(config, seed=0):
-    """Weights large enough that attention is far from uniform and every layer changes what it gets."""
+    """Weights large enough that attention is far from uniform and every layer changes what it gets.
+
+    In float64, so that two ways to the same numbers agree to its rounding, in every draw: such layers may let a rounding
+    grow a thousandfold, and float32's would then be seen. What the cache stores is float32 either way.
+    """
     random = np.random.default_rng(seed)
 
     def matrix(rows, columns):
-        return (random.standard_normal((rows, columns)) * 1.5 / np.sqrt(rows)).astype(np.float32)
+        return random.standard_normal((rows, columns)) * 1.5 / np.sqrt(rows)
 
     def norm():
-        return random.uniform(0.5, 1.5, config.width).astype(np.float32)
+        return random.uniform(0.5, 1.5, config.width)
 
     query, qkv = config.heads * config.head_dim, (config.heads + 2 * config.kv_heads) * config.head_dim
     layers = [
@@ -35,7 +39,7 @@ def random_decoder(config, seed=0):
         )
         for _ in range(config.layers)
     ]
-    embedding = random.standard_normal((config.vocabulary, config.width)).astype(np.float32)
+    embedding = random.standard_normal((config.vocabulary, config.width))
     head = None if config.tied_head else matrix(config.width, config.vocabulary)
     return Decoder(config, embedding, layers, norm(), head)
 
@@ -95,7 +99,7 @@ def renumbered(layer):
 def random_prompt(decoder, is_visual, seed=0):
     is_visual = np.asarray(is_visual, bool)
     shape = (len(is_visual), decoder.config.width)
-    return EmbeddedPrompt(np.random.default_rng(seed).standard_normal(shape).astype(np.float32), is_visual)
+    return EmbeddedPrompt(np.random.default_rng(seed).standard_normal(shape), is_visual)
 
 
 # Visual tokens in any number of runs, anywhere; the last token is text, as in every prompt that asks something.
@@ -133,6 +137,11 @@ def has_clear_winner(scores):
     """
     second, first = np.sort(scores)[-2:]
     return first - second > 1e-4 * np.abs(scores).max()
+
+
+def as_stored(array):
+    """As the model keeps keys, values and what attention gives: in float32."""
+    return array.astype(np.float32)
 
 
 def assert_close(ours, reference, tolerance=2e-5):

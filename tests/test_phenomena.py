@@ -20,6 +20,7 @@ from minivtw.model.layers import linear, rms_norm, softmax, swiglu
 from minivtw.model.tokens import EmbeddedPrompt
 
 from .random_models import (
+    as_stored,
     assert_close,
     cases,
     has_clear_winner,
@@ -106,8 +107,8 @@ def plain_prefill(decoder, prompt, allowed=None, text_reads=None):
     turns = rotary(np.arange(len(hidden)), config.head_dim, config.rope_theta)
 
     def context(queries, keys, values, visible):
-        scores = queries @ keys.swapaxes(1, 2) / np.float32(config.head_dim**0.5)
-        return softmax(np.where(visible, scores, np.float32(-np.inf))) @ values
+        scores = queries @ keys.swapaxes(1, 2) * np.float32(config.head_dim**-0.5)
+        return as_stored(softmax(np.where(visible, scores, -np.inf)) @ values)
 
     for index, layer in enumerate(decoder.layers):
         mixed = linear(rms_norm(hidden, layer.input_norm, config.rms_norm_eps), layer.qkv)
@@ -116,8 +117,8 @@ def plain_prefill(decoder, prompt, allowed=None, text_reads=None):
         )
         queries, keys, values = (
             rotate(queries, *turns),
-            rotate(keys, *turns).repeat(shared, 0),
-            values.repeat(shared, 0),
+            as_stored(rotate(keys, *turns)).repeat(shared, 0),
+            as_stored(values).repeat(shared, 0),
         )
         made.append((keys, values))
         visible = causal if allowed is None else causal & allowed(index)

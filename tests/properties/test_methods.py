@@ -21,7 +21,15 @@ from minivtw.model.layers import linear, rms_norm, swiglu
 from minivtw.model.tokens import EmbeddedPrompt, arriving
 from minivtw.shelf import METHODS, dart, fastv, looked_at, method_of, pyramiddrop, random, sparsevlm, uniform
 from minivtw.specs import read_layers, spec_of, written
-from tests.random_models import assert_close, cases, places_with_visual, prefill, random_decoder, random_prompt
+from tests.random_models import (
+    as_stored,
+    assert_close,
+    cases,
+    places_with_visual,
+    prefill,
+    random_decoder,
+    random_prompt,
+)
 
 seeing = cases(places=places_with_visual)
 
@@ -51,20 +59,22 @@ def plain_layer(hidden, layer, config):
     queries, keys, values = np.split(turned, [config.heads, config.heads + config.kv_heads])
     angles = rotary(np.arange(len(hidden)), config.head_dim, config.rope_theta)
     sees = 1 + np.arange(len(hidden))
-    looks = attention_probabilities(rotate(queries, *angles), rotate(keys, *angles), sees)  # (heads, tokens, tokens)
-    context = looks @ values.repeat(config.heads // config.kv_heads, 0)
+    looks = attention_probabilities(
+        rotate(queries, *angles), as_stored(rotate(keys, *angles)), sees
+    )  # (heads, tokens, tokens)
+    context = as_stored(looks @ as_stored(values).repeat(config.heads // config.kv_heads, 0))
     hidden = hidden + context.swapaxes(0, 1).reshape(len(hidden), -1) @ layer.output
     return hidden + swiglu(rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps), layer.gate_up, layer.down)
 
 
 @given(freezing())
 def test_freezing_equals_the_plain_computation_with_the_visual_rows_put_back(case):
-    """Layer by layer, each from what entered it, against float64: roundings of earlier layers do not add up."""
+    """Layer by layer, each from what entered it."""
     decoder, prompt, layers, _ = case
     states = [prompt.hidden]
     prefill(decoder, prompt, freeze(layers), observe=lambda name, x: states.append(x) if name.endswith("hidden") else 0)
     for index, (layer, entered, left) in enumerate(zip(decoder.layers, states, states[1:])):
-        after = plain_layer(entered.astype(np.float64), layer, decoder.config)
+        after = plain_layer(entered, layer, decoder.config)
         assert_close(left, np.where((prompt.is_visual & (index in layers))[:, None], entered, after), 5e-6)
     assert len(states) == 1 + len(decoder.layers)
 
@@ -94,7 +104,7 @@ def test_freezing_saves_work_and_no_bytes(case):
 def test_whatever_state_a_frozen_token_has_it_keeps_and_text_keys_do_not_depend_on_it(case, seed):
     decoder, prompt, layers, _ = case
     assume(layers)
-    index, noise = min(layers), np.random.default_rng(seed).standard_normal(prompt.hidden.shape).astype(np.float32)
+    index, noise = min(layers), np.random.default_rng(seed).standard_normal(prompt.hidden.shape)
     entered = forward(decoder, arriving(*prompt, KVCache(decoder.config)), stop=index)
     text, after = ~prompt.is_visual, []
     for visual in (entered.hidden, noise):  # the states of the visual tokens as they enter the layer

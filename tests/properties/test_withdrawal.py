@@ -17,6 +17,7 @@ from minivtw.model.layers import linear, rms_norm, softmax, swiglu
 from minivtw.model.tokens import EmbeddedPrompt, arriving
 from minivtw.specs import check
 from tests.random_models import (
+    as_stored,
     assert_close,
     cases,
     places_with_visual,
@@ -55,9 +56,9 @@ def masked_reference(decoder, prompt, layer):
         for head in range(config.heads):
             shared = head * config.kv_heads // config.heads
             query, key = rotate(qkv[[head, config.heads + shared]], cosines, sines)
-            value = qkv[config.heads + config.kv_heads + shared]
-            scores = np.where(sees, query @ key.T / np.sqrt(config.head_dim), -np.inf).astype(np.float32)
-            context.append(softmax(scores) @ value)
+            value = as_stored(qkv[config.heads + config.kv_heads + shared])
+            scores = np.where(sees, query @ as_stored(key).T * np.float32(config.head_dim**-0.5), -np.inf)
+            context.append(as_stored(softmax(scores) @ value))
         hidden = hidden + np.concatenate(context, axis=1) @ weights.output
         hidden = hidden + swiglu(rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps), weights.gate_up, weights.down)
     return hidden
@@ -157,7 +158,7 @@ def test_text_can_tell_visual_tokens_changed_before_k():
 
 def changed_at(decoder, prompt, layer, door, change):
     """Hidden states of the text at the end, (text tokens, width), when visual states gain `change` at one layer's door."""
-    noise = np.random.default_rng(1).standard_normal(prompt.hidden.shape).astype(np.float32) * np.float32(change)
+    noise = np.random.default_rng(1).standard_normal(prompt.hidden.shape) * change
 
     def disturb(index, tokens):
         if index != door:
