@@ -28,44 +28,39 @@ def command(main: Callable[[list[str]], None]) -> None:
 
     A reader who has left (`| head`) is no error.
     """
-    code = interrupts.INTERRUPTED
-    with contextlib.suppress(KeyboardInterrupt):
-        try:
-            interrupts.hear(True)
-            code = exit_code(main)
-        finally:
-            interrupts.hear(False)
-    if code:
-        sys.exit(code)
-
-
-def exit_code(main: Callable[[list[str]], None]) -> int:
-    """Run a command, and say what went wrong."""
+    code = 0
     try:
+        interrupts.hear(True)
         open_streams()
         hush()
         warnings.showwarning = lambda message, *_: say(message)
         with np.errstate(all="ignore"):  # what is not finite is found where a layer ends
             main(sys.argv[1:])
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = interrupts.INTERRUPTED
     except BrokenPipeError:
         silence(sys.stdout)
     except MemoryError:
-        return refuse("this needs more memory than the machine has")
+        code = refuse("this needs more memory than the machine has")
     except InputError as error:
-        return refuse(error)
+        code = refuse(error)
     except OSError as error:  # of a file, or no room where standard output goes
         silence(sys.stdout)
-        return refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        code = refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except Exception as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        return interrupts.INTERRUPTED  # Ctrl-C, and what was interrupted could not tidy up
-    return 0
+        code = interrupts.INTERRUPTED  # Ctrl-C, and what was interrupted could not tidy up
+    finally:
+        interrupts.hear(False)
+    if code:
+        sys.exit(code)
 
 
 def refuse(message: object) -> int:
     """Say what is wrong. Returns the exit code for what the caller can mend."""
+    interrupts.hear(False)
     print_error(message)
     return 2
 
@@ -98,9 +93,7 @@ def visible(text: str) -> str:
 
 
 def open_streams() -> None:
-    """Standard streams that the caller closed lead nowhere; characters that a terminal lacks, or would obey, are shown as
-    numbers.
-    """
+    """Closed standard streams lead nowhere; characters that a terminal lacks, or would obey, are shown as numbers."""
     for name, mode, errors in (
         ("stdin", "r", "surrogateescape"),
         ("stdout", "w", "backslashreplace"),
@@ -134,12 +127,13 @@ def silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def progress_line(total: int) -> Callable[[int], None]:
-    """A bar on standard error while a terminal shows it; the returned function is told how many are done."""
+def progress_line(total: int | None = None, what: str = "") -> Callable[[int], None]:
+    """A bar on standard error while a terminal shows it; without a total, how many of `what`. It is told how many."""
 
     def progress(done: int) -> None:
         if sys.stderr.isatty():
-            print(bar(done, total), end="\n" if done == total else "", file=sys.stderr, flush=True)
+            line = f"\r{done} {what}" if total is None else bar(done, total)
+            print(line, end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     return progress
 
@@ -147,16 +141,6 @@ def progress_line(total: int) -> Callable[[int], None]:
 def bar(done: int, total: int) -> str:
     filled = BAR * done // total
     return f"\r[{'#' * filled}{'.' * (BAR - filled)}] {done}/{total}"
-
-
-def counter_line(what: str) -> Callable[[int], None]:
-    """As `progress_line`, where nobody knows how many there will be."""
-
-    def progress(done: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{done} {what}", end="", file=sys.stderr, flush=True)
-
-    return progress
 
 
 class Progress:
