@@ -123,14 +123,7 @@ def row(work, name, taken, counted):
     ours, theirs = taken[work, "ours", name], taken.get((work, "theirs", "off"))
     low, seconds, high = timing.quartiles(ours)
     flops, read_bytes = counted[work, name]
-    result = {
-        "work": work,
-        "method": name,
-        "seconds": seconds,
-        "quartiles": [low, high],
-        "flops": flops,
-        "bytes": read_bytes,
-    }
+    result = dict(work=work, method=name, seconds=seconds, quartiles=[low, high], flops=flops, bytes=read_bytes)
     if theirs:
         result["transformers_seconds"] = statistics.median(theirs)
         result["transformers_quartiles"] = list(timing.quartiles(theirs)[::2])
@@ -154,10 +147,8 @@ def table(rows):
     for name, one in zip(names, rows):
         ratio = f"{one['times_transformers']:.2f}" if "times_transformers" in one else ""
         theirs = milliseconds(one, "transformers_") if ratio else ""
-        ceiling = "streaming" if one["work"] == "decode" else "sgemm"
-        line = (
-            f"{ratio:>14}  {name:{width}} {milliseconds(one):>22} {theirs:>22}   {one['of_ceiling']:.0%} of {ceiling}"
-        )
+        ceiling = f"{one['of_ceiling']:.0%} of {'streaming' if one['work'] == 'decode' else 'sgemm'}"
+        line = f"{ratio:>14}  {name:{width}} {milliseconds(one):>22} {theirs:>22}   {ceiling}"
         if "flops_saved" in one:
             line += f"; saves {one['seconds_saved']:.0%} of the seconds, {one['flops_saved']:.0%} of the FLOPs"
         lines.append(line)

@@ -20,7 +20,7 @@ from .model.tokens import EmbeddedPrompt
 from .schedules import FIRST, Seen, search
 from .search import CRITERIA, LONGEST_ANSWER, choose, mean_curve, walk, walked_curve
 from .specs import spec_of
-from .terminal import command, counter_line, progress_line
+from .terminal import command, progress_line
 from .writing import check_writable, replace_file, write_whole
 
 SAMPLES = 20
@@ -191,7 +191,7 @@ def main(arguments):
     check_questions(vlm, samples)
     if chosen.save or chosen.schedule:
         found = find_schedule(
-            vlm, samples, chosen.save, chosen.threshold, chosen.measured, counter_line("answers measured")
+            vlm, samples, chosen.save, chosen.threshold, chosen.measured, progress_line(what="answers measured")
         )
         text = path_table(found, vlm.config.layers)
     else:

@@ -3,19 +3,11 @@
 Each line is a question; the cache stays between them. `/image FILE` shows one more picture with the next question.
 """
 
+import contextlib
 import sys
 
 from . import load
-from .cli import (
-    Parser,
-    add_method_options,
-    add_model_option,
-    add_sampling_options,
-    add_size_options,
-    add_system_option,
-    sampling,
-    stats_table,
-)
+from .cli import Parser, add_asking_options, sampling, stats_table
 from .errors import InputError
 from .inputs.opening import open_image
 from .terminal import Printer, command, print_error, watched
@@ -28,11 +20,7 @@ def parser():
     options = Parser(prog="minivtw.chat", description="Talk with a vision-language model about pictures, in NumPy.")
     options.epilog = "Where a model's turns are plain words (LLaVA 1.5: USER:, ASSISTANT:), a line can forge them."
     options.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about from the first question on")
-    add_model_option(options)
-    add_size_options(options)
-    add_method_options(options)
-    add_system_option(options)
-    add_sampling_options(options)
+    add_asking_options(options)
     options.add_argument("--stats", action="store_true", help="a table after every answer: what withdrawal saved")
     return options
 
@@ -49,9 +37,7 @@ def lines():
 
 
 def converse(chat, images, options, with_stats, progress):
-    """Answer every line. What cannot be used is reported, and the conversation goes on as it was, without a picture that
-    the words could do without.
-    """
+    """Answer every line. What cannot be used is reported, a picture then left out, and the conversation goes on."""
     for line in lines():
         try:
             if line.startswith("/image"):
@@ -63,17 +49,10 @@ def converse(chat, images, options, with_stats, progress):
                 if with_stats:
                     print(stats_table(answer.stats))
         except InputError as error:
-            if images and not line.startswith("/image") and can_be_asked(chat, line):
-                images, error = [], InputError(f"{error}; the next question goes without a picture")
+            with contextlib.suppress(InputError):  # of words that could not be asked without a picture either
+                if images and not line.startswith("/image") and chat.prepare(line):
+                    images, error = [], InputError(f"{error}; the next question goes without a picture")
             print_error(error)
-
-
-def can_be_asked(chat, words):
-    """Whether a question without a picture would be answered."""
-    try:
-        return bool(chat.prepare(words))
-    except InputError:
-        return False
 
 
 def main(arguments):

@@ -26,16 +26,6 @@ def add_model_option(options: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_size_options(options: argparse.ArgumentParser) -> None:
-    """How much of a model is held, and of a picture seen."""
-    options.add_argument(
-        "--max-tiles", type=int, metavar="N", help="cut a picture into at most N tiles (default: the model's)"
-    )
-    options.add_argument(
-        "--low-memory", action="store_true", help="hold one layer at a time, read from disk at every use"
-    )
-
-
 def add_method_options(options: argparse.ArgumentParser) -> None:
     """Which tokens go on: the flagship by its layer, or any method by its text."""
     one = options.add_mutually_exclusive_group()
@@ -50,15 +40,20 @@ def add_method_options(options: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_system_option(options: argparse.ArgumentParser) -> None:
+def add_asking_options(options: argparse.ArgumentParser) -> None:
+    """Which model is asked, how much of it is held and of a picture seen, which tokens go on, and how they are chosen."""
+    add_model_option(options)
+    options.add_argument(
+        "--max-tiles", type=int, metavar="N", help="cut a picture into at most N tiles (default: the model's)"
+    )
+    options.add_argument(
+        "--low-memory", action="store_true", help="hold one layer at a time, read from disk at every use"
+    )
+    add_method_options(options)
     options.add_argument(
         "--system", metavar="TEXT", type=lambda text: SYSTEMS.get(text, text),
         help=f"a message before the first turn, in words or by name: {', '.join(SYSTEMS)} (default: the model's own)",
     )  # fmt: skip
-
-
-def add_sampling_options(options: argparse.ArgumentParser) -> None:
-    """How tokens are chosen, and how many."""
     options.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="0: prefill only (default: 128)")
     options.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     options.add_argument(

@@ -5,17 +5,7 @@ import json
 import numpy as np
 
 from . import load
-from .cli import (
-    Parser,
-    add_method_options,
-    add_model_option,
-    add_sampling_options,
-    add_size_options,
-    add_system_option,
-    check_question,
-    sampling,
-    stats_table,
-)
+from .cli import Parser, add_asking_options, check_question, sampling, stats_table
 from .errors import InputError
 from .terminal import Printer, command, watched
 
@@ -29,11 +19,7 @@ def parser():
     options.add_argument(
         "--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable"
     )
-    add_model_option(options)
-    add_size_options(options)
-    add_method_options(options)
-    add_system_option(options)
-    add_sampling_options(options)
+    add_asking_options(options)
     options.add_argument("--stats", action="store_true", help="a table after the answer: what withdrawal saved")
     options.add_argument("--json", action="store_true", help="one JSON object instead of text")
     options.add_argument("--trace", action="store_true", help="print every intermediate array as it happens")

@@ -26,46 +26,47 @@ def command(main: Callable[[list[str]], None]) -> None:
 
     A reader who has left (`| head`) is no error.
     """
-    code = interrupts.INTERRUPTED
-    with contextlib.suppress(KeyboardInterrupt):
-        try:
-            interrupts.hear(True)
-            code = exit_code(main)
-        finally:
-            interrupts.hear(False)
-    if code:
-        sys.exit(code)
-
-
-def exit_code(main: Callable[[list[str]], None]) -> int:
-    """Run a command, and say what went wrong. What nobody can mend but us, or a reader in their own method, is raised."""
+    code = 0
     try:
+        interrupts.hear(True)
         open_streams()
         hush()
         warnings.showwarning = lambda message, *_: say(message)
         main(sys.argv[1:])
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = interrupts.INTERRUPTED
     except InputError as error:
-        return refuse(error)
+        code = refuse(error)
     except Exception as error:
-        if getattr(error, "is_the_readers", False):  # it arrives as it is, whatever its kind
-            raise
-        if isinstance(error, BrokenPipeError):
-            silence(sys.stdout)
-        elif isinstance(error, MemoryError):
-            return refuse("this needs more memory than the machine has")
-        elif isinstance(error, OSError):  # of a file, or no room where standard output goes
-            silence(sys.stdout)
-            return refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
-        elif isinstance(error.__context__, KeyboardInterrupt):  # what was interrupted could not tidy up
-            return interrupts.INTERRUPTED
-        else:
-            raise
-    return 0
+        code = exit_code(error)
+    finally:
+        interrupts.hear(False)
+    if code:
+        sys.exit(code)
+
+
+def exit_code(error: Exception) -> int:
+    """Say what the system refused. Raises what is a fault, of ours or of a reader's own method, whatever its kind."""
+    if getattr(error, "is_the_readers", False):
+        raise error
+    if isinstance(error, MemoryError):
+        return refuse("this needs more memory than the machine has")
+    if isinstance(error, OSError):  # of a file, or no room or no reader where standard output goes
+        silence(sys.stdout)
+        return (
+            0
+            if isinstance(error, BrokenPipeError)
+            else refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        )
+    if isinstance(error.__context__, KeyboardInterrupt):  # what was interrupted could not tidy up
+        return interrupts.INTERRUPTED
+    raise error
 
 
 def refuse(message: object) -> int:
     """Say what is wrong. Returns the exit code for what the caller can mend."""
+    interrupts.hear(False)
     print_error(message)
     return 2
 
@@ -101,9 +102,7 @@ def visible(text: str) -> str:
 
 
 def open_streams() -> None:
-    """Standard streams that the caller closed lead nowhere; characters that a terminal lacks, or would obey, are shown as
-    numbers.
-    """
+    """Closed standard streams lead nowhere; characters that a terminal lacks, or would obey, are shown as numbers."""
     for name, mode, errors in (
         ("stdin", "r", "surrogateescape"),
         ("stdout", "w", "backslashreplace"),
@@ -137,12 +136,13 @@ def silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def progress_line(total: int) -> Callable[[int], None]:
-    """A bar on standard error while a terminal shows it; the returned function is told how many are done."""
+def progress_line(total: int | None = None, what: str = "") -> Callable[[int], None]:
+    """A bar on standard error while a terminal shows it; without a total, how many of `what`. It is told how many."""
 
     def progress(done: int) -> None:
         if sys.stderr.isatty():
-            print(bar(done, total), end="\n" if done == total else "", file=sys.stderr, flush=True)
+            line = f"\r{done} {what}" if total is None else bar(done, total)
+            print(line, end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     return progress
 
@@ -150,16 +150,6 @@ def progress_line(total: int) -> Callable[[int], None]:
 def bar(done: int, total: int) -> str:
     filled = BAR * done // total
     return f"\r[{'#' * filled}{'.' * (BAR - filled)}] {done}/{total}"
-
-
-def counter_line(what: str) -> Callable[[int], None]:
-    """As `progress_line`, where nobody knows how many there will be."""
-
-    def progress(done: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{done} {what}", end="", file=sys.stderr, flush=True)
-
-    return progress
 
 
 class Progress:

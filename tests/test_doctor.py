@@ -7,8 +7,8 @@ import pytest
 
 import minivtw
 from minivtw import doctor, generate
-from minivtw.analysis.expectation import Machine, expect, tower_flops
-from minivtw.counting import cache_bytes
+from minivtw.analysis.expectation import Machine, expect
+from minivtw.counting import cache_bytes, vision_flops
 from minivtw.model.vision import encode
 from tests.doors import assert_one_line_error, run
 from tests.families.conversation import picture
@@ -50,7 +50,7 @@ def test_the_towers_operations_are_the_products_that_happen(folder):
         object.__setattr__(tower, name, counting(getattr(tower, name)))
     Counted.flops = 0
     encode(tower, np.zeros((3, tower.config.image_size, tower.config.image_size), np.float32))
-    assert Counted.flops == tower_flops(tower.config)
+    assert Counted.flops == vision_flops(tower.config)
 
 
 def test_seconds_grow_with_the_work_and_shrink_with_the_machine():

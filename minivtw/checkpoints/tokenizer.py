@@ -60,7 +60,8 @@ def check(fields: Fields) -> None:
     if unknown and not vocabulary.has(unknown):
         raise model.error(f"has an unk_token that is not in its vocabulary, {unknown[:80]!r}")
     for name, (inner, kinds) in STEPS.items():
-        for step in steps_of(fields.part(name), inner) if fields.has(name) else []:
+        part = fields.part(name, {"type": "Sequence", inner: []})
+        for step in listed(part, inner) if part.raw("type") == "Sequence" else [part]:
             kind = step.choice("type", tuple(kinds.split()))
             for (known, key), values in KNOWN.items():
                 if kind == known and step.raw(key) not in values:
@@ -72,19 +73,14 @@ def check(fields: Fields) -> None:
 def check_template(step: Fields) -> None:
     """Raise InputError for a template that puts a token which it does not describe: the library panics at it."""
     described = step.part("special_tokens", {})
-    for key in ("single", "pair"):
-        pieces = step.raw(key)
-        for piece in pieces if isinstance(pieces, list) else []:
-            token = piece.get("SpecialToken") if isinstance(piece, dict) else None
-            name = token.get("id") if isinstance(token, dict) else None
-            if isinstance(name, str) and not described.has(name):
-                raise step.error(f"puts {name[:80]!r}, which its special_tokens lack")
+    for piece in [*listed(step, "single"), *listed(step, "pair")]:
+        name = piece.part("SpecialToken", {}).text("id", "")
+        if name and not described.has(name):
+            raise step.error(f"puts {name[:80]!r}, which its special_tokens lack")
 
 
-def steps_of(fields: Fields, inner: str) -> list[Fields]:
-    """A part of tokenizer.json as its steps one after the other."""
-    if fields.raw("type") != "Sequence":
-        return [fields]
+def listed(fields: Fields, inner: str) -> list[Fields]:
+    """The objects of a list of them."""
     values = fields.raw(inner)
     if not isinstance(values, list) or len(values) > MOST_STEPS:
         raise fields.error(f"must be a list of at most {MOST_STEPS} {inner}")

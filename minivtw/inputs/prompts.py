@@ -73,19 +73,15 @@ def check_vocabulary(token_ids, vocabulary):
         raise InputError(f"the tokenizer knows token {token_ids.max()}, but the decoder's vocabulary has {vocabulary}")
 
 
-def hidden_ids(tokenizer, stop_ids):
-    """(Are special tokens left out of an answer's text?, which tokens are left out besides.)
+def spoken(tokenizer, token_ids, stop_ids):
+    """The text of an answer's tokens, with the white space at its ends, and without special tokens.
 
     Docling's models answer in tags, which are special tokens: there only what ends an answer is left out.
     """
-    return (False, stop_ids) if tokenizer.token_to_id("<loc_0>") is not None else (True, frozenset())
-
-
-def spoken(tokenizer, token_ids, stop_ids):
-    """The text of an answer's tokens, with the white space at its ends."""
-    skips, hidden = hidden_ids(tokenizer, stop_ids)
+    tags = tokenizer.token_to_id("<loc_0>") is not None
     with tokenizing("the tokenizer cannot write the answer"):
-        return tokenizer.decode([token for token in token_ids if token not in hidden], skip_special_tokens=skips)
+        shown = [token for token in token_ids if not tags or token not in stop_ids]
+        return tokenizer.decode(shown, skip_special_tokens=not tags)
 
 
 def answer_text(tokenizer, token_ids, stop_ids):

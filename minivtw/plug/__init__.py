@@ -14,11 +14,11 @@ try:
     import transformers  # noqa: F401
 except ImportError as error:
     needs = InputError("minivtw.plug needs two packages: pip install 'minivtw[transformers]'")
-    if interrupts.is_command():  # python -m minivtw.plug
-        from ..terminal import refuse
+    if not interrupts.is_command():
+        raise needs from error
+    from ..terminal import refuse  # python -m minivtw.plug
 
-        sys.exit(refuse(needs))
-    raise needs from error
+    sys.exit(refuse(needs))
 
 from .calibration import calibrate
 from .contexts import freeze, withdraw
