@@ -1,6 +1,6 @@
 """A vision-language model in NumPy that withdraws its visual tokens half way (arXiv 2405.05803)."""
 
-from . import interrupts  # noqa: F401  first: Ctrl-C may come while the rest is imported
+from .cli import interrupts  # noqa: F401  first: Ctrl-C may come while the rest is imported
 from .errors import InputError
 from .loading import load
 from .model.tokens import Tokens

@@ -2,8 +2,8 @@
 
 import importlib
 
+from .cli.terminal import command
 from .errors import InputError
-from .terminal import command
 
 COMMANDS = {
     "generate": "ask a question about a picture",

@@ -12,16 +12,16 @@ import time
 import numpy as np
 
 from . import load
-from .analysis import timing
-from .analysis.shapes import SHAPES, random_model, visual_tokens
-from .blocks import THREADS
-from .cli import Parser, add_model_option, methods_to_try
+from .cli.options import Parser, add_model_option, methods_to_try
+from .cli.terminal import command
 from .counting import prompt_flops, vision_flops
 from .errors import InputError
+from .model.blocks import THREADS
 from .model.cache import KVCache
 from .model.tokens import EmbeddedPrompt
 from .model.vision import encode
-from .terminal import command
+from .timing import rounds as timing
+from .timing.shapes import SHAPES, random_model, visual_tokens
 
 WORKS = ("vision", "prefill", "decode", "question")
 
@@ -213,7 +213,7 @@ def main(arguments):
     methods = {"off": None} | methods_to_try(vlm, chosen.withdraw, chosen.method)
     twin = None
     if not chosen.alone and all(map(importlib.util.find_spec, ("torch", "transformers"))):
-        from .analysis.torch_twin import Twin
+        from .timing.torch_twin import Twin
 
         twin = Twin(vlm, THREADS)
     before, calls = timing.load_average(), measures(vlm, twin, pixels, asked, methods, chosen.new_tokens)

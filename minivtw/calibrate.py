@@ -12,16 +12,16 @@ import numpy as np
 from . import load
 from .checkpoints.files import file_of
 from .checkpoints.stored import STORED, fingerprint, stored_search
-from .cli import Parser
+from .cli.options import Parser
+from .cli.terminal import command, progress_line
+from .cli.writing import check_writable, replace_file, write_whole
 from .errors import InputError, reading
 from .inputs.files import text_of
 from .inputs.questions import check_questions, digest, read_questions
+from .methods.text import spec_of
 from .model.tokens import EmbeddedPrompt
-from .schedules import FIRST, Seen, search
-from .search import CRITERIA, LONGEST_ANSWER, choose, mean_curve, walk, walked_curve
-from .specs import spec_of
-from .terminal import command, progress_line
-from .writing import check_writable, replace_file, write_whole
+from .search.layer import CRITERIA, LONGEST_ANSWER, choose, mean_curve, walk, walked_curve
+from .search.schedule import FIRST, Seen, search
 
 SAMPLES = 20
 CHANGED = 0.01  # of the answers' tokens, by a schedule that is to save as much as it can

@@ -7,10 +7,10 @@ import contextlib
 import sys
 
 from . import load
-from .cli import Parser, add_asking_options, sampling, stats_table
+from .cli.options import Parser, add_asking_options, sampling, stats_table
+from .cli.terminal import Printer, command, print_error, watched
 from .errors import InputError
 from .inputs.opening import open_image
-from .terminal import Printer, command, print_error, watched
 from .vlm import Chat
 
 HELP = "a question a line; /image FILE: show a picture with the next one; end with /quit or Ctrl-D"

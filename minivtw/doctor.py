@@ -3,14 +3,14 @@
 import warnings
 from collections.abc import Iterator
 
-from .analysis.expectation import expect, measure_machine
 from .checkpoints.checkpoint import Headers, available_memory
 from .checkpoints.hub import embedded_folder, is_name, model_folder, model_name
 from .checkpoints.layouts import folder_template
-from .cli import Parser
+from .cli.options import Parser
+from .cli.terminal import command, one_line
 from .errors import reading
 from .loading import assembled, config_of
-from .terminal import command, one_line
+from .timing.expectation import expect, measure_machine
 from .vlm import VLM
 
 QUESTION = "What is in the picture?"

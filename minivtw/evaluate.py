@@ -6,15 +6,15 @@ import statistics
 from collections import defaultdict
 
 from . import Chat, load
-from .analysis.scoring import score
-from .cli import Parser, add_model_option, methods_to_try
+from .cli.options import Parser, add_model_option, methods_to_try
+from .cli.terminal import command, progress_line
+from .cli.writing import check_writable, write_whole
 from .counting import Clock
 from .errors import InputError
 from .inputs.questions import Question, check_questions, read_questions
+from .inputs.scoring import score
+from .methods.text import spec_of, withdrawal_layer
 from .model.sampling import Sampler
-from .specs import spec_of, withdrawal_layer
-from .terminal import command, progress_line
-from .writing import check_writable, write_whole
 
 MOST_SEEDS = 1000  # of one method
 SCORED = ("image", "family", "question", "answer")  # what a question needs to be scored

@@ -16,11 +16,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from . import load
-from .analysis.exploring import Explorer
-from .analysis.page import explore_html, page_css, part, source_html
-from .cli import Parser, add_method_options, add_model_option
+from .cli.options import Parser, add_method_options, add_model_option
+from .cli.terminal import command, one_line, shortened, visible
 from .errors import InputError
-from .terminal import command, one_line, shortened, visible
+from .page.exploring import Explorer
+from .page.page import explore_html, page_css, part, source_html
 
 MOST_PICTURE = 20_000_000  # bytes of a picture's file …
 MOST_TEXT = 100_000  # … and of any other request

@@ -5,8 +5,8 @@ import json
 from .checkpoints.graft import fetch
 from .checkpoints.hub import FETCHED
 from .checkpoints.smollm2 import WHEEL
-from .cli import Parser
-from .terminal import command, progress_line, say
+from .cli.options import Parser
+from .cli.terminal import command, progress_line, say
 
 
 def main(arguments: list[str]) -> None:

@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from . import load
-from .cli import Parser, add_asking_options, check_question, sampling, stats_table
+from .cli.options import Parser, add_asking_options, check_question, sampling, stats_table
+from .cli.terminal import Printer, command, watched
 from .errors import InputError
-from .terminal import Printer, command, watched
 
 
 def parser():

@@ -3,19 +3,19 @@
 import numpy as np
 
 from . import load
-from .analysis import watching
-from .analysis.page import Story, as_seen, page, patches
 from .analysis.settling import GROUPS, even_shares, settling
-from .before import with_tower
 from .checkpoints.stored import stored_search
-from .cli import Parser, add_method_options, add_model_option, check_question
+from .cli.options import Parser, add_method_options, add_model_option, check_question
+from .cli.terminal import command, one_line
+from .cli.writing import check_writable, write_whole
 from .errors import InputError
-from .methods import withdraw
+from .methods.before import with_tower
+from .methods.text import withdrawal_layer
+from .methods.withdrawal import withdraw
 from .model.tokens import EmbeddedPrompt
-from .search import ETA, kl_curve
-from .specs import withdrawal_layer
-from .terminal import command, one_line
-from .writing import check_writable, write_whole
+from .page import watching
+from .page.page import Story, as_seen, page, patches
+from .search.layer import ETA, kl_curve
 
 REPEATS = 5  # of each timed answer; the fastest counts
 

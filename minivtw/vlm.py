@@ -20,7 +20,9 @@ from .counting import Clock, turn_counts
 from .errors import InputError, whole
 from .inputs.opening import open_image
 from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, encode, expand_marks, refuse_marks
-from .methods import withdraw as withdraw_before
+from .methods.shelf import method_of
+from .methods.text import Method, check, spec_of, withdrawal_layer
+from .methods.withdrawal import withdraw as withdraw_before
 from .model.cache import KVCache
 from .model.decoder import forward, logits
 from .model.layers import check_finite
@@ -28,8 +30,6 @@ from .model.sampling import Sampler
 from .model.tokens import Tokens, arriving
 from .model.vision import Tower
 from .model.vision import encode as encode_image
-from .shelf import method_of
-from .specs import Method, check, spec_of, withdrawal_layer
 
 
 class Answer(NamedTuple):
@@ -84,7 +84,7 @@ class VLM:
         """Answer one question about an image: a path, a Pillow image, a list of these, or None.
 
         withdraw: "auto" (what is stored with the model), None or "off" (never), or K, the layer before which the
-        visual tokens leave; method: any other, a function or its text (`methods.py`), instead of `withdraw`; system: as
+        visual tokens leave; method: any other, a function or its text (`methods/withdrawal.py`), instead of `withdraw`; system: as
         for `Chat`; the rest is as for `Chat.ask`. Raises InputError.
         """
         return Chat(self, withdraw, method, system).ask(

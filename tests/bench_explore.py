@@ -9,7 +9,7 @@ import threading
 
 import minivtw
 from minivtw import explore
-from minivtw.analysis import exploring
+from minivtw.page import exploring
 
 from .browser import Browser
 

@@ -9,11 +9,11 @@ import time
 import numpy as np
 
 import minivtw
-from minivtw.methods import withdraw
+from minivtw.methods.withdrawal import withdraw
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import DecoderConfig, forward, logits
 from minivtw.model.tokens import EmbeddedPrompt, arriving
-from minivtw.search import divergence, kl_curve, naive_flops, search_flops
+from minivtw.search.layer import divergence, kl_curve, naive_flops, search_flops
 
 from .random_models import random_decoder, random_prompt
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from minivtw.methods import renumber, then, withdraw
+from minivtw.methods.withdrawal import renumber, then, withdraw
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import Decoder, DecoderConfig, DecoderLayer, forward, logits
 from minivtw.model.layers import LayerNorm, Linear

@@ -14,7 +14,7 @@ import tempfile
 import pytest
 
 import minivtw
-from minivtw.methods import adaptive, random_tokens, renumber, then, withdraw
+from minivtw.methods.withdrawal import adaptive, random_tokens, renumber, then, withdraw
 
 from .small_llava import write_folder
 

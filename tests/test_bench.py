@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minivtw.analysis import shapes, timing
 from minivtw.bench import main, read, see
 from minivtw.counting import vision_flops
-from minivtw.methods import withdraw
+from minivtw.methods.withdrawal import withdraw
+from minivtw.timing import rounds as timing
+from minivtw.timing import shapes
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import write_folder
 
@@ -98,8 +99,8 @@ def test_vision_flops_by_hand():
 @pytest.mark.parametrize("shape", ["small", "small-clip"])
 def test_transformers_computes_the_same_beside_it(small, shape):
     """Else the two would be timed at different work."""
-    from minivtw.analysis.torch_twin import Twin
     from minivtw.bench import random_prompt
+    from minivtw.timing.torch_twin import Twin
 
     vlm = shapes.random_model(shape)
     pixels, prompt = random_prompt(vlm, shape, 2, 40)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivtw import blocks
-from minivtw.blocks import by_rows, row_blocks, side_by_side
+from minivtw.model import blocks
+from minivtw.model.blocks import by_rows, row_blocks, side_by_side
 from minivtw.model.layers import Linear, gelu_tanh, mlp
 
 

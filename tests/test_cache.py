@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw import InputError
-from minivtw.methods import withdraw
+from minivtw.methods.withdrawal import withdraw
 from minivtw.model.cache import KVCache, LayerCache
 from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt as Asked

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 import minivtw
-from minivtw import InputError, calibrate, search
+from minivtw import InputError, calibrate
 from minivtw.inputs.questions import digest, read_questions
 from minivtw.loading import embedded_folder
+from minivtw.methods.text import withdrawal_layer
 from minivtw.model.tokens import EmbeddedPrompt
-from minivtw.specs import withdrawal_layer
+from minivtw.search import layer as search
 
 from . import doors
 from .doors import assert_one_line_error, copied

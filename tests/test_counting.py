@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivtw.before import with_tower
 from minivtw.counting import cache_bytes, layer_flops, plain_run, prompt_flops
-from minivtw.methods import adaptive, freeze, random_tokens, then, withdraw
+from minivtw.methods.before import with_tower
+from minivtw.methods.shelf import dart, divprune, fastervlm, fastv, looked_at, pyramiddrop, sparsevlm, visionzip
+from minivtw.methods.withdrawal import adaptive, freeze, random_tokens, then, withdraw
 from minivtw.model.decoder import DecoderConfig, DecoderLayer
 from minivtw.model.layers import Linear
 from minivtw.model.tokens import EmbeddedPrompt, Ran
-from minivtw.shelf import dart, divprune, fastervlm, fastv, looked_at, pyramiddrop, sparsevlm, visionzip
 from tests.random_models import cases, decoders, prefill, random_prompt, random_tower, renumbered
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import minivtw
-from minivtw.methods import withdraw
+from minivtw.methods.withdrawal import withdraw
 from minivtw.model.cache import KVCache
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -67,7 +67,7 @@ def test_the_readme_shows_the_loop_that_runs():
         r"^```python\n(def withdraw.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
     ).group(1)
     source = "".join(
-        (ROOT / "minivtw" / name).read_text(encoding="utf-8") for name in ("methods.py", "model/decoder.py")
+        (ROOT / "minivtw" / name).read_text(encoding="utf-8") for name in ("methods/withdrawal.py", "model/decoder.py")
     )
     source = re.sub(r"\s+", " ", source)
     for line in block.splitlines():

@@ -7,9 +7,9 @@ import pytest
 
 import minivtw
 from minivtw import doctor, generate
-from minivtw.analysis.expectation import Machine, expect
 from minivtw.counting import cache_bytes, vision_flops
 from minivtw.model.vision import encode
+from minivtw.timing.expectation import Machine, expect
 from tests.doors import assert_one_line_error, run
 from tests.families.conversation import picture
 from tests.families.test_families import FOLDERS, NAMES

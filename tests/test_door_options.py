@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minivtw import InputError, bench, calibrate, chat, doctor, evaluate, explore, fetch, generate, report
-from minivtw.analysis import timing
-from minivtw.analysis.expectation import Machine
 from minivtw.checkpoints import hub, smollm2
 from minivtw.inputs.questions import read_questions
-from minivtw.shelf import METHODS
+from minivtw.methods.shelf import METHODS
+from minivtw.timing import rounds as timing
+from minivtw.timing.expectation import Machine
 from tests.doors import assert_one_line_error, assert_promise, bounded_memory, examples, make_world, run
 
 # What a mistaken user, a script with an empty variable or a paste from elsewhere puts where an option expects something.

@@ -10,10 +10,10 @@ from PIL import Image
 
 import minivtw
 from minivtw import Chat
-from minivtw.analysis.scoring import described, score
 from minivtw.evaluate import SCORED, evaluate, main, seeds
 from minivtw.inputs.questions import read_questions
-from minivtw.methods import then, withdraw
+from minivtw.inputs.scoring import described, score
+from minivtw.methods.withdrawal import then, withdraw
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import write_folder
 from tests.test_behaviour import roomy

@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 
 import minivtw
 from minivtw import explore
-from minivtw.analysis import exploring, page, unfolding, watching
 from minivtw.errors import InputError
 from minivtw.model.attention import attention_probabilities
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import decoder_layer, forward
 from minivtw.model.tokens import EmbeddedPrompt, arriving
+from minivtw.page import exploring, page, unfolding, watching
 
 from .browser import Browser
 from .doors import assert_one_line_error, needs_loopback, run
@@ -262,7 +262,7 @@ def test_a_name_that_points_here_may_not_read_the_page(server):
 
 @pytest.mark.parametrize(
     "path",
-    ["/../explore.py", "/source/../../LICENSE", "/source//etc/passwd", "/source/analysis/pages/page.css", "/x"]
+    ["/../explore.py", "/source/../../LICENSE", "/source//etc/passwd", "/source/page/files/page.css", "/x"]
     + [f"/source/{'a' * 300}.py", "/source/%00.py", "/source/", "/source"],
 )
 def test_nothing_else_can_be_read(server, path):

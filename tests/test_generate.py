@@ -12,7 +12,7 @@ import minivtw
 from minivtw import InputError
 from minivtw.counting import cache_bytes, plain_run, prompt_flops
 from minivtw.generate import main
-from minivtw.methods import random_tokens, withdraw
+from minivtw.methods.withdrawal import random_tokens, withdraw
 from minivtw.model.tokens import Ran
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import CONFIG, random_tensors, write_folder

@@ -235,7 +235,7 @@ def test_what_would_run_a_program_or_hide_another_picture_is_refused(tmp_path):
 
 NOISE = """
 import sys
-from minivtw import terminal
+from minivtw.cli import terminal
 from minivtw.inputs.opening import open_image
 def main(paths):
     for path in paths:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import minivtw
 from minivtw import explore
-from minivtw.analysis import exploring
-from minivtw.terminal import MOST_CHARACTERS
+from minivtw.cli.terminal import MOST_CHARACTERS
+from minivtw.page import exploring
 
 from .doors import examples, make_world
 from .test_explore import QUESTION, ask, asking

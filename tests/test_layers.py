@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from minivtw import blocks
 from minivtw.model import attention as attention_module
-from minivtw.model import layers
+from minivtw.model import blocks, layers
 from minivtw.model.attention import attention, attention_probabilities, rotary, rotate
 from minivtw.model.layers import LayerNorm, Linear
 from tests.random_models import assert_close

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 import minivtw
 from minivtw import Chat, InputError, generate
-from minivtw.methods import adaptive, freeze, withdraw
-from minivtw.shelf import METHODS, dart, fastv, method_of, random
-from minivtw.specs import MOST_PARTS, MOST_TEXT, spec_of
+from minivtw.methods.shelf import METHODS, dart, fastv, method_of, random
+from minivtw.methods.text import MOST_PARTS, MOST_TEXT, spec_of
+from minivtw.methods.withdrawal import adaptive, freeze, withdraw
 from tests.doors import assert_one_line_error, examples, run
 from tests.families.test_families import GOLDEN as FAMILIES
 from tests.small_llava import write_folder

@@ -8,10 +8,10 @@ from PIL import Image
 
 import minivtw
 from minivtw import Chat, InputError, chat, generate
-from minivtw.methods import freeze, then, withdraw
+from minivtw.methods.shelf import method_of
+from minivtw.methods.text import spec_of
+from minivtw.methods.withdrawal import freeze, then, withdraw
 from minivtw.model.cache import KVCache
-from minivtw.shelf import method_of
-from minivtw.specs import spec_of
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import write_folder
 

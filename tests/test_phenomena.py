@@ -10,14 +10,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minivtw import search
 from minivtw.analysis import migration, redundancy, settling
 from minivtw.errors import InputError
-from minivtw.methods import freeze, random_tokens, withdraw
+from minivtw.methods.withdrawal import freeze, random_tokens, withdraw
 from minivtw.model.attention import rotary, rotate, split_heads
 from minivtw.model.decoder import DecoderConfig, logits
 from minivtw.model.layers import linear, rms_norm, softmax, swiglu
 from minivtw.model.tokens import EmbeddedPrompt
+from minivtw.search import layer as search
 
 from .random_models import (
     as_stored,

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 import minivtw
-from minivtw import report, search
-from minivtw.analysis import charts, page, watching
+from minivtw import report
 from minivtw.inputs.opening import open_image
 from minivtw.model.tokens import EmbeddedPrompt
+from minivtw.page import charts, page, watching
+from minivtw.search import layer as search
 
 from .browser import Browser
 from .doors import assert_one_line_error, run

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minivtw
-from minivtw import InputError, calibrate, schedules, search
+from minivtw import InputError, calibrate
 from minivtw.counting import plain_run, prompt_flops
 from minivtw.inputs.questions import read_questions
 from minivtw.loading import embedded_folder
+from minivtw.methods.shelf import method_of
+from minivtw.methods.text import spec_of, withdrawal_layer
 from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt
-from minivtw.schedules import Schedule, Thinned
-from minivtw.shelf import method_of
-from minivtw.specs import spec_of, withdrawal_layer
+from minivtw.search import layer as search
+from minivtw.search import schedule as schedules
+from minivtw.search.schedule import Schedule, Thinned
 
 from .doors import copied
 from .random_models import prefill, random_decoder, random_prompt

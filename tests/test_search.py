@@ -12,16 +12,17 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import minivtw
-from minivtw import InputError, search
+from minivtw import InputError
 from minivtw.checkpoints import llama
 from minivtw.checkpoints.checkpoint import Checkpoint
 from minivtw.checkpoints.fields import Fields
 from minivtw.counting import head_flops, layer_flops
-from minivtw.methods import adaptive, withdraw
+from minivtw.methods.withdrawal import adaptive, withdraw
 from minivtw.model import decoder as decoder_module
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import DecoderConfig, logits
 from minivtw.model.tokens import EmbeddedPrompt
+from minivtw.search import layer as search
 
 from .bench_search import naive_kl_curve
 from .random_models import cases, places_with_visual, prefill, random_decoder, random_prompt

@@ -11,9 +11,9 @@ import pytest
 
 import minivtw
 from minivtw.inputs.prompts import Prompt
-from minivtw.methods import then
+from minivtw.methods.shelf import method_of
+from minivtw.methods.withdrawal import then
 from minivtw.model.cache import KVCache
-from minivtw.shelf import method_of
 from tests.parity import relative_error
 from tests.shelf_models import IMAGE_TOKEN, METHODS, SEEDS, SIDE, TOWERS, VISUAL, question, write
 

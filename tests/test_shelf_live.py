@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 import minivtw
-from minivtw.methods import then
+from minivtw.methods.shelf import method_of
+from minivtw.methods.withdrawal import then
 from minivtw.model.cache import KVCache
-from minivtw.shelf import method_of
 
 from .parity import relative_error
 from .shelf_models import METHODS

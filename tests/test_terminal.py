@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import minivtw
-from minivtw import chat, evaluate, generate, terminal
+from minivtw import chat, evaluate, generate
 from minivtw.__main__ import COMMANDS
 from minivtw.__main__ import main as all_commands
+from minivtw.cli import terminal
 from tests.doors import Ran, assert_one_line_error, assert_promise, make_world, run
 
 
@@ -198,7 +199,7 @@ class AtNumPy(importlib.abc.MetaPathFinder):
             interrupt()
 sys.argv, sys.orig_argv = ["-m"], ["python", "-m", {module!r}]
 {before}
-from minivtw.terminal import command
+from minivtw.cli.terminal import command
 {after}
 """
 IMPORTING = "sys.meta_path.insert(0, AtNumPy())"

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from minivtw.checkpoints import llama
 from minivtw.checkpoints.checkpoint import Checkpoint
 from minivtw.checkpoints.fields import Fields
-from minivtw.methods import withdraw
+from minivtw.methods.withdrawal import withdraw
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward, logits
 from minivtw.model.tokens import arriving

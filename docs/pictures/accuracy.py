@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 
-from minivtw.analysis.charts import line_chart, standalone
+from minivtw.page.charts import line_chart, standalone
 
 HERE = pathlib.Path(__file__).parent
 DATA = HERE.parent / "data" / "withdrawn-by-layer.json"

@@ -4,17 +4,17 @@ from collections import Counter
 
 from filling import embedded_all, fill, table, write
 
-from minivtw import search
-from minivtw.analysis import charts
 from minivtw.calibrate import calibrate
 from minivtw.calibrate import embedded as embedded_samples
 from minivtw.errors import InputError
 from minivtw.evaluate import evaluate
 from minivtw.inputs.questions import read_questions
-from minivtw.methods import adaptive, withdraw
+from minivtw.methods.withdrawal import adaptive, withdraw
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward
 from minivtw.model.tokens import arriving
+from minivtw.page import charts
+from minivtw.search import layer as search
 
 
 def criteria(about):

@@ -9,10 +9,10 @@ import pathlib
 from collections import Counter
 from typing import NamedTuple
 
-from minivtw.analysis import charts
 from minivtw.checkpoints.hub import shipped_folder
 from minivtw.inputs.questions import read_questions
 from minivtw.model.tokens import EmbeddedPrompt
+from minivtw.page import charts
 from minivtw.vlm import VLM
 
 HERE = pathlib.Path(__file__).parent

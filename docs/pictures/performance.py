@@ -17,9 +17,9 @@ import time
 
 import numpy as np
 
-from minivtw.analysis.shapes import SIGLIP_512, Weights
 from minivtw.model.attention import attention, attention_probabilities, split_heads
 from minivtw.model.layers import gelu_tanh, layer_norm, linear
+from minivtw.timing.shapes import SIGLIP_512, Weights
 
 HERE, ROUNDS = pathlib.Path(__file__).parent, 9
 COLORS = {"products": "#4a86c5", "attention": "#d98a3d", "activation": "#b5413b", "norms": "#4f9d72"}

@@ -17,12 +17,14 @@ import routes
 from filling import HERE, About, embedded, embedded_all, fill, names, questions_of, table, weights_sha256, write
 
 import minivtw
-from minivtw import report, search
-from minivtw.analysis import charts, migration, page, redundancy, settling
-from minivtw.analysis.scoring import score
+from minivtw import report
+from minivtw.analysis import migration, redundancy, settling
 from minivtw.counting import plain_run, prompt_flops
 from minivtw.inputs.questions import digest
-from minivtw.methods import random_tokens, renumber, then, withdraw
+from minivtw.inputs.scoring import score
+from minivtw.methods.withdrawal import random_tokens, renumber, then, withdraw
+from minivtw.page import charts, page
+from minivtw.search import layer as search
 
 ABLATED_LAYERS = (0, 6, 12, 16, 20, 22, 23, 24, 26, 30)  # of smol
 WINDOW = 3  # layers that a knock-out takes at once

@@ -6,13 +6,14 @@ from collections import Counter
 
 HERE = pathlib.Path(__file__).parent
 PACKAGE = HERE.parent.parent / "minivtw"
-ROWS = [["plug", "commands"], ["analysis", "search"], ["vlm"], ["methods", "inputs", "checkpoints"], ["model"]]
-FLAT = {
-    "vlm": {"vlm", "loading"},
-    "methods": {"methods", "shelf", "before", "looking", "specs", "counting"},
-    "search": {"search", "schedules"},
-    "": {"errors", "blocks", "__init__"},  # imported by all; not drawn
-}
+ROWS = [
+    ["plug", "commands"], ["page", "timing", "cli"], ["search", "analysis"], ["held"], ["checkpoints"], ["methods", "inputs"], ["model"]
+]  # fmt: skip
+HELD = {
+    "vlm",
+    "loading",
+    "counting",
+}  # what a user holds; a room otherwise is a folder, and the files above them the commands
 STYLE = """
   text { font: 12.5px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11px; fill: #66707c } .name { font-weight: 600 }
   .room { fill: #4a86c5; fill-opacity: .10; stroke: #4a86c5 } .model { fill: #d98a3d; fill-opacity: .16; stroke: #d98a3d }
@@ -22,11 +23,11 @@ STYLE = """
 
 
 def room_of(module):
-    """The room of a module's dotted name inside the package."""
+    """The room of a module's dotted name inside the package; none for what all import."""
     first = module.partition(".")[0]
     if "." in module or (PACKAGE / first).is_dir():
         return first
-    return next((room for room, names in FLAT.items() if first in names), "commands")
+    return "held" if first in HELD else "" if first in ("errors", "__init__") else "commands"
 
 
 def imports_of(path):

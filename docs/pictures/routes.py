@@ -6,9 +6,10 @@ A part of `phenomena.py`.
 import numpy as np
 from filling import HERE, embedded, fill, names, table, write
 
-from minivtw.analysis import charts, migration, page, redundancy
-from minivtw.methods import withdraw
-from minivtw.search import LONGEST_ANSWER, walk
+from minivtw.analysis import migration, redundancy
+from minivtw.methods.withdrawal import withdraw
+from minivtw.page import charts, page
+from minivtw.search.layer import LONGEST_ANSWER, walk
 
 WINDOW = 3  # layers
 STAR = ("scene.png", "What color is the star?")

@@ -13,13 +13,13 @@ import pathlib
 from html import escape
 
 import minivtw
-from minivtw.analysis.charts import LEFT, RIGHT, WIDTH, line, rectangle, standalone, svg, text
 from minivtw.counting import plain_run, prompt_flops
 from minivtw.inputs.questions import read_questions
-from minivtw.methods import then
+from minivtw.methods.shelf import method_of
+from minivtw.methods.withdrawal import then
 from minivtw.model.cache import KVCache
 from minivtw.model.tokens import Ran
-from minivtw.shelf import method_of
+from minivtw.page.charts import LEFT, RIGHT, WIDTH, line, rectangle, standalone, svg, text
 
 HERE = pathlib.Path(__file__).parent
 SIDE, GAP = 108, 12  # pixels of a picture on the contact sheet

@@ -16,7 +16,7 @@ from minivtw.inputs.prompts import encode
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward, logits
 from minivtw.model.tokens import arriving
-from minivtw.search import log_softmax
+from minivtw.search.layer import log_softmax
 
 PAGE = "data/09-a-language-model-that-sees.md"
 TEXT = pathlib.Path(__file__).with_name("english.txt")

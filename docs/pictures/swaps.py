@@ -16,11 +16,12 @@ from filling import HERE, embedded, fill, questions_of, table, weights_sha256, w
 from PIL import ImageOps
 
 import minivtw
-from minivtw.analysis import charts, migration
+from minivtw.analysis import migration
+from minivtw.cli.writing import write_whole
 from minivtw.inputs.opening import open_image
 from minivtw.inputs.questions import digest
-from minivtw.search import LONGEST_ANSWER, walk
-from minivtw.writing import write_whole
+from minivtw.page import charts
+from minivtw.search.layer import LONGEST_ANSWER, walk
 
 DATA = HERE.parent / "data"
 CHAPTERS = {"smol": "09-a-language-model-that-sees.md", "tiny": "05-attention-leaves.md"}

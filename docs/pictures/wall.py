@@ -15,8 +15,8 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
 import minivtw  # noqa: E402
-from minivtw.analysis.exploring import Explorer  # noqa: E402
 from minivtw.explore import Server  # noqa: E402
+from minivtw.page.exploring import Explorer  # noqa: E402
 from tests.browser import Browser  # noqa: E402
 
 WIDTH, HEIGHT = 1100, 640

@@ -1,1 +1,1 @@
-"""What is measured about the model: operations, bytes, attention."""
+"""The paper's instruments: where attention goes, what moves into the text, what is redundant."""

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..methods.text import Method, written
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
 from ..model.tokens import EmbeddedPrompt, Tokens, arriving
-from ..search import layer_by_layer, log_softmax
-from ..specs import Method, written
+from ..search.layer import layer_by_layer, log_softmax
 
 
 class Roles(NamedTuple):

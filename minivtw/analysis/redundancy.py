@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..methods.text import Method, first_layer
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
 from ..model.tokens import EmbeddedPrompt, arriving
-from ..search import Walk, divergence, tail, walk
-from ..specs import Method, first_layer
+from ..search.layer import Walk, divergence, tail, walk
 
 
 class Outcome(NamedTuple):

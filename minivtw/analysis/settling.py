@@ -16,10 +16,10 @@ tokens is nothing remarkable where they are nine tenths of the keys.
 
 import numpy as np
 
+from ..methods.text import Method
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward
 from ..model.tokens import EmbeddedPrompt, arriving
-from ..specs import Method
 
 GROUPS = ("sink", "visual", "nearest", "other")
 NEAREST = 4  # tokens, the query among them

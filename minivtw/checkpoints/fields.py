@@ -4,7 +4,6 @@ from ..errors import InputError
 
 REQUIRED = object()
 MOST = 10_000_000  # of a whole number, where a config gives no reason for less
-MOST_LAYERS = 1_000
 
 # Keys that change nothing of what is computed here: names, what a training run did, how files are kept, special tokens
 # that the tokenizer's own files give, how transformers would decode (here the caller says that), and what counts only

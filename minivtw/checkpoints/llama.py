@@ -2,9 +2,8 @@
 
 from typing import NamedTuple
 
-from ..model.decoder import Decoder, DecoderConfig, DecoderLayer
+from ..model.decoder import MOST_LAYERS, Decoder, DecoderConfig, DecoderLayer
 from ..model.layers import Linear
-from .fields import MOST_LAYERS
 
 # What a config leaves out has its class's default.
 DEFAULTS = {

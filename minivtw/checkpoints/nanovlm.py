@@ -20,11 +20,10 @@ from PIL import Image
 from ..inputs.images import normalised, resized
 from ..inputs.prompts import MARK
 from ..model.connector import ShuffleConnector, shuffle_connect
-from ..model.decoder import DecoderConfig
+from ..model.decoder import MOST_LAYERS, DecoderConfig
 from ..model.layers import Linear
 from ..model.vision import VisionConfig
 from . import clip, llama
-from .fields import MOST_LAYERS
 from .idefics3 import tile_tokens
 from .layouts import CHATML, Layout, known_layout
 from .parts import Parts, Plan, Tiler, VisionParts, one_tile

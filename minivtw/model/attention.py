@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from ..blocks import row_blocks, side_by_side
+from .blocks import row_blocks, side_by_side
 from .layers import softmax
 
 

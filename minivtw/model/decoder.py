@@ -10,6 +10,8 @@ from .attention import attention, attention_probabilities, rotary, rotate, split
 from .layers import Linear, check_finite, linear, rms_norm, swiglu
 from .tokens import Passed, Ran
 
+MOST_LAYERS = 1_000  # of a model, and in a method's text
+
 
 class DecoderConfig(NamedTuple):
     """The sizes of a decoder, in the names that the code uses for its axes."""
@@ -100,7 +102,7 @@ def forward(decoder, tokens, method=None, start=0, stop=None, observe=None):
 
     tokens: `Tokens`, which every layer appends to its cache: a second call with the same ones appends them again.
     `method(index, tokens)` is asked at the door of every layer which tokens go on from there, and which of them the
-    layer works on (`methods.py`); None: all, everywhere. `start` and `stop` run a part of the stack. `observe(name,
+    layer works on (`methods/withdrawal.py`); None: all, everywhere. `start` and `stop` run a part of the stack. `observe(name,
     array)` sees each layer's attention probabilities and hidden states. Returns the `Tokens` that reached the end.
     """
     for index in range(start, len(decoder.layers) if stop is None else stop):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..blocks import by_rows
 from ..errors import InputError
+from .blocks import by_rows
 
 
 def rms_norm(x, weight, eps):

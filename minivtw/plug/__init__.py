@@ -6,7 +6,7 @@ tokens rest in some layers; `calibrate` finds the layer. Chapter 11 of the readi
 
 import sys
 
-from .. import interrupts
+from ..cli import interrupts
 from ..errors import InputError
 
 try:
@@ -16,7 +16,7 @@ except ImportError as error:
     needs = InputError("minivtw.plug needs two packages: pip install 'minivtw[transformers]'")
     if not interrupts.is_command():
         raise needs from error
-    from ..terminal import refuse  # python -m minivtw.plug
+    from ..cli.terminal import refuse  # python -m minivtw.plug
 
     sys.exit(refuse(needs))
 

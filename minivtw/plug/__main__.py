@@ -14,9 +14,9 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..cli import Parser
+from ..cli.options import Parser
+from ..cli.terminal import command
 from ..errors import InputError
-from ..terminal import command
 from .anatomy import Anatomy, anatomy
 from .contexts import freeze, withdraw
 from .shapes import SHAPES, Shape

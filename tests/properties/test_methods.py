@@ -11,16 +11,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minivtw import InputError
-from minivtw.analysis.unfolding import unfolded
-from minivtw.before import divprune
-from minivtw.methods import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
+from minivtw.methods.before import divprune
+from minivtw.methods.shelf import METHODS, dart, fastv, looked_at, method_of, pyramiddrop, random, sparsevlm, uniform
+from minivtw.methods.text import read_layers, spec_of, written
+from minivtw.methods.withdrawal import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
 from minivtw.model.attention import attention_probabilities, rotary, rotate, split_heads
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import DecoderConfig, decoder_layer, forward
 from minivtw.model.layers import linear, rms_norm, swiglu
 from minivtw.model.tokens import EmbeddedPrompt, arriving
-from minivtw.shelf import METHODS, dart, fastv, looked_at, method_of, pyramiddrop, random, sparsevlm, uniform
-from minivtw.specs import read_layers, spec_of, written
+from minivtw.page.unfolding import unfolded
 from tests.random_models import (
     as_stored,
     assert_close,

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw import InputError
-from minivtw.before import divprune, fastervlm, visionzip, with_tower
-from minivtw.looking import coming_attention, last_look
-from minivtw.methods import own_positions, renumber, then, withdraw
+from minivtw.methods.before import divprune, fastervlm, visionzip, with_tower
+from minivtw.methods.looking import coming_attention, last_look
+from minivtw.methods.shelf import METHODS, dart, fastv, looked_at, method_of, pyramiddrop, random, sparsevlm, uniform
+from minivtw.methods.text import first_layer
+from minivtw.methods.withdrawal import own_positions, renumber, then, withdraw
 from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.model.vision import encode
-from minivtw.search import tail, walk
-from minivtw.shelf import METHODS, dart, fastv, looked_at, method_of, pyramiddrop, random, sparsevlm, uniform
-from minivtw.specs import first_layer
+from minivtw.search.layer import tail, walk
 from tests.random_models import assert_close, cases, decoders, prefill, random_decoder, random_prompt, random_tower
 
 SHARES = [0.0, 0.25, 0.5, 0.7, 1.0]

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from minivtw import InputError
 from minivtw.counting import prompt_flops
-from minivtw.methods import random_tokens, then, withdraw
+from minivtw.methods.text import check
+from minivtw.methods.withdrawal import random_tokens, then, withdraw
 from minivtw.model.attention import rotary, rotate, split_heads
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import DecoderConfig, forward, logits
 from minivtw.model.layers import linear, rms_norm, softmax, swiglu
 from minivtw.model.tokens import EmbeddedPrompt, arriving
-from minivtw.specs import check
 from tests.random_models import (
     as_stored,
     assert_close,

@@ -9,18 +9,18 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ..before import with_tower
 from ..checkpoints.hub import model_name
 from ..errors import InputError
 from ..inputs.opening import open_image
 from ..inputs.questions import read_questions
 from ..loading import embedded_folder
-from ..methods import then
+from ..methods.before import with_tower
+from ..methods.shelf import METHODS, method_of
+from ..methods.text import Method, check, spec_of
+from ..methods.withdrawal import then
 from ..model.cache import KVCache
 from ..model.decoder import decoder_layer, forward
 from ..model.tokens import EmbeddedPrompt, arriving
-from ..shelf import METHODS, method_of
-from ..specs import Method, check, spec_of
 from ..vlm import VLM
 from . import watching
 from .page import as_seen, data_url, packed, patches, thumbnail

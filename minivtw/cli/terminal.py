@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
+from ..errors import InputError
+from ..inputs.opening import hush
+from ..vlm import VLM
 from . import interrupts
-from .errors import InputError
-from .inputs.opening import hush
-from .vlm import VLM
 
 MOST_CHARACTERS = 500  # of a line on standard error
 SLOW = 1.0  # seconds after which progress is shown

@@ -26,14 +26,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .counting import plain_run, prompt_flops
-from .errors import InputError
-from .methods import freeze, then, withdraw
-from .model.decoder import Decoder
-from .model.tokens import EmbeddedPrompt, Ran
-from .search import Walk, tail, total_variation
-from .shelf import method_of
-from .specs import Method, first_layer, spec_of
+from ..counting import plain_run, prompt_flops
+from ..errors import InputError
+from ..methods.shelf import method_of
+from ..methods.text import Method, first_layer, spec_of
+from ..methods.withdrawal import freeze, then, withdraw
+from ..model.decoder import Decoder
+from ..model.tokens import EmbeddedPrompt, Ran
+from .layer import Walk, tail, total_variation
 
 NOISE = 1e-4  # of the tokens: who changes no more than this, beyond what the start changes, is as good as the start
 FIRST = 35  # samples that a race begins with

@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .counting import layers_flops, plain_run, prompt_flops
-from .errors import InputError
-from .methods import visual_share, withdraw
-from .model.cache import KVCache
-from .model.decoder import Decoder, DecoderConfig, forward, logits
-from .model.tokens import EmbeddedPrompt, Ran, Tokens, arriving
-from .specs import Method
+from ..counting import layers_flops, plain_run, prompt_flops
+from ..errors import InputError
+from ..methods.text import Method
+from ..methods.withdrawal import visual_share, withdraw
+from ..model.cache import KVCache
+from ..model.decoder import Decoder, DecoderConfig, forward, logits
+from ..model.tokens import EmbeddedPrompt, Ran, Tokens, arriving
 
 ETA = 0.003  # nats; the paper's threshold of the KL divergence
 QUIET_SHARE = 0.1  # of the text's attention: less than this, and a layer hardly looks at the image

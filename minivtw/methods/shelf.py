@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..errors import InputError
+from ..model.layers import softmax
+from ..model.tokens import Tokens
 from .before import divprune, fastervlm, visionzip
-from .errors import InputError
 from .looking import coming_attention, keep_best, normed, product, text_after_image
-from .methods import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
-from .model.layers import softmax
-from .model.tokens import Tokens
-from .specs import Count, Layer, Layers, Method, Seed, Share, named, parse
+from .text import Count, Layer, Layers, Method, Seed, Share, named, parse
+from .withdrawal import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
 
 
 def once(layer: int, choose: Callable[[Tokens], Tokens]) -> Method:

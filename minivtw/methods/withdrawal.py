@@ -15,9 +15,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..model.tokens import Tokens
 from .looking import text_after_image
-from .model.tokens import Tokens
-from .specs import Count, Layer, Layers, Method, NamedMethod, Seed, Share, known, named
+from .text import Count, Layer, Layers, Method, NamedMethod, Seed, Share, known, named
 
 
 @named

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from .errors import InputError
-from .model.attention import attention_probabilities, rotary, rotate, split_heads
-from .model.connector import pixel_shuffle
-from .model.layers import layer_norm, linear, rms_norm
-from .model.tokens import Tokens
-from .model.vision import Tower
+from ..errors import InputError
+from ..model.attention import attention_probabilities, rotary, rotate, split_heads
+from ..model.connector import pixel_shuffle
+from ..model.layers import layer_norm, linear, rms_norm
+from ..model.tokens import Tokens
+from ..model.vision import Tower
 
 
 def keep_best(tokens: Tokens, scores: np.ndarray, count: int) -> Tokens:

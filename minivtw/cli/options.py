@@ -4,9 +4,9 @@ import argparse
 import os
 from typing import Any
 
-from .checkpoints.layouts import SYSTEMS
-from .errors import InputError
-from .shelf import METHODS
+from ..checkpoints.layouts import SYSTEMS
+from ..errors import InputError
+from ..methods.shelf import METHODS
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..model.tokens import Tokens
+from ..model.vision import Tower
 from .looking import keep_best, product, tower_looks
-from .methods import renumber, then
-from .model.tokens import Tokens
-from .model.vision import Tower
-from .specs import Method, NamedMethod, Share, named, spec_of
+from .text import Method, NamedMethod, Share, named, spec_of
+from .withdrawal import renumber, then
 
 
 def beforehand(choose: Callable[[Tokens], Tokens]) -> Method:

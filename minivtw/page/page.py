@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..analysis.settling import GROUPS
 from ..checkpoints.parts import VisionParts
 from .charts import COLORS, STYLE, line_chart, stacked_bars
-from .settling import GROUPS
 
 PACKAGE = pathlib.Path(__file__).parent.parent
-PAGES = pathlib.Path(__file__).parent / "pages"
+PAGES = pathlib.Path(__file__).parent / "files"
 THUMBNAIL = 64, 192  # rows and columns at most; of larger arrays every so-many-th number is shown
 
 

@@ -6,7 +6,7 @@ import secrets
 import stat
 import sys
 
-from .errors import InputError, reading
+from ..errors import InputError, reading
 
 
 def check_writable(path: str | pathlib.Path) -> pathlib.Path:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..blocks import THREADS, blas_function, row_blocks, side_by_side
+from ..model.blocks import THREADS, blas_function, row_blocks, side_by_side
 
 
 def rounds(measures: list[Callable[[], dict[str, float]]], count: int) -> dict[str, list[float]]:

@@ -15,13 +15,13 @@ import numpy as np
 from ..counting import Clock
 from ..errors import InputError
 from ..inputs.prompts import Prompt
+from ..methods.text import Method, spec_of
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
 from ..model.layers import softmax
 from ..model.tokens import EmbeddedPrompt, Tokens, arriving
 from ..model.vision import Tower
-from ..search import divergence, log_softmax
-from ..specs import Method, spec_of
+from ..search.layer import divergence, log_softmax
 from ..vlm import VLM, Answer, Chat
 
 LONGEST_ANSWER = 32  # tokens

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from .checkpoints.fields import MOST_LAYERS
-from .errors import InputError, whole
-from .model.tokens import Tokens
+from ..errors import InputError, whole
+from ..model.decoder import MOST_LAYERS
+from ..model.tokens import Tokens
 
 MOST_TEXT = 10_000  # characters of a method's text, wherever it comes from
 MOST_PARTS = 100  # methods in it
