@@ -124,6 +124,7 @@ def doubling(count):
         ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": ".*.*.*.*.*.*.*.*\\b\\B"}, "behavior": "Isolated", "invert": False}),
         ("decoder", {"type": "Sequence", "decoders": [{"type": "Fuse"}] * 10**5}),
         ("decoder", {"type": "Sequence", "decoders": 3}),
+        ("decoder", {"type": "Strip", "content": " ", "start": 1, "stop": 1}),
         ("post_processor", []),
         ("post_processor", {"type": "Sequence", "processors": [{"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}] * 2}),
         ("post_processor", {"type": "ByteLevel", "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}}], "pair": [], "special_tokens": {}}),

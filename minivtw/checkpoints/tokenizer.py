@@ -26,11 +26,13 @@ QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-# What the steps that could make a text longer, or try for ever, are given in published files: nothing else is run.
+# What the steps that could make a text longer, try for ever or panic are given in published files: nothing else is run.
 KNOWN = {
     ("Prepend", "prepend"): ("▁",),
     ("Replace", "pattern"): ({"String": " "}, {"String": "▁"}),
     ("Replace", "content"): (" ", "▁"),
+    ("Strip", "start"): (None, 0, 1),
+    ("Strip", "stop"): (None, 0),  # the library panics at a word that is shorter than the two
     ("Split", "pattern"): ({"Regex": GPT2}, {"Regex": QWEN2}, {"Regex": LLAMA3}),
 }
 
