@@ -17,7 +17,7 @@ from PIL import Image
 
 from minivtw import InputError, load
 from minivtw.checkpoints.checkpoint import Headers
-from minivtw.checkpoints.tokenizer import load_tokenizer
+from minivtw.checkpoints.tokenizer import QWEN2, load_tokenizer
 from minivtw.inputs.prompts import answer_text, encode
 from minivtw.loading import assembled, config_of
 from tests.doors import bounded_memory, copied, examples
@@ -154,7 +154,23 @@ def test_any_value_of_a_config(models, base, examples):
 KINDS = """Sequence Prepend Replace NFC NFKD Strip Lowercase Precompiled StripAccents BertNormalizer Nmt ByteLevel Digits
 Split Metaspace Whitespace WhitespaceSplit Punctuation CharDelimiterSplit FixedLength UnicodeScripts BertPreTokenizer
 TemplateProcessing RobertaProcessing BertProcessing ByteFallback Fuse WordPiece BPEDecoder CTC BPE WordLevel Unigram""".split()  # noqa: SIM905
+TEXTS = [[{"Sequence": {"id": text, "type_id": 0}}] for text in "AB"] + [
+    [{"SpecialToken": {"id": "<s>", "type_id": 0}}],
+    [],
+]
+VALUES = {
+    "prepend": ["▁", "ab"], "pattern": [{"String": " "}, {"Regex": QWEN2}, {"Regex": ".*.*.*.*\\b\\B"}], "content": [" ", "ab"],
+    "behavior": ["Isolated", "Removed"], "invert": [False, True], "replacement": ["▁"], "prepend_scheme": ["always", "x"],
+    "start": [0, 1, 9], "stop": [0, 1, 2**62], "add_prefix_space": [True, 3], "trim_offsets": [True], "single": TEXTS,
+    "pair": TEXTS, "special_tokens": [{"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}, {}],
+}  # fmt: skip
+STEP = st.fixed_dictionaries(
+    {"type": st.sampled_from(KINDS)}, optional={key: st.sampled_from(values) for key, values in VALUES.items()}
+)
+INNER = ("normalizers", "pretokenizers", "processors", "decoders")
 STEPS = st.one_of(
+    STEP,
+    st.lists(STEP, max_size=3).map(lambda steps: {"type": "Sequence", **dict.fromkeys(INNER, steps)}),
     st.sampled_from(ODD),
     st.sampled_from(KINDS),
     st.sampled_from(KINDS).map(lambda kind: {"type": kind, "pattern": {"Regex": "(a|b)"}, "content": "x", "length": 0}),

@@ -132,7 +132,11 @@ def doubling(count):
         ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": ".*.*.*.*.*.*.*.*\\b\\B"}, "behavior": "Isolated", "invert": False}),
         ("decoder", {"type": "Sequence", "decoders": [{"type": "Fuse"}] * 10**5}),
         ("decoder", {"type": "Sequence", "decoders": 3}),
+        ("decoder", {"type": "Strip", "content": " ", "start": 1, "stop": 1}),
         ("post_processor", []),
+        ("post_processor", {"type": "Sequence", "processors": [{"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}] * 2}),
+        ("post_processor", {"type": "ByteLevel", "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}}], "pair": [], "special_tokens": {}}),
+        ("post_processor", {"type": "Sequence", "processors": [], "single": [{"Sequence": {"id": "B", "type_id": 0}}], "pair": [], "special_tokens": {}}),
     ],
 )  # fmt: skip
 def test_a_tokenizer_that_would_not_end_is_one_line(changed, picture, part, value, capfd):

@@ -26,11 +26,13 @@ QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-# What the steps that could make a text longer, or try for ever, are given in published files: nothing else is run.
+# What the steps that could make a text longer, try for ever or panic are given in published files: nothing else is run.
 KNOWN = {
     ("Prepend", "prepend"): ("▁",),
     ("Replace", "pattern"): ({"String": " "}, {"String": "▁"}),
     ("Replace", "content"): (" ", "▁"),
+    ("Strip", "start"): (None, 0, 1),
+    ("Strip", "stop"): (None, 0),  # the library panics at a word that is shorter than the two
     ("Split", "pattern"): ({"Regex": GPT2}, {"Regex": QWEN2}, {"Regex": LLAMA3}),
 }
 
@@ -61,22 +63,28 @@ def check(fields: Fields) -> None:
         raise model.error(f"has an unk_token that is not in its vocabulary, {unknown[:80]!r}")
     for name, (inner, kinds) in STEPS.items():
         part = fields.part(name, {"type": "Sequence", inner: []})
-        for step in listed(part, inner) if part.raw("type") == "Sequence" else [part]:
+        steps = listed(part, inner) if part.raw("type") == "Sequence" else [part]
+        for step in steps:
             kind = step.choice("type", tuple(kinds.split()))
             for (known, key), values in KNOWN.items():
                 if kind == known and step.raw(key) not in values:
                     raise step.error(f"has a {key} that no family here knows, {repr(step.raw(key))[:80]}")
-            if kind == "TemplateProcessing":
-                check_template(step)
+        check_templates([step for step in dict.fromkeys([part, *steps]) if step.has("single")])
 
 
-def check_template(step: Fields) -> None:
-    """Raise InputError for a template that puts a token which it does not describe: the library panics at it."""
-    described = step.part("special_tokens", {})
-    for piece in [*listed(step, "single"), *listed(step, "pair")]:
-        name = piece.part("SpecialToken", {}).text("id", "")
-        if name and not described.has(name):
-            raise step.error(f"puts {name[:80]!r}, which its special_tokens lack")
+def check_templates(steps: list[Fields]) -> None:
+    """Raise InputError for a template at which the library panics: one that puts a token which it does not describe, or a
+    second text, and one after another. It takes for a template what has the keys of one, whatever its type.
+    """
+    for step in steps:
+        described = step.part("special_tokens", {})
+        for piece in listed(step, "single"):
+            piece.part("Sequence", {}).choice("id", ("A",), "A")
+            name = piece.part("SpecialToken", {}).text("id", "")
+            if name and not described.has(name):
+                raise step.error(f"puts {name[:80]!r}, which its special_tokens lack")
+        if step is not steps[0]:
+            raise step.error("is a template after another one")
 
 
 def listed(fields: Fields, inner: str) -> list[Fields]:
