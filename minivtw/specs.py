@@ -85,14 +85,14 @@ def parse(text: str, methods: dict[str, Callable[..., Method]], files: bool = Tr
 
     files: whether it may name a Python file, which is run. What comes out of a file or a request may not.
     """
-    return [parse_one(part.strip(), methods, files) for part in text.split("+")]
+    if not files and ".py" in text:
+        raise InputError("this method is in a Python file; code is run only if --method names it when a command starts")
+    return [parse_one(part.strip(), methods) for part in text.split("+")]
 
 
-def parse_one(text: str, methods: dict[str, Callable[..., Method]], files: bool) -> Method:
+def parse_one(text: str, methods: dict[str, Callable[..., Method]]) -> Method:
     name, _, rest = text.partition(":")
     if name.endswith(".py"):
-        if not files:
-            raise InputError(f"{name} is a Python file; code is run only if --method names it when a command starts")
         return own_method(pathlib.Path(name), rest)
     if name not in methods:
         raise InputError(f"there is no method {name!r}; there are {', '.join(methods)}, and FILE.py:FUNCTION")

@@ -318,7 +318,7 @@ def test_a_model_folder_runs_nothing(tmp_path, picture, monkeypatch):
         (folder / "withdrawal.json").write_text(json.dumps({"method": method}), encoding="utf-8")
         ran = run(main, picture, "Hm?", "--model", "theirs")
         assert_one_line_error(
-            ran, "withdrawal.json: theirs/code.py is a Python file; code is run only if --method names it"
+            ran, "withdrawal.json: this method is in a Python file; code is run only if --method names it"
         )
     assert not (tmp_path / "ran").exists()
     named = run(main, picture, "Hm?", "--model", "theirs", "--method", "theirs/code.py:method", "--max-new-tokens", "1")
