@@ -61,7 +61,7 @@ def methods(draw, layers):
     one = st.one_of(
         st.integers(0, layers).map(withdraw),
         st.frozensets(st.integers(0, layers)).map(freeze),
-        st.builds(adaptive, st.sampled_from([0.0, 0.3, 0.6, 1.1]), st.integers(1, 2)),
+        st.builds(adaptive, st.sampled_from([0.0, 0.3, 0.6, 1.0]), st.integers(1, 2)),
         st.integers(0, layers).map(random_tokens),
         st.integers(0, layers).map(renumbered),
         *(st.builds(make, st.integers(1, layers)) for make in (fastv, looked_at, dart)),

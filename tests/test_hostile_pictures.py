@@ -300,7 +300,9 @@ def test_a_small_file_cannot_pass_the_limit(monkeypatch):
             open_image(io.BytesIO(header(side)))
     monkeypatch.setenv(RAISED, "1000")
     files = {
-        kind: as_bytes(Image.new("RGB", (101, 10)), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF")
+        kind: as_bytes(Image.new("RGB", (101, 10)), kind)
+        for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF")
+        if kind in Image.SAVE  # AVIF: from Pillow 11.3 on
     }
     for content in files.values():
         with pytest.raises(InputError, match="would be 101 x 10 pixels; at most 1,000 are allowed"):
