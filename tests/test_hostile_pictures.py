@@ -299,6 +299,7 @@ def test_a_small_file_cannot_pass_the_limit(monkeypatch):
         ):
             open_image(io.BytesIO(header(side)))
     monkeypatch.setenv(RAISED, "1000")
+    Image.init()
     files = {
         kind: as_bytes(Image.new("RGB", (101, 10)), kind)
         for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF")
