@@ -93,4 +93,7 @@ def draw(files, arrows):
 
 
 if __name__ == "__main__":
+    from drawing import options
+
+    options(__doc__).parse_args()
     (HERE / "rooms.svg").write_text(draw(*read()), encoding="utf-8")

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ..analysis.migration import swapped, walk_through
 from ..checkpoints.hub import model_name
 from ..errors import InputError
 from ..inputs.opening import open_image
@@ -94,8 +95,9 @@ class Explorer:
             parts.append(with_tower(method, self.asked_about(content).tower))
         if swap:
             first, stop = sorted(whole_numbers([swap.get("first"), swap.get("stop")], self.vlm.config.layers + 1))
-            ours, theirs = plain(self.asked_about(content)), plain(self.asked_about(content | swap, "other"))
-            parts.insert(0, watching.swapped(self.vlm.decoder, ours, theirs, first, stop))
+            asked = self.asked_about(content), self.asked_about(content | swap, "other")
+            own, other = (walk_through(self.vlm.decoder, plain(each)) for each in asked)
+            parts.insert(0, swapped(own, other, range(first, stop)))
         if content.get("gone"):
             places = len(self.asked_about(content).hidden)
             parts.insert(0, watching.without(whole_numbers(content["gone"], places)))

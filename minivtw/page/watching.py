@@ -7,13 +7,12 @@ is one position of the wall: an answer with what it took. The page of `minivtw.e
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..analysis.migration import answer_probability
 from ..counting import Clock
-from ..errors import InputError
 from ..inputs.prompts import Prompt
 from ..methods.text import Method, spec_of
 from ..model.cache import KVCache
@@ -21,7 +20,7 @@ from ..model.decoder import Decoder, forward, logits
 from ..model.layers import softmax
 from ..model.tokens import EmbeddedPrompt, Tokens, arriving
 from ..model.vision import Tower
-from ..search.layer import divergence, log_softmax
+from ..search.layer import divergence
 from ..vlm import VLM, Answer, Chat
 
 LONGEST_ANSWER = 32  # tokens
@@ -112,8 +111,7 @@ def probability(decoder: Decoder, prompt: EmbeddedPrompt, answer: Sequence[int],
     if len(answer) > 1:
         following = arriving(decoder.embedding[answer[:-1]], np.zeros(len(answer) - 1, bool), cache)
         hidden = np.concatenate([hidden, forward(decoder, following, method).hidden])
-    said = log_softmax(logits(decoder, hidden))  # (answer, vocabulary)
-    return float(np.exp(said[np.arange(len(answer)), answer].sum()))
+    return answer_probability(decoder, hidden, answer)
 
 
 def likeliest(vlm: VLM, scores: np.ndarray) -> list[list[tuple[str, float]]]:
@@ -144,7 +142,7 @@ def eyes(
 ) -> Eyes:
     """Where tokens look under a method, and who looks at them.
 
-    chosen: places in the prompt and, behind it, in the answer, whose last token no layer sees. The answer follows the
+    chosen: places in the prompt and, after it, in the answer, whose last token no layer sees. The answer follows the
     prompt through the cache, as it does when it is spoken.
     """
     config, cache = decoder.config, KVCache(decoder.config)
@@ -188,38 +186,3 @@ def readings(vlm: VLM, states: np.ndarray) -> list[list[tuple[str, float]] | Non
 def without(gone: Sequence[int]) -> Method:
     """Visual tokens that are clicked away: they never enter. gone: their places in the prompt."""
     return lambda index, tokens: tokens[~(np.isin(tokens.positions, gone) & tokens.is_visual)] if index == 0 else tokens
-
-
-def swapped(decoder: Decoder, prompt: EmbeddedPrompt, other: EmbeddedPrompt, first: int, stop: int) -> Method:
-    """In layers first … stop - 1 the visual tokens are those of another picture with the same question.
-
-    What is visual comes before the question and never sees it, so both pictures' tokens take their own way through the
-    stack whatever the text does, and only the doors of the two layers need to do anything.
-    """
-    if not np.array_equal(prompt.is_visual, other.is_visual):
-        raise InputError("only a picture that becomes as many tokens, at the same places, can be swapped in")
-    ours, theirs = (visual_states(decoder, each, {first, stop}) for each in (prompt, other))
-
-    def method(index: int, tokens: Tokens) -> Tokens:
-        if index not in (first, stop) or first == stop or not tokens.is_visual.any():
-            return tokens
-        hidden = tokens.hidden.copy()
-        hidden[tokens.is_visual] = (theirs if index == first else ours)[index][tokens.positions[tokens.is_visual]]
-        return replace(tokens, hidden=hidden)
-
-    return method
-
-
-def visual_states(decoder: Decoder, prompt: EmbeddedPrompt, layers: set[int]) -> dict[int, np.ndarray]:
-    """A prompt's states at the doors of some layers, each (tokens, width)."""
-    states: dict[int, np.ndarray] = {}
-
-    def noting(index, tokens):
-        if index in layers:
-            states[index] = tokens.hidden
-        return tokens
-
-    forward(
-        decoder, arriving(*prompt, KVCache(decoder.config)), noting, stop=min(max(layers) + 1, decoder.config.layers)
-    )
-    return states
