@@ -11,6 +11,7 @@ from minivtw import InputError, bench, calibrate, chat, doctor, evaluate, explor
 from minivtw.checkpoints import hub, smollm2
 from minivtw.inputs.questions import read_questions
 from minivtw.methods.shelf import METHODS
+from minivtw.page import story
 from minivtw.timing import rounds as timing
 from tests.doors import assert_one_line_error, assert_promise, bounded_memory, examples, make_world, run
 
@@ -80,7 +81,7 @@ def world(tmp_path_factory):
         patch.setattr(smollm2, "fetched", unreachable)
         patch.setattr(smollm2, "download_wheel", unreachable)
         patch.setattr(explore.Server, "serve_forever", lambda server: None)
-        patch.setattr(report, "REPEATS", 1)
+        patch.setattr(story, "REPEATS", 1)
         patch.setattr(timing, "Ceilings", lambda: lambda: {"sgemm": 1e9, "stream": 1e9})
         with bounded_memory():
             yield world

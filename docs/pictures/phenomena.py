@@ -18,13 +18,13 @@ from drawing import options
 from filling import HERE, About, embedded, embedded_all, fill, names, questions_of, table, weights_sha256, write
 
 import minivtw
-from minivtw import report
 from minivtw.analysis import migration, settling
 from minivtw.counting import plain_run, prompt_flops
 from minivtw.inputs.questions import digest
 from minivtw.inputs.scoring import score
 from minivtw.methods.withdrawal import random_tokens, renumber, then, withdraw
 from minivtw.page import charts, page
+from minivtw.page.story import report_html, story_of
 from minivtw.search import layer as search
 
 ABLATED_LAYERS = (0, 6, 12, 16, 20, 22, 23, 24, 26, 30)  # of smol
@@ -208,7 +208,7 @@ def draw_staircase(layers, accuracy):
 
 def write_reports(about):
     for name, (picture, question) in {"smol": REPORTS["star"]}.items() if about.suffix else REPORTS.items():
-        html = page.page(report.tell(about.vlm, HERE / picture, question, about.vlm.method()))
+        html = report_html(story_of(about.vlm, HERE / picture, question, about.vlm.method()))
         (HERE.parent / "reports" / f"{name}.html").write_text(html, encoding="utf-8")
         print(f"reports/{name}.html")
 

@@ -7,7 +7,7 @@ from collections import Counter
 HERE = pathlib.Path(__file__).parent
 PACKAGE = HERE.parent.parent / "minivtw"
 ROWS = [
-    ["plug", "commands"], ["page", "timing", "cli"], ["search", "analysis"], ["held"], ["checkpoints"], ["methods", "inputs"], ["model"]
+    ["plug", "commands"], ["page", "timing"], ["analysis", "search"], ["cli"], ["held"], ["checkpoints"], ["methods", "inputs"], ["model"]
 ]  # fmt: skip
 HELD = {
     "vlm",
