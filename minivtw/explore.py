@@ -163,7 +163,7 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     options = Parser(
         prog="minivtw.explore", description="A page to touch: the model runs while you watch. Ctrl-C ends it."
     )
