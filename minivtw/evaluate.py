@@ -169,21 +169,16 @@ def to_ask(questions: list[Question], without: str | None, limit: int | None) ->
 
 def main(arguments: list[str]) -> None:
     options = Parser(prog="minivtw.evaluate", description="Score a model on pictures and questions.")
-    options.add_argument(
-        "folder", metavar="FOLDER",
-        help="holds the pictures and questions.jsonl (image, family, question, answer; or image, turns)",
-    )  # fmt: skip
+    add = options.add_argument
+    lines = "holds the pictures and questions.jsonl (image, family, question, answer; or image, turns)"
+    add("folder", metavar="FOLDER", help=lines)
     add_model_option(options)
-    options.add_argument(
-        "--withdraw", default="off,auto", metavar="off,auto,K,…", help="layers to try, in one go (default: off,auto)"
-    )
-    options.add_argument(
-        "--method", "--methods", nargs="+", default=[], metavar="NAME:parameters",
-        help="other methods to try beside them; seed=0-4 tries five seeds and gives their mean and spread",
-    )  # fmt: skip
-    options.add_argument("--limit", type=int, metavar="N", help="ask only the first N questions of each family")
-    options.add_argument("--without", metavar="FAMILY", help="leave out the questions of this family")
-    options.add_argument("--json", metavar="FILE", help="also write the figures there")
+    add("--withdraw", default="off,auto", metavar="off,auto,K,…", help="layers to try, in one go (default: off,auto)")
+    more = "other methods to try beside them; seed=0-4 tries five seeds and gives their mean and spread"
+    add("--method", "--methods", nargs="+", default=[], metavar="NAME:parameters", help=more)
+    add("--limit", type=int, metavar="N", help="ask only the first N questions of each family")
+    add("--without", metavar="FAMILY", help="leave out the questions of this family")
+    add("--json", metavar="FILE", help="also write the figures there")
     chosen = options.parse_args(arguments)
     if chosen.limit is not None and chosen.limit < 1:
         raise InputError(f"--limit must be 1 or more, not {chosen.limit}")

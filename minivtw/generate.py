@@ -13,17 +13,14 @@ from .errors import InputError
 
 def parser() -> Parser:
     options = Parser(prog="minivtw.generate", description="Ask a vision-language model about pictures, in NumPy.")
-    options.add_argument("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
-    options.add_argument(
-        "prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)"
-    )
-    options.add_argument(
-        "--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable"
-    )
+    add = options.add_argument
+    add("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
+    add("prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)")
+    add("--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable")
     add_asking_options(options)
-    options.add_argument("--stats", action="store_true", help="a table after the answer: what withdrawal saved")
-    options.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    options.add_argument("--trace", action="store_true", help="print every intermediate array as it happens")
+    add("--stats", action="store_true", help="print a table of what withdrawal saved, after the answer")
+    add("--json", action="store_true", help="one JSON object instead of text")
+    add("--trace", action="store_true", help="print every intermediate array as it happens")
     return options
 
 
