@@ -9,7 +9,7 @@ import json
 import statistics
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,13 @@ from .model.cache import KVCache
 from .model.tokens import EmbeddedPrompt, Tokens
 from .model.vision import encode
 from .timing import rounds as timing
+from .timing.rounds import Measure
 from .timing.shapes import SHAPES, random_model, visual_tokens
 from .vlm import VLM
 
 WORKS = ("vision", "prefill", "decode", "question")
-Taken = dict[
-    Any, list[float]
-]  # (work, whose, method) -> seconds of each round; "sgemm", "stream": what the machine did
+Methods = dict[str, Method | None]
+Taken = dict[Any, list[float]]  # (work, whose, method) -> seconds of each round; and what the machine did
 Counted = dict[tuple[str, str], tuple[int, int]]  # (work, method) -> FLOPs, bytes
 
 
@@ -78,13 +78,8 @@ def read(
 
 
 def measures(
-    vlm: VLM,
-    twin: Any,
-    pixels: np.ndarray | None,
-    prompt: EmbeddedPrompt,
-    methods: dict[str, Method | None],
-    new_tokens: int,
-) -> list[Callable[[], dict[Any, float]]]:
+    vlm: VLM, twin: Any, pixels: np.ndarray | None, prompt: EmbeddedPrompt, methods: Methods, new_tokens: int
+) -> list[Measure]:
     """What a round calls: functions that return seconds by (work, whose, method)."""
 
     def ours(name: str, method: Method | None) -> dict[Any, float]:
@@ -95,7 +90,7 @@ def measures(
         prefill, decode, _ = twin.read(prompt.hidden, new_tokens)
         return {("prefill", "theirs", "off"): prefill, ("decode", "theirs", "off"): decode}
 
-    calls: list[Callable[[], dict[Any, float]]] = [timing.Ceilings()]
+    calls: list[Measure] = [timing.Ceilings()]
     if pixels is not None:
         calls.append(lambda: {("vision", "ours", "off"): see(vlm, pixels)[0]})
         if twin:
@@ -105,9 +100,7 @@ def measures(
     return calls + [lambda name=name, method=method: ours(name, method) for name, method in methods.items()]
 
 
-def operations(
-    vlm: VLM, pixels: np.ndarray | None, prompt: EmbeddedPrompt, methods: dict[str, Method | None]
-) -> Counted:
+def operations(vlm: VLM, pixels: np.ndarray | None, prompt: EmbeddedPrompt, methods: Methods) -> Counted:
     """{(work, method): (FLOPs, bytes that must be read at least once: weights, and in decode the cache)}."""
     config, counted = vlm.config, Counted()
     if pixels is not None and vlm.parts.vision:
