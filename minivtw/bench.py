@@ -8,6 +8,9 @@ import importlib.util
 import json
 import statistics
 import time
+from argparse import Namespace
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -16,18 +19,24 @@ from .cli.options import Parser, add_model_option, methods_to_try
 from .cli.terminal import command
 from .counting import prompt_flops, vision_flops
 from .errors import InputError
+from .methods.text import Method
 from .model.blocks import THREADS
 from .model.cache import KVCache
-from .model.tokens import EmbeddedPrompt
+from .model.tokens import EmbeddedPrompt, Tokens
 from .model.vision import encode
 from .timing import rounds as timing
+from .timing.rounds import Measure
 from .timing.shapes import SHAPES, random_model, visual_tokens
+from .vlm import VLM
 
 WORKS = ("vision", "prefill", "decode", "question")
+Methods = dict[str, Method | None]
+Taken = dict[Any, list[float]]  # (work, whose, method) -> seconds of each round; and what the machine did
+Counted = dict[tuple[str, str], tuple[int, int]]  # (work, method) -> FLOPs, bytes
 
 
-def random_prompt(vlm, shape, tiles, tokens):
-    """Pixels and an embedded prompt of the asked sizes: a little text, the tiles' visual tokens, and more text."""
+def random_prompt(vlm: VLM, shape: str, tiles: int, tokens: int | None) -> tuple[np.ndarray, EmbeddedPrompt]:
+    """Pixels and an embedded prompt of these sizes: a little text, the tiles' visual tokens, and more text."""
     random, config = np.random.default_rng(0), vlm.config
     visual = tiles * visual_tokens(shape)
     if tokens is None:
@@ -36,6 +45,7 @@ def random_prompt(vlm, shape, tiles, tokens):
         raise InputError(
             f"--tokens must be from {visual + 2} to {config.max_positions}: {tiles} tiles make {visual} of them"
         )
+    assert vlm.parts.vision  # every shape has a tower
     size = vlm.parts.vision.encoder.config.image_size
     pixels = random.standard_normal((tiles, 3, size, size), np.float32)
     hidden = random.standard_normal((tokens, config.width), np.float32)
@@ -44,38 +54,43 @@ def random_prompt(vlm, shape, tiles, tokens):
     return pixels, EmbeddedPrompt(hidden, (first <= places) & (places < first + visual))
 
 
-def see(vlm, pixels):
+def see(vlm: VLM, pixels: np.ndarray) -> tuple[float, np.ndarray]:
     """Seconds for the tower on all tiles, and the last tile's features."""
+    assert vlm.parts.vision  # there are pixels
     started = time.perf_counter()
     for tile in pixels:
         features = encode(vlm.parts.vision.encoder, tile)
     return time.perf_counter() - started, features
 
 
-def read(vlm, asked, method, new_tokens):
+def read(
+    vlm: VLM, prompt: EmbeddedPrompt, method: Method | None, new_tokens: int
+) -> tuple[float, float, np.ndarray, Tokens]:
     """(prefill seconds, seconds for one decoded token, the prompt's last logits, its `Tokens`)."""
     cache, is_text = KVCache(vlm.config), np.zeros(1, bool)
     started = time.perf_counter()
-    logits, tokens = vlm.advance(asked.hidden, asked.is_visual, cache, method)
+    logits, tokens = vlm.advance(prompt.hidden, prompt.is_visual, cache, method)
     prefilled = time.perf_counter()
     for _ in range(new_tokens):
-        vlm.advance(asked.hidden[:1], is_text, cache, method)
+        vlm.advance(prompt.hidden[:1], is_text, cache, method)
     decoded = time.perf_counter() - prefilled
     return prefilled - started, decoded / new_tokens, logits, tokens
 
 
-def measures(vlm, twin, pixels, asked, methods, new_tokens):
+def measures(
+    vlm: VLM, twin: Any, pixels: np.ndarray | None, prompt: EmbeddedPrompt, methods: Methods, new_tokens: int
+) -> list[Measure]:
     """What a round calls: functions that return seconds by (work, whose, method)."""
 
-    def ours(name, method):
-        prefill, decode, _, _ = read(vlm, asked, method, new_tokens)
+    def ours(name: str, method: Method | None) -> dict[Any, float]:
+        prefill, decode, _, _ = read(vlm, prompt, method, new_tokens)
         return {("prefill", "ours", name): prefill, ("decode", "ours", name): decode}
 
-    def theirs():
-        prefill, decode, _ = twin.read(asked.hidden, new_tokens)
+    def theirs() -> dict[Any, float]:
+        prefill, decode, _ = twin.read(prompt.hidden, new_tokens)
         return {("prefill", "theirs", "off"): prefill, ("decode", "theirs", "off"): decode}
 
-    calls = [timing.Ceilings()]
+    calls: list[Measure] = [timing.Ceilings()]
     if pixels is not None:
         calls.append(lambda: {("vision", "ours", "off"): see(vlm, pixels)[0]})
         if twin:
@@ -85,45 +100,47 @@ def measures(vlm, twin, pixels, asked, methods, new_tokens):
     return calls + [lambda name=name, method=method: ours(name, method) for name, method in methods.items()]
 
 
-def operations(vlm, pixels, asked, methods):
+def operations(vlm: VLM, pixels: np.ndarray | None, prompt: EmbeddedPrompt, methods: Methods) -> Counted:
     """{(work, method): (FLOPs, bytes that must be read at least once: weights, and in decode the cache)}."""
-    counted, config = {}, vlm.config
-    if pixels is not None:
+    config, counted = vlm.config, Counted()
+    if pixels is not None and vlm.parts.vision:
         encoder = vlm.parts.vision.encoder
         tower = sum(nbytes(layer) for layer in encoder.layers[: encoder.config.used_layers])
         counted["vision", "off"] = len(pixels) * vision_flops(encoder.config), len(pixels) * tower
     weights = sum(map(nbytes, vlm.decoder.layers)) + 4 * config.width * config.vocabulary
     for name, method in methods.items():
         cache, is_text = KVCache(config), np.zeros(1, bool)
-        _, prompt = vlm.advance(asked.hidden, asked.is_visual, cache, method)
-        counted["prefill", name] = prompt_flops(config, prompt.ran), weights
-        _, token = vlm.advance(asked.hidden[:1], is_text, cache, method)
+        _, prefilled = vlm.advance(prompt.hidden, prompt.is_visual, cache, method)
+        counted["prefill", name] = prompt_flops(config, prefilled.ran), weights
+        _, token = vlm.advance(prompt.hidden[:1], is_text, cache, method)
         counted["decode", name] = prompt_flops(config, token.ran), weights + cache.nbytes
     return counted
 
 
-def add_the_whole(taken, counted, methods):
-    """Beside the phases their sum: a picture and a question, up to the second token of the answer."""
+def add_question(taken: Taken, counted: Counted, methods: Iterable[str]) -> None:
+    """Beside the phases their sum: an image and a question, up to the second token of the answer."""
     for name, whose in [*((name, "ours") for name in methods), ("off", "theirs")]:
         if ("prefill", whose, name) in taken:
             phases = taken["vision", whose, "off"], taken["prefill", whose, name], taken["decode", whose, name]
             taken["question", whose, name] = [sum(phase) for phase in zip(*phases)]
     for name in methods:
-        phases = counted["vision", "off"], counted["prefill", name], counted["decode", name]
-        counted["question", name] = tuple(sum(numbers) for numbers in zip(*phases))
+        flops, read_bytes = zip(counted["vision", "off"], counted["prefill", name], counted["decode", name])
+        counted["question", name] = sum(flops), sum(read_bytes)
 
 
-def nbytes(weights):
+def nbytes(weights: Any) -> int:
     """Bytes of the arrays in a layer's weights."""
     return sum(map(nbytes, weights)) if isinstance(weights, tuple) else 0 if weights is None else weights.nbytes
 
 
-def row(work, name, taken, counted):
+def result_row(work: str, name: str, taken: Taken, counted: Counted) -> dict[str, Any]:
     """One line of the result: medians and quartiles of seconds, ratios, and how near to the machine's ceiling."""
     ours, theirs = taken[work, "ours", name], taken.get((work, "theirs", "off"))
     low, seconds, high = timing.quartiles(ours)
     flops, read_bytes = counted[work, name]
-    result = dict(work=work, method=name, seconds=seconds, quartiles=[low, high], flops=flops, bytes=read_bytes)
+    result: dict[str, Any] = dict(
+        work=work, method=name, seconds=seconds, quartiles=[low, high], flops=flops, bytes=read_bytes
+    )
     if theirs:
         result["transformers_seconds"] = statistics.median(theirs)
         result["transformers_quartiles"] = list(timing.quartiles(theirs)[::2])
@@ -139,7 +156,7 @@ def row(work, name, taken, counted):
     return result
 
 
-def table(rows):
+def results_table(rows: list[dict[str, Any]]) -> str:
     """The rows as text, ratios first."""
     names = [one["work"] if one["method"] == "off" else f"{one['work']}, {one['method']}" for one in rows]
     width = max(map(len, names))
@@ -155,37 +172,32 @@ def table(rows):
     return "\n".join(lines)
 
 
-def milliseconds(one, prefix=""):
+def milliseconds(one: dict[str, Any], prefix: str = "") -> str:
     low, high = one[f"{prefix}quartiles"]
     return f"{1e3 * one[f'{prefix}seconds']:.1f} ({1e3 * low:.1f}-{1e3 * high:.1f})"
 
 
-def parser():
+def parser() -> Parser:
     options = Parser(
         prog="minivtw.bench", description="Time vision, prefill and decode, side by side with transformers."
     )
-    options.add_argument("image", nargs="?", metavar="IMAGE")
-    options.add_argument("prompt", nargs="?", metavar="PROMPT")
+    add = options.add_argument
+    add("image", nargs="?", metavar="IMAGE")
+    add("prompt", nargs="?", metavar="PROMPT")
     add_model_option(options)
-    options.add_argument(
-        "--shape", choices=SHAPES, help="random weights of a published size instead of a model and a picture"
-    )
-    options.add_argument("--tiles", type=int, metavar="N", help="tiles of a shape's picture (default: 1)")
-    options.add_argument("--tokens", type=int, metavar="N", help="of a shape's prompt, visual ones among them")
-    options.add_argument("--withdraw", default="off,auto", metavar="off,auto,K,…")
-    options.add_argument("--method", nargs="+", metavar="NAME:parameters", help="other methods to time beside them")
-    options.add_argument(
-        "--repeats", type=int, default=20, metavar="N", help="rounds, of which the median counts (default: 20)"
-    )
-    options.add_argument(
-        "--new-tokens", type=int, default=16, metavar="N", help="tokens to decode in each (default: 16)"
-    )
-    options.add_argument("--alone", action="store_true", help="without transformers, even if it is installed")
-    options.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    add("--shape", choices=SHAPES, help="random weights of a published size instead of a model and a picture")
+    add("--tiles", type=int, metavar="N", help="tiles of a shape's picture (default: 1)")
+    add("--tokens", type=int, metavar="N", help="of a shape's prompt, visual ones among them")
+    add("--withdraw", default="off,auto", metavar="off,auto,K,…")
+    add("--method", nargs="+", metavar="NAME:parameters", help="other methods to time beside them")
+    add("--repeats", type=int, default=20, metavar="N", help="rounds, of which the median counts (default: 20)")
+    add("--new-tokens", type=int, default=16, metavar="N", help="tokens to decode in each (default: 16)")
+    add("--alone", action="store_true", help="without transformers, even if it is installed")
+    add("--json", action="store_true", help="one JSON object instead of text")
     return options
 
 
-def check_arguments(chosen):
+def check_arguments(chosen: Namespace) -> None:
     if min(chosen.repeats, chosen.new_tokens, chosen.tiles or 1) < 1:
         raise InputError("--repeats, --new-tokens and --tiles must be 1 or more")
     if chosen.shape and (chosen.image or chosen.model):
@@ -196,7 +208,7 @@ def check_arguments(chosen):
         raise InputError("--tiles and --tokens are sizes of a --shape; a picture and a question have theirs")
 
 
-def prepared(chosen):
+def prepared(chosen: Namespace) -> tuple[VLM, np.ndarray | None, EmbeddedPrompt]:
     """The model, pixels (tiles, 3, height, width) or None, and the `EmbeddedPrompt`."""
     if chosen.shape:
         vlm = random_model(chosen.shape)
@@ -206,20 +218,20 @@ def prepared(chosen):
     return vlm, prompt.tiles, EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     chosen = parser().parse_args(arguments)
     check_arguments(chosen)
-    vlm, pixels, asked = prepared(chosen)
+    vlm, pixels, prompt = prepared(chosen)
     methods = {"off": None} | methods_to_try(vlm, chosen.withdraw, chosen.method)
     twin = None
     if not chosen.alone and all(map(importlib.util.find_spec, ("torch", "transformers"))):
         from .timing.torch_twin import Twin
 
         twin = Twin(vlm, THREADS)
-    before, calls = timing.load_average(), measures(vlm, twin, pixels, asked, methods, chosen.new_tokens)
-    taken, counted = timing.rounds(calls, chosen.repeats), operations(vlm, pixels, asked, methods)
+    before, calls = timing.load_average(), measures(vlm, twin, pixels, prompt, methods, chosen.new_tokens)
+    taken, counted = timing.rounds(calls, chosen.repeats), operations(vlm, pixels, prompt, methods)
     if pixels is not None:
-        add_the_whole(taken, counted, methods)
+        add_question(taken, counted, methods)
     works = [(work, name) for work in WORKS for name in methods if (work, "ours", name) in taken]
     result = {
         "machine": timing.machine(),
@@ -227,29 +239,25 @@ def main(arguments):
         "load_average": [before, timing.load_average()],
         "model": chosen.shape or str(vlm.folder),
         "tiles": 0 if pixels is None else len(pixels),
-        "tokens": len(asked.hidden),
-        "visual": int(asked.is_visual.sum()),
+        "tokens": len(prompt.hidden),
+        "visual": int(prompt.is_visual.sum()),
         "rounds": chosen.repeats,
         "sgemm_flops": statistics.median(taken["sgemm"]),
         "stream_bytes": statistics.median(taken["stream"]),
-        "rows": [row(work, name, taken, counted) for work, name in works],
+        "rows": [result_row(work, name, taken, counted) for work, name in works],
     }
-    print(json.dumps(result) if chosen.json else text(result))
+    print(json.dumps(result) if chosen.json else result_text(result))
 
 
-def text(result):
-    return "\n".join(
-        [
-            result["machine"],
-            *([result["beside"]] if result["beside"] else []),
-            f"a product of 2048 x 2048 matrices: {result['sgemm_flops'] / 1e9:.0f} GFLOP/s; "
-            f"a read of 256 MB: {result['stream_bytes'] / 1e9:.1f} GB/s; load average {result['load_average']}",
-            f"{result['model']}: {result['tiles']} tiles, {result['tokens']} tokens, {result['visual']} of them visual; "
-            f"medians of {result['rounds']} rounds",
-            "",
-            table(result["rows"]),
-        ]
+def result_text(result: dict[str, Any]) -> str:
+    lines = [result["machine"], *([result["beside"]] if result["beside"] else [])]
+    lines.append(
+        f"a product of 2048 x 2048 matrices: {result['sgemm_flops'] / 1e9:.0f} GFLOP/s; "
+        f"a read of 256 MB: {result['stream_bytes'] / 1e9:.1f} GB/s; load average {result['load_average']}"
     )
+    sizes = f"{result['tiles']} tiles, {result['tokens']} tokens, {result['visual']} of them visual"
+    lines.append(f"{result['model']}: {sizes}; medians of {result['rounds']} rounds")
+    return "\n".join([*lines, "", results_table(result["rows"])])
 
 
 if __name__ == "__main__":

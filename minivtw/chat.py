@@ -5,18 +5,20 @@ Each line is a question; the cache stays between them. `/image FILE` shows one m
 
 import contextlib
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from . import load
 from .cli.options import Parser, add_asking_options, sampling, stats_table
-from .cli.terminal import Printer, command, print_error, watched
+from .cli.terminal import Printer, Progress, command, print_error, watched
 from .errors import InputError
 from .inputs.opening import open_image
 from .vlm import Chat
 
-HELP = "a question a line; /image FILE: show a picture with the next one; end with /quit or Ctrl-D"
+HELP = "one question per line; /image FILE: show a picture with the next one; end with /quit or Ctrl-D"
 
 
-def parser():
+def parser() -> Parser:
     options = Parser(prog="minivtw.chat", description="Talk with a vision-language model about pictures, in NumPy.")
     options.epilog = "Where a model's turns are plain words (LLaVA 1.5: USER:, ASSISTANT:), a line can forge them."
     options.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about from the first question on")
@@ -25,7 +27,7 @@ def parser():
     return options
 
 
-def lines():
+def lines() -> Iterator[str]:
     """What the user types, line by line; a person at a terminal is shown a prompt."""
     while True:
         if sys.stdin.isatty():
@@ -36,7 +38,7 @@ def lines():
         yield line.strip()
 
 
-def converse(chat, images, options, with_stats, progress):
+def converse(chat: Chat, images: list, options: dict[str, Any], with_stats: bool, progress: Progress) -> None:
     """Answer every line. What cannot be used is reported, a picture then left out, and the conversation goes on."""
     for line in lines():
         try:
@@ -55,7 +57,7 @@ def converse(chat, images, options, with_stats, progress):
             print_error(error)
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     chosen = parser().parse_args(arguments)
     images = [open_image(image) for image in chosen.images]
     vlm, progress = watched(load(chosen.model, chosen.low_memory, chosen.max_tiles))

@@ -8,9 +8,9 @@ from .checkpoints.hub import embedded_folder, is_name, model_folder, model_name
 from .checkpoints.layouts import folder_template
 from .cli.options import Parser
 from .cli.terminal import command, one_line
+from .counting import cache_bytes, plain_run, prompt_flops, vision_flops
 from .errors import reading
 from .loading import assembled, config_of
-from .timing.expectation import expect, measure_machine
 from .vlm import VLM
 
 QUESTION = "What is in the picture?"
@@ -30,7 +30,7 @@ def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, li
     if folder_template(folder)[1] is None:
         unusual.append("no chat template: a conversation is written as the family's own layout says")
     if not vlm.stop_ids:
-        unusual.append("no token is said to end an answer: it ends when --max-new-tokens are said")
+        unusual.append("no token is said to end an answer: it ends after --max-new-tokens")
     tokens, vocabulary = vlm.tokenizer.get_vocab_size(), vlm.config.vocabulary
     if tokens > vocabulary:
         unusual.append(f"the tokenizer has {tokens} tokens, the decoder {vocabulary}")
@@ -56,7 +56,7 @@ def model_lines(vlm: VLM, checkpoint: Headers) -> Iterator[tuple[str, str]]:
 
 
 def prompt_lines(vlm: VLM, image: str | None, question: str) -> Iterator[tuple[str, str]]:
-    """What one picture and one question become, and what they take on this machine."""
+    """What one picture and one question become, and what they take if no token is spared."""
     prompt = vlm.prepare(image, question)
     tiles = 0 if prompt.tiles is None else len(prompt.tiles)
     visual, tokens = int(prompt.is_visual.sum()), len(prompt.token_ids)
@@ -65,10 +65,10 @@ def prompt_lines(vlm: VLM, image: str | None, question: str) -> Iterator[tuple[s
     if image:
         yield "picture", f"{image}: {tiles} {'tile' if tiles == 1 else 'tiles'}, {visual:,} visual tokens"
     yield "tokens", f"{tokens:,} of {vlm.config.max_positions:,} positions"
-    tower = vlm.parts.vision.encoder.config if vlm.parts.vision else None
-    takes = expect(vlm.config, tower, tiles, tokens, measure_machine())
-    yield "cache", f"{takes.cache / 1e6:,.1f} MB"
-    yield "seconds", f"about {takes.see:.1f} to see, {takes.prefill:.1f} to read the prompt, {takes.token:.3f} a token"
+    yield "cache", f"{cache_bytes(vlm.config, [tokens] * vlm.config.layers) / 1e6:,.1f} MB"
+    sees = tiles * vision_flops(vlm.parts.vision.encoder.config) if vlm.parts.vision else 0
+    reads = prompt_flops(vlm.config, plain_run(vlm.config, tokens))
+    yield "work", f"{sees / 1e9:,.2f} GFLOP to see, {reads / 1e9:,.2f} to read the prompt"
 
 
 def main(arguments: list[str]) -> None:

@@ -3,9 +3,11 @@
 import json
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from . import Chat, load
+from . import VLM, Answer, Chat, load
 from .cli.options import Parser, add_model_option, methods_to_try
 from .cli.terminal import command, progress_line
 from .cli.writing import check_writable, write_whole
@@ -13,7 +15,7 @@ from .counting import Clock
 from .errors import InputError
 from .inputs.questions import Question, check_questions, read_questions
 from .inputs.scoring import score
-from .methods.text import spec_of, withdrawal_layer
+from .methods.text import Method, spec_of, withdrawal_layer
 from .model.sampling import Sampler
 
 MOST_SEEDS = 1000  # of one method
@@ -23,24 +25,27 @@ SCORED = ("image", "family", "question", "answer")  # what a question needs to b
 class Tally:
     """What one method has scored so far; a question's later turns count as questions of their own."""
 
-    def __init__(self, name, method):
+    def __init__(self, name: str, method: Method | None) -> None:
         self.name = name
         self.method = method
-        self.scores = defaultdict(list)  # family -> one score a question
+        self.scores = defaultdict[str, list[float]](list)  # family -> one score per question
         self.unchanged = 0
-        self.stats = []
+        self.stats = list[dict[str, Any]]()
 
-    def add(self, question, answer, untouched):
+    def add(self, question: Question, answer: Answer, untouched: Answer) -> None:
         self.scores[question.family].append(score(question.family, answer.text, question.answer))
         self.unchanged += answer.token_ids == untouched.token_ids
         self.stats.append(answer.stats)
 
-    def summary(self):
-        """One run of the report: accuracies from 0 to 1, mean FLOPs, bytes and seconds a question."""
+    def summary(self) -> dict[str, Any]:
+        """One run of the report: accuracies from 0 to 1, mean FLOPs, bytes and seconds per question."""
 
-        def mean(values):
+        def mean(values: Iterable[float]) -> float:
             values = list(values)
             return sum(values) / len(values)
+
+        def mean_of(part: str, key: str) -> float:
+            return mean(stats[part][key] for stats in self.stats)
 
         accuracy = {family: mean(scores) for family, scores in sorted(self.scores.items())}
         return {
@@ -50,18 +55,22 @@ class Tally:
             "accuracy": accuracy,
             "mean": mean(accuracy.values()),
             "agreement": self.unchanged / len(self.stats),
-            "prefill_flops": mean(stats["flops"]["prefill"] for stats in self.stats),
-            "prefill_flops_without_withdrawal": mean(
-                stats["flops"]["prefill_without_withdrawal"] for stats in self.stats
-            ),
-            "cache_bytes": mean(stats["cache"]["bytes"] for stats in self.stats),
-            "prefill_seconds": mean(stats["seconds"]["prefill"] for stats in self.stats),
-            "decode_seconds": mean(stats["seconds"]["decode"] for stats in self.stats),
+            "prefill_flops": mean_of("flops", "prefill"),
+            "prefill_flops_without_withdrawal": mean_of("flops", "prefill_without_withdrawal"),
+            "cache_bytes": mean_of("cache", "bytes"),
+            "prefill_seconds": mean_of("seconds", "prefill"),
+            "decode_seconds": mean_of("seconds", "decode"),
         }
 
 
-def evaluate(vlm, questions, methods, progress=lambda done: None, max_new_tokens=64):
-    """Ask every question under each of `methods`, a dict by name; the picture is looked at once.
+def evaluate(
+    vlm: VLM,
+    questions: list[Question],
+    methods: Mapping[str, Method | None],
+    progress: Callable[[int], None] = lambda done: None,
+    max_new_tokens: int = 64,
+) -> list[dict[str, Any]]:
+    """Ask every question under each of `methods`, a dict by name; the image is encoded once.
 
     Returns one summary for each. Agreement is the share of answers whose tokens equal those of the model that is left
     alone; one and the same method under two names runs once. Questions that follow in the same chat find there what the
@@ -71,7 +80,7 @@ def evaluate(vlm, questions, methods, progress=lambda done: None, max_new_tokens
     for number, question in enumerate(questions, 1):
         prompt, tower = vlm.prepare(question.image, question.question), vlm.tower()
         hidden = vlm.embed(prompt, tower=tower)  # (tokens, width)
-        answers = {}  # a method itself, whatever its name -> an Answer for every turn
+        answers = dict[int, list[Answer]]()  # a method itself, whatever its name -> an Answer for every turn
         for method in (None, *methods.values()):
             if id(method) not in answers:
                 chat = Chat(vlm, None, method)
@@ -85,7 +94,7 @@ def evaluate(vlm, questions, methods, progress=lambda done: None, max_new_tokens
     return [tally.summary() for tally in tallies]
 
 
-def seeds(text):
+def seeds(text: str) -> list[str]:
     """A method's text for each of its seeds: `random:layer=2,seed=0-4` is five methods, which become one row."""
     found = re.search(r"(?<=\bseed=)(\d{1,9})-(\d{1,9})(?!\d)", text)
     if not found:
@@ -96,12 +105,12 @@ def seeds(text):
     return [text[: found.start()] + str(seed) + text[found.end() :] for seed in range(first, last + 1)]
 
 
-def gathered(name, runs):
+def gathered(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The summaries of one method's seeds as one: means, and as `spread` the standard deviations of the scores."""
     if len(runs) == 1:
         return runs[0]
 
-    def over(measure, key):
+    def over(measure: Callable[[list[float]], float], key: str) -> Any:
         values = [run[key] for run in runs]
         if isinstance(values[0], dict):
             return {family: measure([value[family] for value in values]) for family in values[0]}
@@ -112,8 +121,8 @@ def gathered(name, runs):
     return {**runs[0], **numbers, "name": name, "method": name, "seeds": len(runs), "spread": spread}
 
 
-def table(runs):
-    """The summaries as text, one row a run."""
+def results_table(runs: list[dict[str, Any]]) -> str:
+    """The summaries as text, one row per run."""
     families = list(runs[0]["accuracy"])
     rows = [["method", *families, "mean", "unchanged", "MFLOP", "saved", "cache kB", "prefill ms", "decode ms"]]
     for run in runs:
@@ -131,11 +140,11 @@ def table(runs):
     )
 
 
-def share(value, spread=None):
+def share(value: float, spread: float | None = None) -> str:
     return f"{value:.1%}" if spread is None else f"{value:.1%} ±{100 * spread:.1f}"
 
 
-def title(run):
+def title(run: dict[str, Any]) -> str:
     """A row's heading."""
     if run["withdraw_layer"] is None:
         return run["name"] if run["name"] != "auto" else f"{run['method']} (auto)"
@@ -147,34 +156,29 @@ def to_ask(questions: list[Question], without: str | None, limit: int | None) ->
 
     Raises InputError where there is no such family, or no other.
     """
-    asked: dict[str, int] = defaultdict(int)
+    counts = Counter[str]()
     chosen = []
     for question in questions:
-        asked[question.family] += 1
-        if question.family != without and (limit is None or asked[question.family] <= limit):
+        counts[question.family] += 1
+        if question.family != without and (limit is None or counts[question.family] <= limit):
             chosen.append(question)
-    if without is not None and (without not in asked or not chosen):
-        raise InputError(f"--without leaves out one family of several; there is {', '.join(sorted(asked))}")
+    if without is not None and (without not in counts or not chosen):
+        raise InputError(f"--without leaves out one family of several; there is {', '.join(sorted(counts))}")
     return chosen
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     options = Parser(prog="minivtw.evaluate", description="Score a model on pictures and questions.")
-    options.add_argument(
-        "folder", metavar="FOLDER",
-        help="holds the pictures and questions.jsonl (image, family, question, answer; or image, turns)",
-    )  # fmt: skip
+    add = options.add_argument
+    lines = "holds the pictures and questions.jsonl (image, family, question, answer; or image, turns)"
+    add("folder", metavar="FOLDER", help=lines)
     add_model_option(options)
-    options.add_argument(
-        "--withdraw", default="off,auto", metavar="off,auto,K,…", help="layers to try, in one go (default: off,auto)"
-    )
-    options.add_argument(
-        "--method", "--methods", nargs="+", default=[], metavar="NAME:parameters",
-        help="other methods to try beside them; seed=0-4 tries five seeds and gives their mean and spread",
-    )  # fmt: skip
-    options.add_argument("--limit", type=int, metavar="N", help="ask only the first N questions of each family")
-    options.add_argument("--without", metavar="FAMILY", help="leave out the questions of this family")
-    options.add_argument("--json", metavar="FILE", help="also write the figures there")
+    add("--withdraw", default="off,auto", metavar="off,auto,K,…", help="layers to try, in one go (default: off,auto)")
+    more = "other methods to try beside them; seed=0-4 tries five seeds and gives their mean and spread"
+    add("--method", "--methods", nargs="+", default=[], metavar="NAME:parameters", help=more)
+    add("--limit", type=int, metavar="N", help="ask only the first N questions of each family")
+    add("--without", metavar="FAMILY", help="leave out the questions of this family")
+    add("--json", metavar="FILE", help="also write the figures there")
     chosen = options.parse_args(arguments)
     if chosen.limit is not None and chosen.limit < 1:
         raise InputError(f"--limit must be 1 or more, not {chosen.limit}")
@@ -192,7 +196,7 @@ def main(arguments):
     rows = {name: [name] for name in by_name if not any(name in row for row in rows.values())} | rows
     runs = [gathered(name, [by_name[one] for one in row]) for name, row in rows.items()]
     print(f"{vlm.folder.name}: {len(questions)} questions")
-    print(table(runs))
+    print(results_table(runs))
     if chosen.json:
         content = {"model": vlm.folder.name, "questions": len(questions), "runs": runs}
         write_whole(chosen.json, json.dumps(content, indent=1) + "\n")

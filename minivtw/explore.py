@@ -163,10 +163,8 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def main(arguments):
-    options = Parser(
-        prog="minivtw.explore", description="A page to touch: the model runs while you watch. Ctrl-C ends it."
-    )
+def main(arguments: list[str]) -> None:
+    options = Parser(prog="minivtw.explore", description="A page to touch: the model runs while you watch.")
     options.add_argument("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
     options.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
     options.add_argument("--no-browser", action="store_true", help="print the address and open nothing")

@@ -1,6 +1,7 @@
 """Ask a question about a picture: python -m minivtw.generate IMAGE PROMPT"""
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,27 +11,24 @@ from .cli.terminal import Printer, command, watched
 from .errors import InputError
 
 
-def parser():
+def parser() -> Parser:
     options = Parser(prog="minivtw.generate", description="Ask a vision-language model about pictures, in NumPy.")
-    options.add_argument("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
-    options.add_argument(
-        "prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)"
-    )
-    options.add_argument(
-        "--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable"
-    )
+    add = options.add_argument
+    add("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
+    add("prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)")
+    add("--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable")
     add_asking_options(options)
-    options.add_argument("--stats", action="store_true", help="a table after the answer: what withdrawal saved")
-    options.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    options.add_argument("--trace", action="store_true", help="print every intermediate array as it happens")
+    add("--stats", action="store_true", help="print a table of what withdrawal saved, after the answer")
+    add("--json", action="store_true", help="one JSON object instead of text")
+    add("--trace", action="store_true", help="print every intermediate array as it happens")
     return options
 
 
-def tracer():
+def tracer() -> Callable[[str, np.ndarray], None]:
     """An `observe` that prints each array's name, shape and norm, and a line where tokens leave."""
     before, is_prefill = 0, True  # keys in the layer before; what follows the prompt goes one token at a time
 
-    def observe(name, array):
+    def observe(name: str, array: np.ndarray) -> None:
         nonlocal before, is_prefill
         if is_prefill and name.startswith("decoder.layers") and name.endswith("attention"):
             if array.shape[-1] < before:
@@ -42,14 +40,14 @@ def tracer():
     return observe
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     chosen = parser().parse_intermixed_args(arguments)
     if chosen.json and chosen.trace:
         raise InputError("--json and --trace both write to standard output; choose one")
     check_question(chosen.image, chosen.prompt)
     vlm, progress = watched(load(chosen.model, chosen.low_memory, chosen.max_tiles))
-    streams = not (chosen.json or chosen.trace)
-    with Printer(progress) if streams else progress as stream:
+    printer = None if chosen.json or chosen.trace else Printer(progress)
+    with printer or progress:
         answer = vlm.answer(
             chosen.images if chosen.image is None else [chosen.image, *chosen.images],
             chosen.prompt,
@@ -57,12 +55,12 @@ def main(arguments):
             method=chosen.method,
             system=chosen.system,
             observe=tracer() if chosen.trace else None,
-            stream=stream if streams else None,
+            stream=printer,
             **sampling(chosen),
         )
     if chosen.json:
         print(json.dumps({"answer": answer.text, "token_ids": answer.token_ids, **answer.stats}))
-    elif not streams:
+    elif not printer:
         print(answer.text)
     if chosen.stats and not chosen.json:
         print(stats_table(answer.stats))

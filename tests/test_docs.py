@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 import pathlib
 import re
 import shlex
@@ -119,3 +120,13 @@ def test_the_debugger_shows_what_the_page_says():
     ran = subprocess.run(arguments, input="\n".join([*typed, "q", ""]), cwd=ROOT, capture_output=True, encoding="utf-8")
     for line in shown:
         assert f"(Pdb) {line}" in ran.stdout
+
+
+@pytest.mark.parametrize("script", ["rooms", "journey"])
+def test_a_script_that_draws_says_what_it_does_before_it_does_it(script):
+    path = ROOT / "docs" / "pictures" / f"{script}.py"
+    drawn = path.with_suffix(".svg")
+    before, environment = drawn.stat().st_mtime_ns, {**os.environ, "PYTHONPATH": str(ROOT)}
+    for option, code in (("--help", 0), ("--halp", 2)):
+        ran = subprocess.run([sys.executable, str(path), option], capture_output=True, env=environment)
+        assert (ran.returncode, drawn.stat().st_mtime_ns) == (code, before)

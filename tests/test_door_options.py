@@ -11,8 +11,8 @@ from minivtw import InputError, bench, calibrate, chat, doctor, evaluate, explor
 from minivtw.checkpoints import hub, smollm2
 from minivtw.inputs.questions import read_questions
 from minivtw.methods.shelf import METHODS
+from minivtw.page import story
 from minivtw.timing import rounds as timing
-from minivtw.timing.expectation import Machine
 from tests.doors import assert_one_line_error, assert_promise, bounded_memory, examples, make_world, run
 
 # What a mistaken user, a script with an empty variable or a paste from elsewhere puts where an option expects something.
@@ -81,9 +81,8 @@ def world(tmp_path_factory):
         patch.setattr(smollm2, "fetched", unreachable)
         patch.setattr(smollm2, "download_wheel", unreachable)
         patch.setattr(explore.Server, "serve_forever", lambda server: None)
-        patch.setattr(report, "REPEATS", 1)
+        patch.setattr(story, "REPEATS", 1)
         patch.setattr(timing, "Ceilings", lambda: lambda: {"sgemm": 1e9, "stream": 1e9})
-        patch.setattr(doctor, "measure_machine", lambda: Machine(*[1e9] * len(Machine._fields)))
         with bounded_memory():
             yield world
         os.chdir(before)

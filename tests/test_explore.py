@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 import minivtw
 from minivtw import explore
+from minivtw.analysis import migration
 from minivtw.errors import InputError
 from minivtw.model.attention import attention_probabilities
 from minivtw.model.cache import KVCache
@@ -109,7 +110,7 @@ def test_a_frame_is_the_model_s_answer(vlm, explorer, method):
 
 def test_eyes_are_the_attention_that_observe_sees(vlm, explorer):
     frame = explorer.frame(asking(explorer, question="Describe the image.", method="withdraw:layer=5"))
-    asked = explorer.asked_about(asking(explorer, question="Describe the image."))
+    asked = explorer.question(asking(explorer, question="Describe the image."))
     seen = {}
 
     def observe(name, array):
@@ -119,25 +120,31 @@ def test_eyes_are_the_attention_that_observe_sees(vlm, explorer):
     vlm.answer(picture, "Describe the image.", withdraw=5, max_new_tokens=1, observe=observe)
     last = len(asked.hidden) - 1
     prompt = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual)
-    eyes = watching.eyes(vlm.decoder, prompt, frame["ids"], vlm.method(5), [last, last + 1])
+    traces = watching.traces(vlm.decoder, prompt, frame["ids"], vlm.method(5), [last, last + 1])
     text = np.flatnonzero(~asked.prompt.is_visual)
     for layer in range(vlm.config.layers):
         there = np.arange(last + 1) if layer < 5 else text
         attended = seen[f"decoder.layers.{layer}.attention"]  # (heads, asking, cached)
-        np.testing.assert_allclose(eyes.looks[0, layer][:, there], attended[:, -1], atol=1e-5)
-        np.testing.assert_allclose(eyes.seen[0, layer, last], attended[:, -1, -1].mean(), atol=1e-5)
-        np.testing.assert_allclose(eyes.states[0, layer + 1], seen[f"decoder.layers.{layer}.hidden"][-1], atol=1e-3)
-    np.testing.assert_allclose(eyes.looks.sum(-1), 1, atol=1e-5)  # the answer's token, too, spends all its attention
-    assert not eyes.looks[1, 5:][:, :, :-1][:, :, asked.prompt.is_visual.nonzero()[0]].any()
+        np.testing.assert_allclose(traces.attention[0, layer][:, there], attended[:, -1], atol=1e-5)
+        np.testing.assert_allclose(traces.received[0, layer, last], attended[:, -1, -1].mean(), atol=1e-5)
+        np.testing.assert_allclose(traces.states[0, layer + 1], seen[f"decoder.layers.{layer}.hidden"][-1], atol=1e-3)
+    np.testing.assert_allclose(
+        traces.attention.sum(-1), 1, atol=1e-5
+    )  # the answer's token, too, spends all its attention
+    assert not traces.attention[1, 5:][:, :, :-1][:, :, asked.prompt.is_visual.nonzero()[0]].any()
 
 
 def test_a_patch_that_has_left_looks_at_nothing(vlm, explorer):
-    asked = explorer.asked_about(asking(explorer))
+    asked = explorer.question(asking(explorer))
     patch = int(asked.prompt.is_visual.argmax())
     prompt = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual)
-    eyes = watching.eyes(vlm.decoder, prompt, asked.answer.token_ids, vlm.method(4), [patch])
-    assert eyes.looks[0, :4].any((1, 2)).all() and not eyes.looks[0, 4:].any() and not eyes.seen[0, 4:].any()
-    assert [reading is None for reading in watching.readings(vlm, eyes.states[0])] == [False] * 5 + [True] * 8
+    traces = watching.traces(vlm.decoder, prompt, asked.answer.token_ids, vlm.method(4), [patch])
+    assert (
+        traces.attention[0, :4].any((1, 2)).all()
+        and not traces.attention[0, 4:].any()
+        and not traces.received[0, 4:].any()
+    )
+    assert [reading is None for reading in watching.readings(vlm, traces.states[0])] == [False] * 5 + [True] * 8
 
 
 def test_a_picture_swapped_in_everywhere_is_the_other_picture(explorer):
@@ -157,7 +164,7 @@ def test_a_picture_swapped_in_everywhere_is_the_other_picture(explorer):
 
 def test_swapping_inside_a_window_is_swapping_what_the_text_reads_there(vlm, explorer):
     """The same by hand: in the layers of the window, the keys and values of the image are the other picture's."""
-    one, other = (explorer.asked_about(asking(explorer, sample)) for sample in (0, 2))
+    one, other = (explorer.question(asking(explorer, sample)) for sample in (0, 2))
     prompts = [EmbeddedPrompt(each.hidden, each.prompt.is_visual) for each in (one, other)]
     first, stop, visual = 3, 6, one.prompt.is_visual
     caches = [KVCache(vlm.config), KVCache(vlm.config)]
@@ -172,7 +179,8 @@ def test_swapping_inside_a_window_is_swapping_what_the_text_reads_there(vlm, exp
             read = forward(vlm.decoder, together, start=layer, stop=layer + 1)
             own.hidden[~visual] = read.hidden[~visual]
         theirs, ours = forward(vlm.decoder, theirs, start=layer, stop=layer + 1), own
-    method = watching.swapped(vlm.decoder, *prompts, first, stop)
+    entering = (migration.walk_through(vlm.decoder, each) for each in prompts)
+    method = migration.swapped(*entering, range(first, stop))
     swapped = forward(vlm.decoder, arriving(*prompts[0], KVCache(vlm.config)), method)
     np.testing.assert_allclose(swapped.hidden[~visual], ours.hidden[~visual], atol=1e-3)
 
@@ -187,7 +195,7 @@ def test_patches_taken_away_are_in_no_layer(explorer):
 
 
 def test_an_unfolded_layer_shows_what_ran(vlm, explorer):
-    asked = explorer.asked_about(asking(explorer))
+    asked = explorer.question(asking(explorer))
     tokens = forward(vlm.decoder, arriving(asked.hidden, asked.prompt.is_visual, KVCache(vlm.config)), stop=2)
     called = unfolding.unfolded(decoder_layer, vlm.decoder, 2, tokens)
     made = {name: array for step in called.steps for name, array in step.arrays.items()}
@@ -487,13 +495,13 @@ def test_clicking_a_token_lights_what_it_looks_at(browser, server, vlm):
     settle(browser)
     browser.run("wall.chooseLayer(3)")
     content, _ = shown(browser)
-    asked = server.explorer.asked_about(content)
+    asked = server.explorer.question(content)
     prompt = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual)
-    eyes = watching.eyes(vlm.decoder, prompt, asked.answer.token_ids, None, [last])
-    looks = eyes.looks[0, 3].mean(0)[: last + 1][asked.prompt.is_visual]
+    traces = watching.traces(vlm.decoder, prompt, asked.answer.token_ids, None, [last])
+    looks = traces.attention[0, 3].mean(0)[: last + 1][asked.prompt.is_visual]
     dark = np.array(browser.run("return [...document.querySelectorAll('.patch')].map(p => +p.style.fillOpacity)"))
     assert looks.argmax() in np.flatnonzero(dark == dark.min())
-    reading = watching.readings(vlm, eyes.states[0])[4][0][0].strip()
+    reading = watching.readings(vlm, traces.states[0])[4][0][0].strip()
     assert said(browser, "readings").startswith(reading)
     browser.run("document.querySelectorAll('.patch')[20].dispatchEvent(new MouseEvent('click', {bubbles: true}))")
     settle(browser)

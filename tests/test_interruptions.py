@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import minivtw
 from minivtw import InputError, calibrate, chat, evaluate, fetch, generate, report
 from minivtw.checkpoints import graft, hub
+from minivtw.page import story
 from tests.doors import assert_promise, examples, interrupted, make_world, run
 from tests.test_fetch import cache  # noqa: F401  a fixture
 
@@ -29,7 +30,7 @@ MOMENTS = st.integers(0, 10**4)  # in ten-thousandths of the calls that a whole 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "REPEATS", 1)
+        patch.setattr(story, "REPEATS", 1)
         yield make_world(tmp_path_factory.mktemp("world"))
 
 

@@ -14,6 +14,7 @@ from minivtw import report
 from minivtw.inputs.opening import open_image
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.page import charts, page, watching
+from minivtw.page import story as stories
 from minivtw.search import layer as search
 
 from .browser import Browser
@@ -36,7 +37,7 @@ def scene():
 def hurry():
     """Seconds are not what is tested."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "REPEATS", 1)
+        patch.setattr(stories, "REPEATS", 1)
         yield
 
 
@@ -47,7 +48,7 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def story(vlm):
-    return report.tell(vlm, scene(), QUESTION, vlm.method(K))
+    return stories.story_of(vlm, scene(), QUESTION, vlm.method(K))
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def data_of(html):
 
 
 def test_page_is_one_file_without_network(story):
-    html = page.page(story)
+    html = stories.report_html(story)
     assert not re.search(r"<!--[\w ]+-->", html)  # every gap is filled
     assert not re.search(r"""(src|href)=(?!["']?data:)""", re.sub(r"<script.*?</script>", "", html, flags=re.S))
     assert not re.search(r"https?://(?!www\.w3\.org/)|@import|url\(", html)
@@ -70,7 +71,7 @@ def test_page_is_one_file_without_network(story):
 
 
 def test_the_wall_tells_what_the_model_did_at_every_layer(vlm, story):
-    data = data_of(page.page(story))
+    data = data_of(stories.report_html(story))
     assert len(data["frames"]) == vlm.config.layers + 1 and data["layer"] == K
     asked = EmbeddedPrompt(*(lambda prompt: (vlm.embed(prompt), prompt.is_visual))(vlm.prepare(scene(), QUESTION)))
     curve = [*search.kl_curve(vlm.decoder, asked), 0]
@@ -100,47 +101,49 @@ def test_the_wall_tells_what_the_model_did_at_every_layer(vlm, story):
 def test_the_threshold_shown_is_the_one_that_the_layer_was_stored_by(tmp_path, stored, eta):
     if stored:
         (tmp_path / "withdrawal.json").write_text(json.dumps(stored), encoding="utf-8")
-    assert report.stored_eta(tmp_path) == eta
+    assert stories.stored_eta(tmp_path) == eta
 
 
 def test_where_tokens_look_survives_its_packing(story):
-    eyes = data_of(page.page(story))["eyes"]
+    eyes = data_of(stories.report_html(story))["eyes"]
     assert set(map(int, eyes)) == {token for token, word in enumerate(story.words) if word is not None}
     for token, packed in eyes.items():
-        looks = story.looks[int(token)]  # (layers, tokens)
+        looks = story.attention[int(token)]  # (layers, tokens)
         values = np.frombuffer(base64.b64decode(packed["values"]), "<u2").reshape(looks.shape)
         np.testing.assert_allclose(values / 65535 * packed["largest"], looks, atol=1e-5)
         np.testing.assert_allclose(looks.sum(-1), 1, atol=1e-5)
 
 
 def test_a_page_without_withdrawal_begins_with_the_wall_at_the_end(vlm):
-    data = data_of(page.page(report.tell(vlm, scene(), QUESTION, None)))
+    data = data_of(stories.report_html(stories.story_of(vlm, scene(), QUESTION, None)))
     assert data["layer"] == vlm.config.layers and data["own"] is None
 
 
 def test_another_method_has_a_place_of_its_own(vlm):
-    data = data_of(page.page(report.tell(vlm, scene(), QUESTION, vlm.method(method="freeze:layers=2-9"))))
+    data = data_of(
+        stories.report_html(stories.story_of(vlm, scene(), QUESTION, vlm.method(method="freeze:layers=2-9")))
+    )
     assert data["layer"] is None and data["own"]["method"] == "freeze:layers=2-9"
     assert all(("1" in marks) == (2 <= layer <= 9) for layer, marks in enumerate(data["own"]["layers"]))
 
 
 def test_what_is_stored_with_the_model_begins_where_its_picture_leaves(vlm):
     method = vlm.method(method="freeze:layers=1-2+withdraw:layer=4")
-    data = data_of(page.page(report.tell(vlm, scene(), QUESTION, method)))
+    data = data_of(stories.report_html(stories.story_of(vlm, scene(), QUESTION, method)))
     assert data["layer"] == 4 and data["own"]["method"] == "freeze:layers=1-2+withdraw:layer=4"
 
 
 def test_words_cannot_break_out_of_the_page(story):
     evil = "</script><script>alert(1)</script><!--data-->\"'&"
     frames = [frame | {"answer": evil, "tokens": [evil]} for frame in story.frames]
-    html = page.page(story._replace(question=evil, words=[evil, *story.words[1:]], frames=frames, model=evil))
+    html = stories.report_html(story._replace(question=evil, words=[evil, *story.words[1:]], frames=frames, model=evil))
     assert "<script>alert" not in html
     assert data_of(html)["words"][0] == data_of(html)["frames"][0]["answer"] == evil
     assert html.count("<script") == (page.PAGES / "report.html").read_text(encoding="utf-8").count("<script")
 
 
 def test_only_the_page_s_own_script_may_run(story):
-    html = page.page(story)
+    html = stories.report_html(story)
     script = re.findall(r"<script>(.*?)</script>", html, re.S)
     digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
     assert len(script) == 1 and f"script-src 'sha256-{digest}'" in html
@@ -158,14 +161,14 @@ def test_the_picture_is_opened_once(vlm, picture, monkeypatch):
     """A picture of 50 million pixels takes gigabytes and seconds otherwise."""
     opened = []
     monkeypatch.setattr("minivtw.vlm.open_image", lambda source: opened.append(source) or open_image(source))
-    report.tell(vlm, picture, QUESTION, vlm.method(K))
+    stories.story_of(vlm, picture, QUESTION, vlm.method(K))
     assert opened == [picture]
 
 
 def test_where_tokens_are_packed_only_the_whole_view_has_patches(tmp_path):
     """Only its tokens are one a patch, and only they change with it."""
     vlm = minivtw.load(write_onevision(tmp_path / "model"))
-    story = report.tell(vlm, scene().crop((0, 0, 250, 160)), "What?", vlm.method(2))
+    story = stories.story_of(vlm, scene().crop((0, 0, 250, 160)), "What?", vlm.method(2))
     prompt = vlm.prepare(scene().crop((0, 0, 250, 160)), "What?")
     tiles = prompt.tiles.copy()
     tiles[0] += 1
@@ -173,7 +176,7 @@ def test_where_tokens_are_packed_only_the_whole_view_has_patches(tmp_path):
     changed = (embedded != other).any(1)[prompt.is_visual]
     assert story.patches == [9] + [0] * (len(tiles) - 1) and len(tiles) > 2 and len(changed) > 9
     assert changed.nonzero()[0].tolist() == list(range(9))
-    assert data_of(page.page(story))["patches"] == story.patches
+    assert data_of(stories.report_html(story))["patches"] == story.patches
 
 
 def test_charts_stay_inside_their_drawing():
@@ -220,7 +223,7 @@ def test_bad_input_is_one_line_and_leaves_the_old_page(picture, tmp_path):
 @pytest.fixture(scope="module")
 def opened(story, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(page.page(story), encoding="utf-8")
+    path.write_text(stories.report_html(story), encoding="utf-8")
     with Browser() as browser:
         yield browser, path
 
@@ -264,7 +267,7 @@ def test_dragging_the_wall_rewrites_the_answer(opened, story):
 def test_packed_tokens_are_not_drawn_as_patches(opened, tmp_path):
     browser, _ = opened
     vlm = minivtw.load(write_onevision(tmp_path / "model"))
-    html = page.page(report.tell(vlm, scene().crop((0, 0, 250, 160)), "What?", vlm.method(2)))
+    html = stories.report_html(stories.story_of(vlm, scene().crop((0, 0, 250, 160)), "What?", vlm.method(2)))
     (tmp_path / "packed.html").write_text(html, encoding="utf-8")
     browser.show(tmp_path / "packed.html")
     assert browser.run("return document.querySelectorAll('.patch').length") == 9
@@ -306,7 +309,7 @@ def test_brightest_patch_is_the_one_looked_at_most(opened, story):
                 layer,
             )
             dark = browser.run("return [...document.querySelectorAll('.patch')].map(p => +p.style.fillOpacity)")
-            looks = story.looks[token, layer, visual]
+            looks = story.attention[token, layer, visual]
             assert looks.argmax() in np.flatnonzero(np.array(dark) == min(dark))
             share = float(re.search(r"gives ([\d.]+) %", said(browser, "where")).group(1))
             assert share == pytest.approx(100 * looks.sum(), abs=0.6)

@@ -19,6 +19,7 @@ from minivtw.methods.text import spec_of, withdrawal_layer
 from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.search import layer as search
+from minivtw.search import notebook
 from minivtw.search import schedule as schedules
 from minivtw.search.schedule import Schedule, Thinned
 
@@ -216,11 +217,11 @@ def test_only_the_first_samples_are_kept_walked(monkeypatch):
         walked.append(len(prompt.hidden))
         return search.walk(decoder, prompt, *options)
 
-    every = calibrate.find_schedule(vlm, samples, 0.6)
-    monkeypatch.setattr(calibrate, "walk", counted)
-    assert calibrate.find_schedule(vlm, samples, 0.6) == every and len(walked) == 3
-    monkeypatch.setattr(calibrate, "FIRST", 1)
-    assert calibrate.find_schedule(vlm, samples, 0.6)["saved"] >= 0.6 and len(walked) > 2 * 3
+    every = notebook.find_schedule(vlm, samples, 0.6)
+    monkeypatch.setattr(notebook, "walk", counted)
+    assert notebook.find_schedule(vlm, samples, 0.6) == every and len(walked) == 3
+    monkeypatch.setattr(notebook, "FIRST", 1)
+    assert notebook.find_schedule(vlm, samples, 0.6)["saved"] >= 0.6 and len(walked) > 2 * 3
 
 
 def test_calibrate_finds_stores_and_auto_uses_a_schedule(tmp_path, capsys):
@@ -289,21 +290,21 @@ def test_a_file_that_holds_something_else_stays_as_it_is(tmp_path, content):
 def test_a_broken_line_is_named(tmp_path, line):
     notes = tmp_path / "notes.jsonl"
     about = {"model": "m", "samples": {}}
-    calibrate.Notebook(notes, about)[0, "withdraw:layer=4"] = schedules.Seen(0.1, 1, 2)
-    assert calibrate.Notebook(notes, about) == {(0, "withdraw:layer=4"): schedules.Seen(0.1, 1, 2)}
+    notebook.Notebook(notes, about)[0, "withdraw:layer=4"] = schedules.Seen(0.1, 1, 2)
+    assert notebook.Notebook(notes, about) == {(0, "withdraw:layer=4"): schedules.Seen(0.1, 1, 2)}
     with notes.open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
     with pytest.raises(InputError, match="line 3: is not what --measured writes"):
-        calibrate.Notebook(notes, about)
+        notebook.Notebook(notes, about)
     with pytest.raises(InputError, match="these samples"):
-        calibrate.Notebook(notes, {"model": "another", "samples": {}})
+        notebook.Notebook(notes, {"model": "another", "samples": {}})
 
 
 def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, "/dev/null", tmp_path / "pipe"):
         with pytest.raises(InputError, match="is a folder|is not a file"):
-            calibrate.Notebook(path, {})
+            notebook.Notebook(path, {})
 
 
 def test_what_another_model_measured_is_refused_whatever_its_name(tmp_path):

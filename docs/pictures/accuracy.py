@@ -6,9 +6,10 @@ take the place of the stored ones first.
 
 import json
 import pathlib
-import sys
 
-from minivtw.page.charts import line_chart, standalone
+from drawing import options, standalone
+
+from minivtw.page.charts import line_chart
 
 HERE = pathlib.Path(__file__).parent
 DATA = HERE.parent / "data" / "withdrawn-by-layer.json"
@@ -31,9 +32,11 @@ def kept(content):
 
 
 def main():
-    data = json.loads(DATA.read_text(encoding="utf-8"))
-    if sys.argv[1:]:
-        data["embedded"] |= kept(json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8")))
+    parser = options(__doc__)
+    parser.add_argument("embedded", nargs="?", metavar="EMBEDDED.json", type=pathlib.Path)
+    measured, data = parser.parse_args().embedded, json.loads(DATA.read_text(encoding="utf-8"))
+    if measured:
+        data["embedded"] |= kept(json.loads(measured.read_text(encoding="utf-8")))
         DATA.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     embedded, plain = (
         [run for run in data[name]["runs"] if run["withdraw_layer"] is not None] for name in ("embedded", "plain")

@@ -4,8 +4,6 @@ from collections import Counter
 
 from filling import embedded_all, fill, table, write
 
-from minivtw.calibrate import calibrate
-from minivtw.calibrate import embedded as embedded_samples
 from minivtw.errors import InputError
 from minivtw.evaluate import evaluate
 from minivtw.inputs.questions import read_questions
@@ -15,6 +13,8 @@ from minivtw.model.decoder import forward
 from minivtw.model.tokens import arriving
 from minivtw.page import charts
 from minivtw.search import layer as search
+from minivtw.search.notebook import calibrate
+from minivtw.search.notebook import embedded as embedded_samples
 
 
 def criteria(about):

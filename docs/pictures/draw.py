@@ -4,8 +4,7 @@ From what ran under the method that is stored with the model. Writes withdrawal.
 schedule-MODEL.svg for another.
 """
 
-import sys
-
+from drawing import options
 from filling import HERE
 
 import minivtw
@@ -74,7 +73,9 @@ def draw(stats):
 
 
 if __name__ == "__main__":
-    model = sys.argv[1] if len(sys.argv) > 1 else None
+    parser = options(__doc__)
+    parser.add_argument("model", nargs="?", metavar="MODEL")
+    model = parser.parse_args().model
     result = minivtw.load(model).answer(
         HERE / "scene.png", "What color is the star?", max_new_tokens=0, withdraw="auto" if model else 5
     )

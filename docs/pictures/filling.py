@@ -9,10 +9,11 @@ import pathlib
 from collections import Counter
 from typing import NamedTuple
 
+from drawing import standalone
+
 from minivtw.checkpoints.hub import shipped_folder
 from minivtw.inputs.questions import read_questions
 from minivtw.model.tokens import EmbeddedPrompt
-from minivtw.page import charts
 from minivtw.vlm import VLM
 
 HERE = pathlib.Path(__file__).parent
@@ -20,7 +21,7 @@ WEIGHTS = {"tiny": "minivtw-tiny/model.safetensors", "smol": "minivtw-smol/graft
 
 
 def write(name, drawing):
-    (HERE / f"{name}.svg").write_text(charts.standalone(drawing), encoding="utf-8")
+    (HERE / f"{name}.svg").write_text(standalone(drawing), encoding="utf-8")
     print(f"{name}.svg", flush=True)
 
 

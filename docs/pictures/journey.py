@@ -3,6 +3,8 @@
 import base64
 import pathlib
 
+from drawing import options
+
 import minivtw
 
 HERE = pathlib.Path(__file__).parent
@@ -79,6 +81,7 @@ def draw(answer):
 
 
 if __name__ == "__main__":
+    options(__doc__).parse_args()
     (HERE / "journey.svg").write_text(
         draw(minivtw.load().answer(HERE / "scene.png", QUESTION, max_new_tokens=1, withdraw=5)), encoding="utf-8"
     )

@@ -16,6 +16,7 @@ import sys
 import time
 
 import numpy as np
+from drawing import options
 
 from minivtw.model.attention import attention, attention_probabilities, split_heads
 from minivtw.model.layers import gelu_tanh, layer_norm, linear
@@ -138,10 +139,11 @@ def roofline(result):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        (HERE / "roofline.svg").write_text(
-            roofline(json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))), encoding="utf-8"
-        )
+    parser = options(__doc__)
+    parser.add_argument("bench", nargs="?", metavar="bench.json", type=pathlib.Path)
+    if benchmark := parser.parse_args().bench:
+        drawing = roofline(json.loads(benchmark.read_text(encoding="utf-8")))
+        (HERE / "roofline.svg").write_text(drawing, encoding="utf-8")
         sys.exit()
     milliseconds = measure(parts())
     print({name: [round(one, 1) for one in pair] for name, pair in milliseconds.items()})

@@ -8,22 +8,23 @@
 and tables show the embedded model alone. `swaps.py` measures the swaps; `still_talks.py` the chat.
 """
 
-import argparse
 from collections import defaultdict
 
 import criteria
+import instruments
 import numpy as np
 import routes
+from drawing import options
 from filling import HERE, About, embedded, embedded_all, fill, names, questions_of, table, weights_sha256, write
 
 import minivtw
-from minivtw import report
-from minivtw.analysis import migration, redundancy, settling
+from minivtw.analysis import migration, settling
 from minivtw.counting import plain_run, prompt_flops
 from minivtw.inputs.questions import digest
 from minivtw.inputs.scoring import score
 from minivtw.methods.withdrawal import random_tokens, renumber, then, withdraw
 from minivtw.page import charts, page
+from minivtw.page.story import report_html, story_of
 from minivtw.search import layer as search
 
 ABLATED_LAYERS = (0, 6, 12, 16, 20, 22, 23, 24, 26, 30)  # of smol
@@ -64,7 +65,9 @@ def attention(about):
 def looking(about):
     """The picture once a layer, each patch as bright as the attention that the answering token gives it."""
     picture, question = REPORTS["star"]
-    maps = settling.image_maps(about.vlm.decoder, embedded(about.vlm, HERE / picture, question))[0]  # (layers, visual)
+    maps = instruments.image_maps(about.vlm.decoder, embedded(about.vlm, HERE / picture, question))[
+        0
+    ]  # (layers, visual)
     (tile,) = page.as_seen(about.vlm.parts.vision, about.vlm.prepare(HERE / picture, question).tiles)
     side, place = round(maps.shape[1] ** 0.5), 78
     body = [f'<defs><image id="tile" href="{page.data_url(tile)}" width="72" height="72"/></defs>']
@@ -102,7 +105,7 @@ def crossing(about):
                     vlm.decoder, prompt, answer, [migration.Cut(~image, image, each) for each in ranges]
                 )
                 left[cut].append(shares / whole)
-            read.append(migration.lens(vlm.decoder, prompt)[1:, answer[0]])
+            read.append(instruments.lens(vlm.decoder, prompt)[1:, answer[0]])
         left, read = {cut: np.mean(shares, axis=0) for cut, shares in left.items()}, np.mean(read, axis=0)
         series = [(cut, look, left[cut]) for cut, look in zip(left, ("visual", "sink dashed", "nearest"))]
         write(f"knock-outs-{name}", charts.line_chart(range(layers), series, ("layer", "probability left")))
@@ -112,7 +115,7 @@ def crossing(about):
         says.append(crossed(name, left["from here"], left["below"], read))
     fill(about.page, "migration says", "\n".join(says))
     write(f"lens{about.suffix}", charts.line_chart(
-        range(layers), lenses, ("behind layer", "probability of the answer's first token"),
+        range(layers), lenses, ("after layer", "probability of the answer's first token"),
     ))  # fmt: skip
     fill(about.data, "knock-outs", table(["text cut off, layer", *range(layers)], rows))
 
@@ -134,7 +137,7 @@ def reading(about):
     """What could be read from the last prompt token, layer by layer, in one example."""
     picture, question = REPORTS["star"]
     rows = []
-    for layer, row in enumerate(migration.lens(about.vlm.decoder, embedded(about.vlm, HERE / picture, question))[1:]):
+    for layer, row in enumerate(instruments.lens(about.vlm.decoder, embedded(about.vlm, HERE / picture, question))[1:]):
         rows.append([layer, *(f"`{names(about.vlm, i)}` {row[i]:.0%}" for i in np.argsort(-row)[:3])])
     fill(about.data, "reading", table(["layer", "first", "second", "third"], rows))
 
@@ -146,7 +149,7 @@ def losing(about, name="redundancy", methods=METHODS, layers=None, most_tokens=6
     scored, agrees, kl = [defaultdict(list) for _ in withdrawals], [], []
     for question in about.some(name):
         prompt = embedded(vlm, question.image, question.question)
-        outcomes = redundancy.redundancy(vlm.decoder, prompt, withdrawals, vlm.stop_ids, most_tokens)
+        outcomes = instruments.redundancy(vlm.decoder, prompt, withdrawals, vlm.stop_ids, most_tokens)
         for by_family, outcome in zip(scored, outcomes):
             said = vlm.tokenizer.decode(outcome.answer)
             by_family[question.family].append(score(question.family, said, question.answer))
@@ -205,7 +208,7 @@ def draw_staircase(layers, accuracy):
 
 def write_reports(about):
     for name, (picture, question) in {"smol": REPORTS["star"]}.items() if about.suffix else REPORTS.items():
-        html = page.page(report.tell(about.vlm, HERE / picture, question, about.vlm.method()))
+        html = report_html(story_of(about.vlm, HERE / picture, question, about.vlm.method()))
         (HERE.parent / "reports" / f"{name}.html").write_text(html, encoding="utf-8")
         print(f"reports/{name}.html")
 
@@ -225,7 +228,7 @@ SMOL_COUNTS = {"criteria": 3, "attention": 5, "crossing": 2, "routes": 20, "redu
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("questions", help="a folder that scenes.py --evaluation wrote")
     parser.add_argument("--plain", metavar="DIR", help="the folder of the model before withdrawal-aware training")
     parser.add_argument("--smol", action="store_true", help="measure minivtw-smol, for chapter 9")

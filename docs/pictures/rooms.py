@@ -7,7 +7,7 @@ from collections import Counter
 HERE = pathlib.Path(__file__).parent
 PACKAGE = HERE.parent.parent / "minivtw"
 ROWS = [
-    ["plug", "commands"], ["page", "timing", "cli"], ["search", "analysis"], ["held"], ["checkpoints"], ["methods", "inputs"], ["model"]
+    ["plug", "commands"], ["page", "timing"], ["analysis", "search"], ["cli"], ["held"], ["checkpoints"], ["methods", "inputs"], ["model"]
 ]  # fmt: skip
 HELD = {
     "vlm",
@@ -93,4 +93,7 @@ def draw(files, arrows):
 
 
 if __name__ == "__main__":
+    from drawing import options
+
+    options(__doc__).parse_args()
     (HERE / "rooms.svg").write_text(draw(*read()), encoding="utf-8")

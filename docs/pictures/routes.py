@@ -3,10 +3,11 @@
 A part of `phenomena.py`.
 """
 
+import instruments
 import numpy as np
 from filling import HERE, embedded, fill, names, table, write
 
-from minivtw.analysis import migration, redundancy
+from minivtw.analysis import migration
 from minivtw.methods.withdrawal import withdraw
 from minivtw.page import charts, page
 from minivtw.search.layer import LONGEST_ANSWER, walk
@@ -71,24 +72,24 @@ def cut_ways(vlm, prompt, answer, ranges):
 
 
 def shares_alone(about, prompt, answer):
-    """What is left if from some layer on one token alone may look: (text tokens behind the image,)."""
+    """What is left if from some layer on one token alone may look: (text tokens after the image,)."""
     deep = range(about.alone_from, about.vlm.config.layers)
-    whole, left = migration.only_one_looks(about.vlm.decoder, prompt, answer, deep)
+    whole, left = instruments.only_one_attends(about.vlm.decoder, prompt, answer, deep)
     return left / whole
 
 
 def one_alone(about, question, prompt, answer):
     """The same for the word before the question mark, for the last token, and for the best of all others."""
-    left, words = shares_alone(about, prompt, answer), words_behind(about.vlm, question.image, question.question)
+    left, words = shares_alone(about, prompt, answer), words_after(about.vlm, question.image, question.question)
     named, last = words.index("?") - 1, len(left) - 1
     return left[named], left[last], np.delete(left, [named, last]).max()
 
 
-def words_behind(vlm, picture, question):
-    """The prompt's text tokens behind the first visual one, as text."""
+def words_after(vlm, picture, question):
+    """The prompt's text tokens after the first visual one, as text."""
     prompt = vlm.prepare(picture, question)
-    behind = ~prompt.is_visual & (np.cumsum(prompt.is_visual) > 0)
-    return [names(vlm, token) for token in prompt.token_ids[behind]]
+    after = ~prompt.is_visual & (np.cumsum(prompt.is_visual) > 0)
+    return [names(vlm, token) for token in prompt.token_ids[after]]
 
 
 def said_alone(about):
@@ -96,7 +97,7 @@ def said_alone(about):
     vlm, picture, question = about.vlm, HERE / STAR[0], STAR[1]
     prompt = embedded(vlm, picture, question)
     left = shares_alone(about, prompt, walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids).answer)
-    said = [word.strip().replace("\\|", "|") or "\\n" for word in words_behind(vlm, picture, question)]
+    said = [word.strip().replace("\\|", "|") or "\\n" for word in words_after(vlm, picture, question)]
     parts = [f"`{word}` {share:.0%}" for word, share in zip(said, left)]
     return f"About `scene.png`, each token of the prompt as the only one: {', '.join(parts)}."
 
@@ -105,13 +106,13 @@ def words(about):
     """The lens on every visual token, drawn on the picture at some depths; all of it goes into the data."""
     vlm, picture = about.vlm, HERE / STAR[0]
     prompt = vlm.prepare(picture, STAR[1])
-    read = migration.visual_lens(vlm.decoder, migration.walk_through(vlm.decoder, embedded(vlm, picture, STAR[1])))
+    read = instruments.visual_lens(vlm.decoder, migration.walk_through(vlm.decoder, embedded(vlm, picture, STAR[1])))
     (tile,) = page.as_seen(vlm.parts.vision, prompt.tiles)
     side, place, layers = round(read.token_ids.shape[1] ** 0.5), 152, vlm.config.layers
     body = [f'<defs><image id="tile" href="{page.data_url(tile)}" width="{place}" height="{place}"/></defs>']
     for panel, layer in enumerate(np.linspace(0, layers, PANELS).round().astype(int)):
         x, y = panel % 3 * (place + 8) + 4, panel // 3 * (place + 24) + 18
-        name = f"behind layer {layer - 1}" if layer else "as they arrive"
+        name = f"after layer {layer - 1}" if layer else "as they arrive"
         body += [charts.text(x, y - 5, name, "start", "strong"), f'<use href="#tile" x="{x}" y="{y}" opacity=".45"/>']
         for patch, token in enumerate(read.token_ids[layer]):
             left, top = x + (patch % side + 0.5) * place / side, y + (patch // side + 0.5) * place / side + 2
@@ -129,7 +130,7 @@ def wrong(about):
     vlm, layers = about.vlm, about.vlm.config.layers
     prompt = embedded(vlm, HERE / "scene.png", "Describe the image.")
     tried = [*(range(layers) if layers < 20 else (1, 6, 9, 14, 18, 22, 23, 24)), layers]
-    outcomes = redundancy.redundancy(vlm.decoder, prompt, [withdraw(k) for k in tried], vlm.stop_ids, 24)
+    outcomes = instruments.redundancy(vlm.decoder, prompt, [withdraw(k) for k in tried], vlm.stop_ids, 24)
     said = [vlm.tokenizer.decode(outcome.answer).strip() for outcome in outcomes]
     rows = [[k if k < layers else "off", text] for k, text in zip(tried, said)]
     fill(about.data, "wrong", table(["K", "the caption of `scene.png`"], rows))

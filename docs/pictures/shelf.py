@@ -6,11 +6,12 @@ python docs/pictures/shelf.py sheet kept.svg [--model MODEL]   the patches that 
 python docs/pictures/shelf.py bottom QUESTIONS METHOD …        how much of what it keeps lies in the lower half
 """
 
-import argparse
 import base64
 import json
 import pathlib
 from html import escape
+
+from drawing import options, standalone
 
 import minivtw
 from minivtw.counting import plain_run, prompt_flops
@@ -19,7 +20,7 @@ from minivtw.methods.shelf import method_of
 from minivtw.methods.withdrawal import then
 from minivtw.model.cache import KVCache
 from minivtw.model.tokens import Ran
-from minivtw.page.charts import LEFT, RIGHT, WIDTH, line, rectangle, standalone, svg, text
+from minivtw.page.charts import LEFT, RIGHT, WIDTH, line, rectangle, svg, text
 
 HERE = pathlib.Path(__file__).parent
 SIDE, GAP = 108, 12  # pixels of a picture on the contact sheet
@@ -200,7 +201,7 @@ def lower_half(vlm, questions, words):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("what", choices=("methods", "ladder", "sheet", "bottom"))
     parser.add_argument("files", nargs="*")
     parser.add_argument("--model")

@@ -9,6 +9,7 @@ tables `perplexity` and `chats` of chapter 9's data.
 import pathlib
 
 import numpy as np
+from drawing import options
 from filling import fill, table
 
 import minivtw
@@ -78,6 +79,7 @@ def chats(models):
 
 
 if __name__ == "__main__":
+    options(__doc__).parse_args()
     models = {"smollm2": minivtw.load("smollm2"), "smol": minivtw.load("smol")}
     perplexities(models)
     chats(models)

@@ -8,10 +8,11 @@ answer become the other picture's (`analysis/migration.py`, `swapped`)? Writes d
 measures and goes on from there, then draws docs/pictures/swaps-NAME.svg and fills in the chapter's table.
 """
 
-import argparse
 import json
 
+import instruments
 import numpy as np
+from drawing import options
 from filling import HERE, embedded, fill, questions_of, table, weights_sha256, write
 from PIL import ImageOps
 
@@ -54,13 +55,12 @@ def pairs_of(questions, kind):
 
 def whose_answer(vlm, picture, other, question, windows):
     """For each window, whether the answer becomes the other picture's; None where the model answers both alike."""
-    own, others = (
-        walk(vlm.decoder, embedded(vlm, each, question), LONGEST_ANSWER, vlm.stop_ids) for each in (picture, other)
-    )
+    prompt, others_prompt = (embedded(vlm, each, question) for each in (picture, other))
+    own, others = (walk(vlm.decoder, each, LONGEST_ANSWER, vlm.stop_ids) for each in (prompt, others_prompt))
     if own.answer == others.answer:
         return None
-    longer = migration.followed_by(vlm.decoder, own.entering, others.answer)
-    swaps = (migration.says_after_swap(vlm.decoder, longer, others.entering, others.answer, each) for each in windows)
+    longer = migration.walk_through(vlm.decoder, migration.with_answer(vlm.decoder, prompt, others.answer))
+    swaps = (instruments.says_after_swap(vlm.decoder, longer, others.entering, others.answer, each) for each in windows)
     return [int(swap) for swap in swaps]
 
 
@@ -112,7 +112,7 @@ def show(name, layers, became):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("questions", help="a folder that scenes.py --evaluation wrote")
     parser.add_argument("--model", choices=["smol"], help="(default: the embedded model)")
     parser.add_argument("--pairs", type=int, default=60, help="of each kind (default: 60)")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 
+from drawing import options
 from PIL import Image
 
 HERE = pathlib.Path(__file__).parent
@@ -54,6 +55,7 @@ def record(server, folder):
 
 
 def main():
+    options(__doc__).parse_args()
     vlm = minivtw.load()
     with (
         Server(Explorer(vlm, vlm.method("auto"), str(HERE / "scene.png"))) as server,

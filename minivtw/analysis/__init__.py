@@ -1,1 +1,1 @@
-"""The paper's instruments: where attention goes, what moves into the text, what is redundant."""
+"""The paper's instruments: where attention goes, and what moves into the text."""

@@ -1,4 +1,4 @@
-"""Attention settling: where the text looks, layer by layer (Lin et al. 2024, section 3.1).
+"""Attention settling: what the text attends to, layer by layer (Lin et al. 2024, section 3.1).
 
 The paper sees the attention of deep layers settle on the first tokens, the sink (Xiao et al. 2023), and on the nearest
 ones, and leave the visual tokens in the middle. Here every key that a text query sees belongs to one of four groups,
@@ -9,7 +9,7 @@ the first of these that it fits:
     nearest    the query itself and the text tokens up to NEAREST - 1 before it
     other      all other text
 
-The shares are means over heads and over the text queries behind the first visual token; those before it see no image.
+The shares are means over heads and over the text queries after the first visual token; those before it see no image.
 Even attention, spread over all the keys that a query sees, is the scale to read them by: nine tenths on the visual
 tokens is nothing remarkable where they are nine tenths of the keys.
 """
@@ -25,7 +25,7 @@ GROUPS = ("sink", "visual", "nearest", "other")
 NEAREST = 4  # tokens, the query among them
 
 
-def key_groups(is_visual):
+def key_groups(is_visual: np.ndarray) -> np.ndarray:
     """Which group each key is in for each query: (tokens, tokens) indices into GROUPS, -1 where it lies ahead."""
     tokens = np.arange(len(is_visual))
     distance = tokens[:, None] - tokens[None, :]  # (queries, keys)
@@ -36,23 +36,23 @@ def key_groups(is_visual):
     return groups
 
 
-def group_shares(attended, is_visual):
+def group_shares(attended: np.ndarray, is_visual: np.ndarray) -> np.ndarray:
     """The share of the text's attention that each of GROUPS gets in one layer: (4,), summing to 1.
 
     attended: (heads, tokens, tokens), the attention probabilities of a whole prompt.
     """
-    groups, queries = key_groups(is_visual), looking(is_visual)
+    groups, queries = key_groups(is_visual), text_queries(is_visual)
     by_query = attended.mean(0)  # (queries, keys)
     shares = [np.where(groups == group, by_query, 0)[queries].sum(-1).mean() for group in range(len(GROUPS))]
     return np.array(shares)
 
 
-def looking(is_visual):
-    """The text queries behind the first visual token, (tokens,) booleans."""
+def text_queries(is_visual: np.ndarray) -> np.ndarray:
+    """The text queries after the first visual token, (tokens,) booleans."""
     return ~is_visual & (np.cumsum(is_visual) > 0)
 
 
-def even_shares(is_visual):
+def even_shares(is_visual: np.ndarray) -> np.ndarray:
     """`group_shares` of attention that spreads evenly over everything a query sees."""
     tokens = len(is_visual)
     even = np.tri(tokens, dtype=np.float32) / np.arange(1, tokens + 1, dtype=np.float32)[:, None]
@@ -72,7 +72,7 @@ def observed_attention(decoder: Decoder, prompt: EmbeddedPrompt, method: Method 
         there = np.ix_(asking, tokens.positions)
         seen: list[np.ndarray] = []
 
-        def observe(name, array, seen=seen):
+        def observe(name: str, array: np.ndarray, seen: list[np.ndarray] = seen) -> None:
             if name.endswith("attention"):
                 seen.append(array)
 
@@ -86,15 +86,3 @@ def observed_attention(decoder: Decoder, prompt: EmbeddedPrompt, method: Method 
 def settling(decoder: Decoder, prompt: EmbeddedPrompt, method: Method | None = None) -> np.ndarray:
     """The shares of every layer under a method, (layers, 4) in the order of GROUPS."""
     return np.array([group_shares(each, prompt.is_visual) for each in observed_attention(decoder, prompt, method)])
-
-
-def image_maps(
-    decoder: Decoder, prompt: EmbeddedPrompt, method: Method | None = None, predictions: int = 1
-) -> np.ndarray:
-    """What the last `predictions` tokens, those that answer, look at in the image; the mean over heads.
-
-    Returns (predictions, layers, visual tokens).
-    """
-    by_layer = observed_attention(decoder, prompt, method)
-    attended = np.array([each.mean(0) for each in by_layer])  # (layers, queries, keys)
-    return attended[:, -predictions:][:, :, prompt.is_visual].swapaxes(0, 1)

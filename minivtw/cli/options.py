@@ -20,49 +20,34 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_model_option(options: argparse.ArgumentParser) -> None:
-    options.add_argument(
-        "--model", metavar="MODEL",
-        help="a model folder, or a name on the Hugging Face hub (default: the embedded model)",
-    )  # fmt: skip
+    place = "a model folder, or a name on the Hugging Face hub (default: the embedded model)"
+    options.add_argument("--model", metavar="MODEL", help=place)
 
 
 def add_method_options(options: argparse.ArgumentParser) -> None:
-    """Which tokens go on: the flagship by its layer, or any method by its text."""
-    one = options.add_mutually_exclusive_group()
-    one.add_argument(
-        "--withdraw", type=withdraw_option, default="auto", metavar="auto|off|K",
-        help="the layer before which the visual tokens leave; auto (default): what is stored with the model",
-    )  # fmt: skip
-    one.add_argument(
-        "--method", metavar="NAME:parameters",
-        help=f"another method, such as freeze:layers=7-9+withdraw:layer=10; names: {', '.join(METHODS)}, "
-        "and FILE.py:FUNCTION for your own",
-    )  # fmt: skip
+    """Which tokens go on: withdrawal by its layer, or any method by its text."""
+    add = options.add_mutually_exclusive_group().add_argument
+    layer = "the layer before which the visual tokens leave; auto (default): what is stored with the model"
+    add("--withdraw", type=withdraw_option, default="auto", metavar="auto|off|K", help=layer)
+    names = f"names: {', '.join(METHODS)}, and FILE.py:FUNCTION for your own"
+    method = f"another method, such as freeze:layers=7-9+withdraw:layer=10; {names}"
+    add("--method", metavar="NAME:parameters", help=method)
 
 
 def add_asking_options(options: argparse.ArgumentParser) -> None:
-    """Which model is asked, how much of it is held and of a picture seen, which tokens go on, and how they are chosen."""
+    """Which model is asked, how much of it is held and of an image seen, which tokens go on, and how they are chosen."""
+    add = options.add_argument
     add_model_option(options)
-    options.add_argument(
-        "--max-tiles", type=int, metavar="N", help="cut a picture into at most N tiles (default: the model's)"
-    )
-    options.add_argument(
-        "--low-memory", action="store_true", help="hold one layer at a time, read from disk at every use"
-    )
+    add("--max-tiles", type=int, metavar="N", help="cut a picture into at most N tiles (default: the model's)")
+    add("--low-memory", action="store_true", help="hold one layer at a time, read from disk at every use")
     add_method_options(options)
-    options.add_argument(
-        "--system", metavar="TEXT", type=lambda text: SYSTEMS.get(text, text),
-        help=f"a message before the first turn, in words or by name: {', '.join(SYSTEMS)} (default: the model's own)",
-    )  # fmt: skip
-    options.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="0: prefill only (default: 128)")
-    options.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
-    options.add_argument(
-        "--top-k", type=int, default=0, metavar="N", help="draw from the N most probable; 0: all (default)"
-    )
-    options.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="draw from the most probable that sum to P"
-    )
-    options.add_argument("--seed", type=int, default=0, metavar="N", help="of the drawing (default: 0)")
+    system = f"a message before the first turn, in words or by name: {', '.join(SYSTEMS)} (default: the model's own)"
+    add("--system", metavar="TEXT", type=lambda text: SYSTEMS.get(text, text), help=system)
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="0: prefill only (default: 128)")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    add("--top-k", type=int, default=0, metavar="N", help="draw from the N most probable; 0: all (default)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="draw from the most probable that sum to P")
+    add("--seed", type=int, default=0, metavar="N", help="random seed for sampling (default: 0)")
 
 
 def check_question(image: str | None, prompt: str) -> None:
@@ -70,12 +55,9 @@ def check_question(image: str | None, prompt: str) -> None:
     if image == "":
         raise InputError("the name of the picture is empty; to ask without a picture, leave it out")
     if os.path.isfile(prompt):
-        swapped = image is not None and not os.path.isfile(image)
-        raise InputError(
-            f"{prompt} is a file where the question belongs: first the picture, then the question"
-            if swapped
-            else f"the question is missing: {prompt} is a file"
-        )
+        if image is None or os.path.isfile(image):
+            raise InputError(f"the question is missing: {prompt} is a file")
+        raise InputError(f"{prompt} is a file where the question belongs: first the picture, then the question")
 
 
 def sampling(chosen: argparse.Namespace) -> dict[str, Any]:

@@ -54,11 +54,9 @@ def exit_code(error: Exception) -> int:
         return refuse("this needs more memory than the machine has")
     if isinstance(error, OSError):  # of a file, or no room or no reader where standard output goes
         silence(sys.stdout)
-        return (
-            0
-            if isinstance(error, BrokenPipeError)
-            else refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
-        )
+        if isinstance(error, BrokenPipeError):
+            return 0
+        return refuse(f"{error.filename or 'standard output'}: {error.strerror or error}")
     if isinstance(error.__context__, KeyboardInterrupt):  # what was interrupted could not tidy up
         return interrupts.INTERRUPTED
     raise error
@@ -114,10 +112,10 @@ def open_streams() -> None:
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
         if name == "stdout" and sys.stdout.isatty():
-            setattr(sys, name, Shown(sys.stdout))
+            setattr(sys, name, VisibleStream(sys.stdout))
 
 
-class Shown:
+class VisibleStream:
     """Standard output where it is a terminal: whatever is printed, it gets no character that it would obey."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -183,8 +181,8 @@ class Progress:
         self._began, self._shown = float("inf"), 0
 
 
-class Told(Sequence):
-    """A decoder's layers that tell a `Progress` which of them is asked for."""
+class WatchedLayers(Sequence):
+    """A decoder's layers that report to a `Progress` which of them is read."""
 
     def __init__(self, layers: Sequence, progress: Progress) -> None:
         self._layers, self._progress = layers, progress
@@ -203,7 +201,7 @@ def watched(vlm: VLM) -> tuple[VLM, Progress]:
     if not sys.stderr.isatty():
         return vlm, progress
     vlm, vision = copy.copy(vlm), vlm.parts.vision
-    vlm.decoder = replace(vlm.decoder, layers=Told(vlm.decoder.layers, progress))
+    vlm.decoder = replace(vlm.decoder, layers=WatchedLayers(vlm.decoder.layers, progress))
     if vision:
         done = total = 0
 

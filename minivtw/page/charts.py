@@ -1,10 +1,10 @@
-"""Charts as SVG text: for the report, where they live in the page, and for the docs, where each is a file of its own.
+"""Charts as SVG text: for the report, where they are part of the page, and for the docs, where each is a file.
 
 Every column of a chart, most often a layer, is covered by an invisible band with its numbers as a `<title>`: hovering
 shows them, in a page or in a bare file. Colours come from the style sheet, for light and for dark.
 """
 
-import re
+from collections.abc import Iterable, Sequence
 from html import escape
 
 import numpy as np
@@ -39,35 +39,25 @@ def power_of_ten(power: int) -> str:
     return f"{10**power:g}" if -2 <= power <= 3 else f"10{raised}"
 
 
-def svg(body, height=HEIGHT, label=""):
-    """A whole drawing, WIDTH wide, that scales with its surroundings. `label` is for those who hear the page."""
+def svg(body: Iterable[str], height: float = HEIGHT, label: str = "") -> str:
+    """A whole drawing, WIDTH wide, that scales with its surroundings. `label` is read by screen readers."""
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
     return head + "".join(body) + "</svg>"
 
 
-def standalone(drawing: str) -> str:
-    """A drawing as a file of its own, with its style inside; its colours are written out, for viewers without var()."""
-    light, dark = (dict(re.findall(r"--([\w-]+): (#\w+)", part)) for part in COLORS.split("@media"))
-    style = STYLE + "svg.chart { background: var(--paper); }"
-    written = [re.sub(r"var\(--([\w-]+)\)", lambda name: colors[name[1]], style) for colors in (light, dark)]
-    style = f"<style>{written[0]}@media (prefers-color-scheme: dark) {{{written[1]}}}</style>"
-    start = drawing.index(">") + 1
-    return drawing[:start].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ') + style + drawing[start:] + "\n"
-
-
-def text(x, y, words, anchor="middle", kind=""):
+def text(x: float, y: float, words: object, anchor: str = "middle", kind: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(str(words))}</text>'
 
 
-def line(x1, y1, x2, y2, kind):
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
-def rectangle(x, y, width, height, kind):
+def rectangle(x: float, y: float, width: float, height: float, kind: str) -> str:
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{max(height, 0):.1f}" class="{kind}"/>'
 
 
-def band(column, area, tip):
+def band(column: int, area: str, tip: str) -> str:
     """A part of the drawing that says what it shows when it is pointed at."""
     return f'<g data-column="{column}">{area}<title>{escape(tip)}</title></g>'
 
@@ -75,23 +65,23 @@ def band(column, area, tip):
 class Axes:
     """Where columns and values lie in the plot: shares from 0 to 1, or, with `decades` (low, high), powers of ten."""
 
-    def __init__(self, columns, decades=None):
+    def __init__(self, columns: Sequence, decades: tuple[int, int] | None = None) -> None:
         self.columns = columns  # the name of each, shown below
         self.decades = decades
         self.step = (WIDTH - LEFT - RIGHT) / len(columns)
 
-    def x(self, column):
+    def x(self, column: int) -> float:
         """The middle of a column."""
         return LEFT + (column + 0.5) * self.step
 
-    def y(self, value):
+    def y(self, value: float) -> float:
         bottom = HEIGHT - BOTTOM
         if self.decades:
             low, high = self.decades
             value = (np.log10(max(value, 10.0**low)) - low) / (high - low)
         return bottom - min(max(value, 0), 1.05) * (bottom - TOP)
 
-    def drawn(self, x_name, y_name):
+    def drawn(self, x_name: str, y_name: str) -> list[str]:
         """The grid, with its numbers and names."""
         if self.decades:
             ticks = [(10.0**power, power_of_ten(power)) for power in range(self.decades[0], self.decades[1] + 1)]
@@ -107,7 +97,7 @@ class Axes:
         body.append(text(2, 12, y_name, "start", "strong"))
         return body
 
-    def withdrawal(self, layer):
+    def withdrawal(self, layer: int | None) -> list[str]:
         """A line where the image leaves."""
         if layer is None or layer >= len(self.columns):
             return []
@@ -115,7 +105,7 @@ class Axes:
         side, anchor = (-5, "end") if layer > len(self.columns) / 2 else (5, "start")
         return [line(x, TOP - 14, x, HEIGHT - BOTTOM, "mark"), text(x + side, TOP - 7, words, anchor, "marked")]
 
-    def bands(self, tips):
+    def bands(self, tips: Iterable[str]) -> list[str]:
         """What a column says when it is pointed at."""
         return [
             band(i, rectangle(self.x(i) - self.step / 2, TOP, self.step, HEIGHT - TOP - BOTTOM, "band"), tip)
@@ -123,9 +113,9 @@ class Axes:
         ]
 
 
-def legend(entries):
+def legend(entries: Sequence[tuple[str, str]]) -> list[str]:
     """Names with their colours, right-aligned above the plot. entries: [(name, kind)]."""
-    x, body = float(WIDTH - RIGHT), []
+    x, body = float(WIDTH - RIGHT), list[str]()
     for name, kind in reversed(entries):
         x -= 7.9 * len(name)  # about the width of 13 px letters
         body.append(text(x, 12, name, "start"))
@@ -135,7 +125,15 @@ def legend(entries):
     return body
 
 
-def line_chart(columns, series, names, decades=None, threshold=None, layer=None, label=""):
+def line_chart(
+    columns: Sequence,
+    series: Sequence[tuple[str, str, Sequence[float] | np.ndarray]],
+    names: tuple[str, str],
+    decades: tuple[int, int] | None = None,
+    threshold: float | None = None,
+    layer: int | None = None,
+    label: str = "",
+) -> str:
     """Lines over columns.
 
     series: [(name, colour and style, values)]; names: (below, above); layer: where the image leaves.
@@ -163,8 +161,16 @@ def line_chart(columns, series, names, decades=None, threshold=None, layer=None,
     return svg(body, label=label)
 
 
-def stacked_bars(columns, groups, shares, names, even=None, layer=None, label=""):
-    """A bar a column, cut into shares that sum to 1. shares: (columns, groups); even: what attention without preference
+def stacked_bars(
+    columns: Sequence,
+    groups: Sequence[str],
+    shares: Sequence[Sequence[float]] | np.ndarray,
+    names: tuple[str, str],
+    even: float | None = None,
+    layer: int | None = None,
+    label: str = "",
+) -> str:
+    """A bar per column, cut into shares that sum to 1. shares: (columns, groups); even: what attention without preference
     would give the first group, drawn as a line."""
     axes = Axes(columns)
     body = axes.drawn(*names)

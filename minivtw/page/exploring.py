@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ..analysis.migration import swapped, walk_through
 from ..checkpoints.hub import model_name
 from ..errors import InputError
 from ..inputs.opening import open_image
@@ -20,7 +21,7 @@ from ..methods.text import Method, check, spec_of
 from ..methods.withdrawal import then
 from ..model.cache import KVCache
 from ..model.decoder import decoder_layer, forward
-from ..model.tokens import EmbeddedPrompt, arriving
+from ..model.tokens import arriving
 from ..vlm import VLM
 from . import watching
 from .page import as_seen, data_url, packed, patches, thumbnail
@@ -30,7 +31,7 @@ MOST_HELD = 500_000_000  # bytes of pictures' files and embedded questions; the 
 SMALL = 96, 96  # pixels of a sample to choose
 
 
-class Held(collections.OrderedDict[str, Any]):
+class Newest(collections.OrderedDict[str, Any]):
     """The newest of what was made, by the text that it was made from: MOST_HELD bytes of it, or the last alone."""
 
     size = 0
@@ -53,7 +54,7 @@ class Explorer:
         if not vlm.parts.vision:
             raise InputError(f"{vlm.folder} is a language model that sees nothing; there is no picture to explore")
         self.vlm, self.method, self.own = vlm, method, spec_of(method)
-        self.held = Held()
+        self.held = Newest()
         self.lock = threading.Lock()  # one computation at a time
         self.samples = [] if image is None else [self.sample(image, "What color is the star?", "")]
         shipped = read_questions(embedded_folder() / "samples")
@@ -79,26 +80,27 @@ class Explorer:
             raise InputError("this picture is no longer held; choose it again")
         return io.BytesIO(self.held.made(name, lambda: content))  # whatever is asked about is among the newest
 
-    def asked_about(self, content: dict, which: str = "picture") -> watching.Asked:
-        name, question = text(content, which), text(content, "question")
+    def question(self, content: dict, which: str = "picture") -> watching.EmbeddedQuestion:
+        name, words = required_text(content, which), required_text(content, "question")
         picture = self.picture(name)
-        return self.held.made(f"{name} {question}", lambda: watching.ask(self.vlm, picture, question))
+        return self.held.made(f"{name} {words}", lambda: watching.ask(self.vlm, picture, words))
 
-    def under(self, content: dict) -> Method | None:
+    def requested_method(self, content: dict) -> Method | None:
         """The method of a request: patches clicked away, a picture swapped, then what was chosen."""
-        spec, swap, parts = text(content, "method"), content.get("swap") or {}, list[Method]()
+        spec, swap, parts = required_text(content, "method"), content.get("swap") or {}, list[Method]()
         if not isinstance(swap, dict):
             raise InputError("the request has a swap that is no object")
         if spec:  # its text is checked before anything runs; a file may only be the one that the page was started with
             method = check(method_of(spec, files=spec == self.own), self.vlm.config.layers) or then()
-            parts.append(with_tower(method, self.asked_about(content).tower))
+            parts.append(with_tower(method, self.question(content).tower))
         if swap:
-            first, stop = sorted(whole_numbers([swap.get("first"), swap.get("stop")], self.vlm.config.layers + 1))
-            ours, theirs = plain(self.asked_about(content)), plain(self.asked_about(content | swap, "other"))
-            parts.insert(0, watching.swapped(self.vlm.decoder, ours, theirs, first, stop))
+            first, stop = sorted(indices([swap.get("first"), swap.get("stop")], self.vlm.config.layers + 1))
+            both = self.question(content), self.question(content | swap, "other")
+            own, other = (walk_through(self.vlm.decoder, each.embedded) for each in both)
+            parts.insert(0, swapped(own, other, range(first, stop)))
         if content.get("gone"):
-            places = len(self.asked_about(content).hidden)
-            parts.insert(0, watching.without(whole_numbers(content["gone"], places)))
+            places = len(self.question(content).hidden)
+            parts.insert(0, watching.without(indices(content["gone"], places)))
         return then(*parts) if len(parts) > 1 else parts[0] if parts else None
 
     # The requests.
@@ -126,51 +128,48 @@ class Explorer:
 
     def ask(self, content: dict) -> dict:
         """A question about a picture: its tokens, the picture as the model sees it, what it says left alone."""
-        asked = self.asked_about(content)
-        tokens = zip(asked.prompt.token_ids.tolist(), asked.prompt.is_visual)
-        assert self.vlm.parts.vision and asked.prompt.tiles is not None  # there was a picture
+        question = self.question(content)
+        prompt, vision = question.prompt, self.vlm.parts.vision
+        tokens = zip(prompt.token_ids.tolist(), prompt.is_visual)
+        assert vision and prompt.tiles is not None  # there was a picture
         return {
             "words": [None if is_visual else watching.token_text(self.vlm, token) for token, is_visual in tokens],
-            "tiles": [data_url(tile) for tile in as_seen(self.vlm.parts.vision, asked.prompt.tiles)],
-            "patches": patches(self.vlm.parts.vision, len(asked.prompt.tiles), int(asked.prompt.is_visual.sum())),
-            "full": asked.answer.text,
+            "tiles": [data_url(tile) for tile in as_seen(vision, prompt.tiles)],
+            "patches": patches(vision, len(prompt.tiles), int(prompt.is_visual.sum())),
+            "full": question.answer.text,
         }
 
     def frame(self, content: dict) -> dict:
         """The answer under a method, and what it took: `watching.frame`. Where the picture is tampered with, also how
         likely the answer stays that the model gives when it is left alone, and the one about the picture swapped in."""
-        asked, method, swap = self.asked_about(content), self.under(content), content.get("swap")
-        frame, sides = watching.frame(self.vlm, asked, method), []
+        question, method, swap = self.question(content), self.requested_method(content), content.get("swap")
+        frame, sides = watching.frame(self.vlm, question, method), []
         if swap or content.get("gone"):
-            rivals = [asked, self.asked_about(content | swap, "other")] if swap else [asked]
+            rivals = [question, self.question(content | swap, "other")] if swap else [question]
             answers = [each.answer.token_ids for each in rivals]
-            sides = [watching.probability(self.vlm.decoder, plain(asked), answer, method) for answer in answers]
+            sides = [watching.probability(self.vlm.decoder, question.embedded, answer, method) for answer in answers]
         return frame | {"method": content["method"] or None, "sides": sides}
 
     def eyes(self, content: dict) -> dict:
-        """One token on its way: where it looks, who looks at it, what the lens reads there."""
-        asked, answer = self.asked_about(content), content.get("ids")
-        ids = whole_numbers(answer, self.vlm.config.vocabulary)[: watching.LONGEST_ANSWER] or [0]
-        token = whole_numbers([content.get("token")], len(asked.hidden) + len(ids) - 1)
-        seen = watching.eyes(self.vlm.decoder, plain(asked), ids, self.under(content), token)
-        return packed(seen.looks[0]) | {
+        """One token: what it attends to, what attends to it, what the lens reads there, layer by layer."""
+        question, answer = self.question(content), content.get("ids")
+        ids = indices(answer, self.vlm.config.vocabulary)[: watching.LONGEST_ANSWER] or [0]
+        token = indices([content.get("token")], len(question.hidden) + len(ids) - 1)
+        traces = watching.traces(self.vlm.decoder, question.embedded, ids, self.requested_method(content), token)
+        return packed(traces.attention[0]) | {
             "heads": self.vlm.config.heads,
-            "tokens": seen.looks.shape[-1],
-            "seen": packed(seen.seen[0]),
-            "readings": watching.readings(self.vlm, seen.states[0]),
+            "tokens": traces.attention.shape[-1],
+            "seen": packed(traces.received[0]),
+            "readings": watching.readings(self.vlm, traces.states[0]),
         }
 
     def layer(self, content: dict) -> dict:
         """The arithmetic of a layer under a method: every statement that ran, with its arrays."""
-        prompt, method = plain(self.asked_about(content)), self.under(content)
-        (layer,) = whole_numbers([content.get("layer")], self.vlm.config.layers)
+        prompt, method = self.question(content).embedded, self.requested_method(content)
+        (layer,) = indices([content.get("layer")], self.vlm.config.layers)
         tokens = forward(self.vlm.decoder, arriving(*prompt, KVCache(self.vlm.config)), method, stop=layer)
         tokens = method(layer, tokens) if method else tokens
         return called_json(unfolded(decoder_layer, self.vlm.decoder, layer, tokens))
-
-
-def plain(asked: watching.Asked) -> EmbeddedPrompt:
-    return EmbeddedPrompt(asked.hidden, asked.prompt.is_visual)
 
 
 def called_json(called: Called) -> dict:
@@ -187,15 +186,15 @@ def called_json(called: Called) -> dict:
     return {"name": called.name, "summary": called.summary, "steps": steps}
 
 
-def text(content: dict, name: str) -> str:
+def required_text(content: dict, name: str) -> str:
     """Raise InputError unless the request has this text."""
     if not isinstance(content.get(name), str):
         raise InputError(f"the request lacks {name}")
     return content[name]
 
 
-def whole_numbers(values: Any, stop: int) -> list[int]:
-    """Raise InputError unless these are whole numbers from 0 to stop - 1."""
+def indices(values: Any, stop: int) -> list[int]:
+    """Raise InputError unless these are integers from 0 to stop - 1."""
     if not isinstance(values, list) or not all(type(value) is int and 0 <= value < stop for value in values):
         raise InputError(f"this request names layers or tokens that are not there: they go from 0 to {stop - 1}")
     return values

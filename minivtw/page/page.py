@@ -3,44 +3,21 @@
 """
 
 import base64
-import hashlib
 import io
 import json
 import pathlib
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..analysis.settling import GROUPS
 from ..checkpoints.parts import VisionParts
-from .charts import COLORS, STYLE, line_chart, stacked_bars
+from .charts import COLORS, STYLE
 
 PACKAGE = pathlib.Path(__file__).parent.parent
 PAGES = pathlib.Path(__file__).parent / "files"
 THUMBNAIL = 64, 192  # rows and columns at most; of larger arrays every so-many-th number is shown
-
-
-class Story(NamedTuple):
-    """All that a report tells; `page` only lays it out."""
-
-    model: str
-    question: str
-    tiles: list[Image.Image]  # the picture as the model sees it
-    words: list[str | None]  # the prompt's tokens; None: a visual one
-    patches: list[int]  # of each tile, those that are a visual token of their own
-    frames: list[dict]  # `watching.frame` at every K from 0 to the number of layers
-    layer: int | None  # the K to begin with; None: with `own`
-    own: dict | None  # the frame of another method
-    looks: (
-        np.ndarray
-    )  # (tokens, layers, tokens) where each looks, nothing left out; mean over heads; visual rows are zero
-    shares: dict  # {"withdrawn": (layers, groups), "full": the same}: attention of the text
-    even: float  # the image's share if attention were even
-    worst: np.ndarray  # (layers,) KL of the answer's worst token, nats
-    eta: float
-    seconds: dict  # {"withdrawn": {phase: seconds}, "full": the same}
 
 
 def data_url(image: Image.Image) -> str:
@@ -132,75 +109,3 @@ def source_html(name: str) -> str | None:
     )
     up = "../" * (name.count("/") + 1)  # to the page itself
     return filled("source.html", {"name": escape(f"minivtw/{name}"), "up": up, "lines": listing})
-
-
-def report_data(story: Story) -> dict[str, Any]:
-    """What the script of the report needs."""
-    layers = len(story.frames) - 1
-    eyes = {
-        token: packed(looks) | {"heads": 1, "tokens": looks.shape[-1]}
-        for token, (looks, word) in enumerate(zip(story.looks, [*story.words, *[""] * len(story.looks)]))
-        if word is not None
-    }
-    return {
-        "layers": layers,
-        "words": story.words,
-        "patches": story.patches,
-        "frames": story.frames,
-        "layer": story.layer,
-        "own": story.own,
-        "eyes": eyes,
-    }
-
-
-def tiles_html(tiles: list[Image.Image]) -> str:
-    """The pictures; the script lays the patches over them."""
-    return "".join(f'<div class="tile"><img src="{data_url(tile)}" alt=""></div>' for tile in tiles)
-
-
-def seconds_words(seconds: dict) -> str:
-    now, full = seconds["withdrawn"], seconds["full"]
-    return ", ".join(
-        f"{phase} {now[phase] * 1e3:.1f} ms instead of {full[phase] * 1e3:.1f}" for phase in ("prefill", "decode")
-    )
-
-
-def page(story: Story) -> str:
-    """The whole report, text of an HTML file."""
-    curve = np.array([frame["kl"] for frame in story.frames[:-1]])
-    layers = list(range(len(curve)))
-    lowest = np.log10(max(min(curve.min(), story.worst.min(), story.eta), 1e-6))
-    decades = int(np.floor(lowest)), int(max(np.ceil(np.log10(max(story.worst.max(), 1e-6))), 0))
-    order = [GROUPS.index(group) for group in ("visual", "sink", "nearest", "other")]
-    bars = {
-        name: stacked_bars(
-            layers, [GROUPS[i] for i in order], shares[:, order], ("layer", "attention of the text"),
-            even=story.even, layer=story.layer if name == "withdrawn" else None,
-            label="where the text's attention goes, layer by layer",
-        )
-        for name, shares in story.shares.items()
-    }  # fmt: skip
-    script = part("wall.js") + part("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return filled(
-        "report.html",
-        {
-            "style": page_css(),
-            "wall": part("wall.html"),
-            "left": '<p class="question"><!--question--></p><div class="chips"><button type="button" id="own"></button></div>',
-            "digest": digest,
-            "script": script,
-            "tiles": tiles_html(story.tiles),
-            "curve": line_chart(
-                layers, [("next token", "visual", curve), ("worst token", "sink dashed", story.worst)],
-                ("layer", "KL, nats"), decades, story.eta, story.layer, label="KL divergence for each withdrawal layer",
-            ),
-            "bars withdrawn": bars["withdrawn"],
-            "bars full": bars["full"],
-            "even": f"{story.even:.0%}",
-            "seconds": seconds_words(story.seconds),
-            "model": escape(story.model),
-            "question": escape(story.question),
-            "data": as_json(report_data(story)),
-        },
-    )  # fmt: skip

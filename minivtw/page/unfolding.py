@@ -9,11 +9,13 @@ import functools
 import pathlib
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 PACKAGE = pathlib.Path(__file__).parent.parent
+TraceFunction = Callable[[FrameType, str, Any], Any]
 
 
 class Step(NamedTuple):
@@ -34,19 +36,24 @@ class Called(NamedTuple):
     steps: list[Step]
 
 
-class Frame:
+class RunningFunction:
     """A function while it runs."""
 
-    def __init__(self, path):
-        self.path, self.line, self.known, self.made = path, None, {}, {}
-        self.steps, self.inside, self.lines = [], [], set()
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.line: int | None = None
+        self.known: dict[str, Any] = {}
+        self.made: dict[str, np.ndarray] = {}
+        self.steps: list[Step] = []
+        self.inside: list[Called] = []
+        self.lines: set[int] = set()
 
-    def is_new(self, name, value):
+    def is_new(self, name: str, value: np.ndarray) -> bool:
         """Whether a name stands for another array than before, or for the same with other numbers in it."""
         is_other = self.known.get(name) is not value
         return is_other or (name in self.made and not np.array_equal(self.made[name], value))
 
-    def passed(self, line, names, returned=None):
+    def passed(self, line: int | None, names: dict[str, Any], returned: Any = None) -> None:
         """The line before this one has run, and these are the function's names now."""
         arrays = {
             name: value.copy()  # what comes next may write into it
@@ -68,16 +75,16 @@ class Frame:
 
 
 @functools.cache
-def statements(path):
+def statements(path: str) -> list[tuple[int, int]]:
     """The simple statements and headers of a Python file: [(first line, last line)]."""
     found = []
     for node in ast.walk(ast.parse(pathlib.Path(path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.stmt) and not hasattr(node, "body"):
-            found.append((node.lineno, node.end_lineno))
+            found.append((node.lineno, node.end_lineno or node.lineno))
     return found
 
 
-def statement(path, line):
+def statement(path: str, line: int) -> tuple[int, str]:
     """The first line, and the text, of the statement that a line belongs to."""
     first, last = next((span for span in statements(path) if span[0] <= line <= span[1]), (line, line))
     lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()[first - 1 : last]
@@ -86,17 +93,17 @@ def statement(path, line):
 
 def unfolded(function: Callable[..., Any], *arguments: Any) -> Called:
     """Run a function of `minivtw.model` and note what every statement made, in it and in what it calls there."""
-    running: list[Frame] = []
+    running: list[RunningFunction] = []
     whole: list[Called] = []
 
-    def trace(frame, event, argument):
+    def trace(frame: FrameType, event: str, argument: Any) -> TraceFunction | None:
         code = frame.f_code
         if not code.co_filename.startswith(str(PACKAGE / "model")) or code.co_name.startswith(("<", "_")):
             return None
-        running.append(Frame(code.co_filename))
+        running.append(RunningFunction(code.co_filename))
         return local
 
-    def local(frame, event, argument):
+    def local(frame: FrameType, event: str, argument: Any) -> TraceFunction:
         if event == "line":
             running[-1].passed(frame.f_lineno, frame.f_locals)
         elif event == "return":

@@ -1,19 +1,18 @@
-"""A question watched: what the model says under a method, what every layer carries, where a token looks.
+"""A question watched: what the model says under a method, what every layer carries, what a token attends to.
 
-One `Asked` holds what all methods share, the embedded prompt and the answer of the model that is left alone. `frame`
+One `EmbeddedQuestion` holds what all methods share, the embedded prompt and the answer of the model that is left alone. `frame`
 is one position of the wall: an answer with what it took. The page of `minivtw.explore` asks for frames as a hand moves,
 `minivtw.report` writes all of them into its page beforehand.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..analysis.migration import answer_probability
 from ..counting import Clock
-from ..errors import InputError
 from ..inputs.prompts import Prompt
 from ..methods.text import Method, spec_of
 from ..model.cache import KVCache
@@ -21,7 +20,7 @@ from ..model.decoder import Decoder, forward, logits
 from ..model.layers import softmax
 from ..model.tokens import EmbeddedPrompt, Tokens, arriving
 from ..model.vision import Tower
-from ..search.layer import divergence, log_softmax
+from ..search.layer import divergence
 from ..vlm import VLM, Answer, Chat
 
 LONGEST_ANSWER = 32  # tokens
@@ -29,8 +28,8 @@ READINGS = 3  # tokens shown of what a layer would say
 GONE, READ, WORKED = 0, 1, 2  # what becomes of a token in a layer: left before it, only read there, worked on
 
 
-class Asked(NamedTuple):
-    """A question about a picture, embedded, and what the model says to it when it is left alone."""
+class EmbeddedQuestion(NamedTuple):
+    """A question about an image, embedded, and what the model says to it when it is left alone."""
 
     prompt: Prompt
     hidden: np.ndarray  # (tokens, width) float32
@@ -38,19 +37,23 @@ class Asked(NamedTuple):
     logits: np.ndarray  # (vocabulary,) of the answer's first token
     tower: Tower | None  # what the vision tower knows, for methods that ask (`before.with_tower`)
 
+    @property
+    def embedded(self) -> EmbeddedPrompt:
+        return EmbeddedPrompt(self.hidden, self.prompt.is_visual)
+
     def __sizeof__(self) -> int:
         """Bytes of its arrays, which are nearly all of it."""
         arrays = self.hidden, self.logits, self.prompt.tiles, *(self.tower.entering if self.tower else [])
         return sum(array.nbytes for array in arrays if array is not None)
 
 
-def ask(vlm: VLM, picture: Any, question: str) -> Asked:
+def ask(vlm: VLM, image: Any, text: str) -> EmbeddedQuestion:
     """Embed a question and answer it with every token in every layer. Raises InputError."""
-    prompt = vlm.prepare(picture, question)
+    prompt = vlm.prepare(image, text)
     tower = vlm.tower()
     hidden = vlm.embed(prompt, tower=tower)
     answer, first, _ = responded(vlm, prompt, hidden, None)
-    return Asked(prompt, hidden, answer, first, tower)
+    return EmbeddedQuestion(prompt, hidden, answer, first, tower)
 
 
 def responded(
@@ -61,15 +64,15 @@ def responded(
     marks: list[np.ndarray] = []
     first: list[np.ndarray] = []
 
-    def marking(index, tokens):
+    def marking(index: int, tokens: Tokens) -> Tokens:
         tokens = method(index, tokens) if method else tokens
         if index == len(marks):  # the prompt comes first; tokens that are fed back find every layer marked
             marks.append(np.full(len(prompt.token_ids), GONE, np.uint8))
             marks[index][tokens.positions] = READ
-            marks[index][asking(tokens)] = WORKED
+            marks[index][worked_on(tokens)] = WORKED
         return tokens
 
-    def likeliest_token(scores):
+    def likeliest_token(scores: np.ndarray) -> int:
         first.append(scores)
         return int(scores.argmax())
 
@@ -77,7 +80,7 @@ def responded(
     return answer, first[0], np.array(marks)
 
 
-def asking(tokens: Tokens) -> np.ndarray:
+def worked_on(tokens: Tokens) -> np.ndarray:
     """The positions of the tokens that the next layer works on."""
     return tokens.positions if tokens.works is None else tokens.positions[tokens.works]
 
@@ -88,19 +91,19 @@ def wall_layer(method: Method | None) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def frame(vlm: VLM, asked: Asked, method: Method | None) -> dict[str, Any]:
+def frame(vlm: VLM, question: EmbeddedQuestion, method: Method | None) -> dict[str, Any]:
     """One position of the wall: the answer under a method, what each layer carried, and what that cost and changed."""
-    answer, first, marks = responded(vlm, asked.prompt, asked.hidden, method)
+    answer, first, marks = responded(vlm, question.prompt, question.hidden, method)
     flops, cache = answer.stats["flops"], answer.stats["cache"]
     return {
         "method": spec_of(method),
         "answer": answer.text,
         "ids": answer.token_ids,
         "tokens": [token_text(vlm, token) for token in answer.token_ids],
-        "layers": ["".join(map(str, mark)) for mark in marks],  # a digit a token
+        "layers": ["".join(map(str, mark)) for mark in marks],  # a digit per token
         "flops": [flops["prefill"], flops["prefill_without_withdrawal"]],
         "cache": [cache["bytes"], cache["bytes_without_withdrawal"]],
-        "kl": max(float(divergence(first, asked.logits)), 0.0),  # nats; rounding can take it below 0
+        "kl": max(float(divergence(first, question.logits)), 0.0),  # nats; rounding can take it below 0
         "next": likeliest(vlm, first[None])[0],
     }
 
@@ -112,8 +115,7 @@ def probability(decoder: Decoder, prompt: EmbeddedPrompt, answer: Sequence[int],
     if len(answer) > 1:
         following = arriving(decoder.embedding[answer[:-1]], np.zeros(len(answer) - 1, bool), cache)
         hidden = np.concatenate([hidden, forward(decoder, following, method).hidden])
-    said = log_softmax(logits(decoder, hidden))  # (answer, vocabulary)
-    return float(np.exp(said[np.arange(len(answer)), answer].sum()))
+    return answer_probability(decoder, hidden, answer)
 
 
 def likeliest(vlm: VLM, scores: np.ndarray) -> list[list[tuple[str, float]]]:
@@ -131,26 +133,26 @@ def token_text(vlm: VLM, token: int) -> str:
     return vlm.tokenizer.decode([token], skip_special_tokens=False)
 
 
-class Eyes(NamedTuple):
-    """Some tokens of prompt and answer on their way. What a token does in a layer that it does not reach is zero."""
+class Traces(NamedTuple):
+    """Some tokens of prompt and answer, followed through the layers; zero in a layer that a token does not reach."""
 
-    looks: np.ndarray  # (chosen, layers, heads, tokens) where each looks
-    seen: np.ndarray  # (chosen, layers, tokens) how much each other token looks at it; mean over heads
+    attention: np.ndarray  # (chosen, layers, heads, tokens) of each
+    received: np.ndarray  # (chosen, layers, tokens) how much each other token attends to it; mean over heads
     states: np.ndarray  # (chosen, layers + 1, width) embedded, then after each layer; NaN where it is gone
 
 
-def eyes(
+def traces(
     decoder: Decoder, prompt: EmbeddedPrompt, answer: Sequence[int], method: Method | None, chosen: Sequence[int]
-) -> Eyes:
-    """Where tokens look under a method, and who looks at them.
+) -> Traces:
+    """What tokens attend to under a method, and what attends to them.
 
-    chosen: places in the prompt and, behind it, in the answer, whose last token no layer sees. The answer follows the
+    chosen: places in the prompt and, after it, in the answer, whose last token no layer sees. The answer follows the
     prompt through the cache, as it does when it is spoken.
     """
     config, cache = decoder.config, KVCache(decoder.config)
     total = len(prompt.hidden) + len(answer) - 1
-    looks = np.zeros((len(chosen), config.layers, config.heads, total), np.float32)
-    seen = np.zeros((len(chosen), config.layers, total), np.float32)
+    attention = np.zeros((len(chosen), config.layers, config.heads, total), np.float32)
+    received = np.zeros((len(chosen), config.layers, total), np.float32)
     states = np.full((len(chosen), config.layers + 1, config.width), np.nan, np.float32)
     said = EmbeddedPrompt(decoder.embedding[answer[:-1]], np.zeros(len(answer) - 1, bool))
     for part in (prompt, said)[: 1 + (len(answer) > 1)]:
@@ -158,20 +160,20 @@ def eyes(
         note_states(states[:, 0], chosen, tokens)
         for index in range(config.layers):
             tokens = method(index, tokens) if method else tokens
-            rows, keys = asking(tokens), []
+            rows, keys = worked_on(tokens), []
             tokens = forward(decoder, tokens, None, index, index + 1, lambda name, array: keys.append(array))
             attended = keys[0]  # (heads, rows, cached)
             cached = cache[index].positions
             for place, token in enumerate(chosen):
                 if token in rows:
-                    looks[place, index][:, cached] = attended[:, np.searchsorted(rows, token)]
+                    attention[place, index][:, cached] = attended[:, np.searchsorted(rows, token)]
                 if token in cached:
-                    seen[place, index, rows] = attended[:, :, np.searchsorted(cached, token)].mean(0)
+                    received[place, index, rows] = attended[:, :, np.searchsorted(cached, token)].mean(0)
             note_states(states[:, index + 1], chosen, tokens)
-    return Eyes(looks, seen, states)
+    return Traces(attention, received, states)
 
 
-def note_states(states, chosen, tokens):
+def note_states(states: np.ndarray, chosen: Sequence[int], tokens: Tokens) -> None:
     """Write down the hidden states of the chosen tokens that are there. states: (chosen, width), written to."""
     for place, token in enumerate(chosen):
         if token in tokens.positions:
@@ -188,38 +190,3 @@ def readings(vlm: VLM, states: np.ndarray) -> list[list[tuple[str, float]] | Non
 def without(gone: Sequence[int]) -> Method:
     """Visual tokens that are clicked away: they never enter. gone: their places in the prompt."""
     return lambda index, tokens: tokens[~(np.isin(tokens.positions, gone) & tokens.is_visual)] if index == 0 else tokens
-
-
-def swapped(decoder: Decoder, prompt: EmbeddedPrompt, other: EmbeddedPrompt, first: int, stop: int) -> Method:
-    """In layers first … stop - 1 the visual tokens are those of another picture with the same question.
-
-    What is visual comes before the question and never sees it, so both pictures' tokens take their own way through the
-    stack whatever the text does, and only the doors of the two layers need to do anything.
-    """
-    if not np.array_equal(prompt.is_visual, other.is_visual):
-        raise InputError("only a picture that becomes as many tokens, at the same places, can be swapped in")
-    ours, theirs = (visual_states(decoder, each, {first, stop}) for each in (prompt, other))
-
-    def method(index: int, tokens: Tokens) -> Tokens:
-        if index not in (first, stop) or first == stop or not tokens.is_visual.any():
-            return tokens
-        hidden = tokens.hidden.copy()
-        hidden[tokens.is_visual] = (theirs if index == first else ours)[index][tokens.positions[tokens.is_visual]]
-        return replace(tokens, hidden=hidden)
-
-    return method
-
-
-def visual_states(decoder: Decoder, prompt: EmbeddedPrompt, layers: set[int]) -> dict[int, np.ndarray]:
-    """A prompt's states at the doors of some layers, each (tokens, width)."""
-    states: dict[int, np.ndarray] = {}
-
-    def noting(index, tokens):
-        if index in layers:
-            states[index] = tokens.hidden
-        return tokens
-
-    forward(
-        decoder, arriving(*prompt, KVCache(decoder.config)), noting, stop=min(max(layers) + 1, decoder.config.layers)
-    )
-    return states

@@ -7,15 +7,18 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ..model.blocks import THREADS, blas_function, row_blocks, side_by_side
 
+Measure = Callable[[], dict[Any, float]]  # seconds, or speeds, by what they are of
 
-def rounds(measures: list[Callable[[], dict[str, float]]], count: int) -> dict[str, list[float]]:
-    """Call each measure once a round, after one round that only warms up. Returns what each name measured, in order."""
-    taken: dict[str, list[float]] = {}
+
+def rounds(measures: list[Measure], count: int) -> dict[Any, list[float]]:
+    """Call each measure once per round, after one round that only warms up. Returns what each name measured, in order."""
+    taken: dict[Any, list[float]] = {}
     for turn in range(count + 1):
         for measure in measures:
             for name, value in measure().items():

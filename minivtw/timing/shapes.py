@@ -45,26 +45,26 @@ SHAPES = {
 class Weights:
     """Random weights, about as large as trained ones."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._random = np.random.default_rng(0)
 
-    def array(self, *shape):
+    def array(self, *shape: int) -> np.ndarray:
         values = self._random.standard_normal(shape, np.float32)
         values *= np.float32(0.02)
         return values
 
-    def matrix(self, into, out):
+    def matrix(self, into: int, out: int) -> np.ndarray:
         """(into, out), laid out as checkpoints store it: each output's weights side by side."""
         return self.array(out, into).T
 
-    def linear(self, into, out, has_bias=True):
+    def linear(self, into: int, out: int, has_bias: bool = True) -> Linear:
         return Linear(self.matrix(into, out), self.array(out) if has_bias else None)
 
-    def norm(self, width):
+    def norm(self, width: int) -> LayerNorm:
         return LayerNorm(1 + self.array(width), self.array(width))
 
 
-def random_vision(config, weights):
+def random_vision(config: VisionConfig, weights: Weights) -> Vision:
     """A vision tower of these sizes."""
     width, patch = config.width, 3 * config.patch_size**2
     layers = [
@@ -89,7 +89,7 @@ def random_vision(config, weights):
     )
 
 
-def random_decoder(config, weights):
+def random_decoder(config: DecoderConfig, weights: Weights) -> Decoder:
     """A decoder of these sizes."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     layers = [
@@ -107,14 +107,14 @@ def random_decoder(config, weights):
     return Decoder(config, weights.array(config.vocabulary, width), layers, 1 + weights.array(width), head)
 
 
-def random_model(shape):
+def random_model(shape: str) -> VLM:
     """A `VLM` of one of `SHAPES`. It has no tokenizer to speak of, so it computes and does not talk."""
     vision_config, factor, decoder_config = SHAPES[shape]
     weights = Weights()
     wide, width = vision_config.width, decoder_config.width
     if factor:
-        connector = ShuffleConnector(weights.linear(wide * factor**2, width, has_bias=False), factor)
-        to_tokens = functools.partial(shuffle_connect, connector)
+        shuffle = ShuffleConnector(weights.linear(wide * factor**2, width, has_bias=False), factor)
+        to_tokens = functools.partial(shuffle_connect, shuffle)
     else:
         connector = Connector(weights.linear(wide, width), weights.linear(width, width), "gelu")
         to_tokens = functools.partial(connect, connector)
@@ -124,7 +124,7 @@ def random_model(shape):
     return VLM(pathlib.Path(shape), parts, Tokenizer(models.BPE()), frozenset())
 
 
-def visual_tokens(shape):
+def visual_tokens(shape: str) -> int:
     """Visual tokens of one tile."""
     vision, factor, _ = SHAPES[shape]
     return vision.features // (factor or 1) ** 2

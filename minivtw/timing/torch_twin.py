@@ -1,12 +1,18 @@
 """The same model in transformers, on the same weights in memory, to measure beside ours. Needs torch and transformers."""
 
 import time
+from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
+from ..model.decoder import Decoder
+from ..model.vision import Vision
+from ..vlm import VLM
 
-def with_weights(model, weights):
+
+def with_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
     """The model with these tensors for its parameters; `weights`: by name, without what all names begin with."""
     names = model.state_dict()
     prefix = "vision_model." if any(name.startswith("vision_model.") for name in names) else ""
@@ -15,7 +21,7 @@ def with_weights(model, weights):
     return model.eval()
 
 
-def tower(vision):
+def tower(vision: Vision) -> Any:
     """A CLIP or SigLIP model that computes what `model.vision.encode` does, up to the features' last norm."""
     config = vision.config
     sizes = dict(
@@ -46,17 +52,15 @@ def tower(vision):
     return with_weights(model, weights)
 
 
-def linear_or_norm(name, parameters):
+def linear_or_norm(name: str, parameters: Any) -> dict[str, torch.Tensor]:
     """A `Linear` or `LayerNorm` by transformers' names. A linear map's weight is (out, in) there."""
-    named = {
-        f"{name}.weight": torch.from_numpy(parameters.weight.T)
-    }  # of a norm, which has one axis, T changes nothing
+    named = {f"{name}.weight": torch.from_numpy(parameters.weight.T)}  # of a norm's one axis, T changes nothing
     if parameters.bias is not None:
         named[f"{name}.bias"] = torch.from_numpy(parameters.bias)
     return named
 
 
-def language_model(decoder):
+def language_model(decoder: Decoder) -> Any:
     """A Llama or Qwen2 model on a decoder's weights."""
     config = decoder.config
     sizes = dict(
@@ -90,21 +94,21 @@ def language_model(decoder):
 class Twin:
     """What is measured beside a `VLM`: its tower and its decoder."""
 
-    def __init__(self, vlm, threads):
+    def __init__(self, vlm: VLM, threads: int) -> None:
         torch.set_num_threads(threads)
         self.name = f"transformers {transformers.__version__}, torch {torch.__version__}, sdpa, {threads} threads"
-        self.tower = tower(vlm.parts.vision.encoder) if vlm.parts.vision else None
+        self.tower: Any = tower(vlm.parts.vision.encoder) if vlm.parts.vision else None
         self.language_model = language_model(vlm.decoder)
 
     @torch.no_grad()
-    def see(self, tiles):
+    def see(self, tiles: np.ndarray) -> tuple[float, np.ndarray]:
         """Seconds for the tower on tiles (tiles, 3, height, width), all in one batch, and the last tile's features."""
         started = time.perf_counter()
         features = self.tower(pixel_values=torch.from_numpy(tiles)).last_hidden_state
         return time.perf_counter() - started, features[-1].numpy()
 
     @torch.no_grad()
-    def read(self, hidden, new_tokens):
+    def read(self, hidden: np.ndarray, new_tokens: int) -> tuple[float, float, np.ndarray]:
         """(prefill seconds, seconds for one decoded token, the prompt's last logits) for hidden (tokens, width)."""
         prompt, token = torch.from_numpy(hidden[None]), torch.from_numpy(hidden[None, :1])
         started = time.perf_counter()

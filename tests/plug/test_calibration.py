@@ -5,9 +5,9 @@ import json
 import pytest
 
 import minivtw
-from minivtw.calibrate import calibrate
 from minivtw.errors import InputError
 from minivtw.inputs.questions import read_questions
+from minivtw.search.notebook import calibrate
 
 pytestmark = pytest.mark.live
 

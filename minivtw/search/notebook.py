@@ -1,0 +1,131 @@
+"""The searches on a model's samples, as `minivtw.calibrate` runs and stores them, and the file that a long one keeps."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints.stored import fingerprint, stored_search
+from ..cli.writing import check_writable, write_whole
+from ..errors import InputError, reading
+from ..inputs.files import text_of
+from ..inputs.questions import Question, digest
+from ..methods.text import spec_of
+from ..model.tokens import EmbeddedPrompt
+from ..vlm import VLM
+from .layer import CRITERIA, LONGEST_ANSWER, Walk, choose, mean_curve, walk, walked_curve
+from .schedule import FIRST, Seen, search
+
+CHANGED = 0.01  # of the answers' tokens, by a schedule that is to save as much as it can
+
+
+def embedded(
+    vlm: VLM, samples: Iterable[Question], progress: Callable[[int], None] = lambda done: None
+) -> Iterator[EmbeddedPrompt]:
+    """The samples as the decoder gets them, one after the other."""
+    for done, sample in enumerate(samples, 1):
+        prompt = vlm.prepare(sample.image, sample.question)
+        yield EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)
+        progress(done)
+
+
+def calibrate(
+    vlm: VLM,
+    samples: list[Question],
+    criterion: str = "kl",
+    threshold: float | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Find K on samples, a list of `Question`. Returns what `withdrawal.json` holds.
+
+    `curve` has one value per layer, the mean over the samples of what `search.CRITERIA` defines; the threshold is, unless
+    given, the one by which the stored layer was found, or else the criterion's own. Raises InputError for an image
+    that cannot be read, and where no layer meets the threshold.
+    """
+    if threshold is None:
+        stored = stored_search(vlm.folder)
+        is_same = stored.get("criterion") == criterion and isinstance(stored.get("threshold"), int | float)
+        threshold = stored["threshold"] if is_same else CRITERIA[criterion].threshold
+    curve = mean_curve(vlm.decoder, embedded(vlm, samples, progress), criterion, vlm.stop_ids)
+    return {
+        "withdraw_layer": choose(curve, criterion, threshold),
+        "criterion": criterion,
+        "threshold": threshold,
+        "curve": [float(f"{value:.6g}") for value in curve],
+        "samples": {"count": len(samples), "sha256": digest(samples)},
+    }
+
+
+def find_schedule(
+    vlm: VLM,
+    samples: list[Question],
+    save: float | None = None,
+    threshold: float | None = None,
+    measured: str | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Find a schedule on samples, from the K on by which whole answers hold. Returns what `withdrawal.json` holds.
+
+    save: the share of the prefill FLOPs to save; threshold: the share of the answers' tokens that may change (default:
+    none if `save` is given, else 0.01); measured: a file that keeps what is measured, from which the search goes on. K is
+    found by the whole answers and that criterion's own threshold, on the samples that a race begins with. Raises
+    InputError.
+    """
+    about = {"count": len(samples), "sha256": digest(samples)}
+    known = {} if measured is None else Notebook(measured, {"model": fingerprint(vlm.folder), "samples": about})
+    mixed = [samples[index] for index in np.random.default_rng(0).permutation(len(samples))]
+    prompts = list(embedded(vlm, mixed))
+    first = [walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in prompts[:FIRST]]
+
+    # Every schedule is measured on the first; keeping them all would take 20 MB each on minivtw-smol.
+    def walked(index: int) -> Walk:
+        return first[index] if index < len(first) else walk(vlm.decoder, prompts[index], LONGEST_ANSWER, vlm.stop_ids)
+
+    curve = np.mean([walked_curve(vlm.decoder, one) for one in first], axis=0)
+    limit = CHANGED if threshold is None and save is None else threshold
+    leaves = choose(curve, "answer", CRITERIA["answer"].threshold)
+    path = search(vlm.decoder, prompts, walked, leaves, save, limit, known, progress)
+    return {
+        "method": spec_of(path[-1].schedule.method()),
+        "criterion": "schedule",
+        "save": save,
+        "threshold": limit,
+        "changed": float(f"{path[-1].changed:.6g}"),
+        "saved": float(f"{path[-1].saved:.6g}"),
+        "path": [[spec_of(one.schedule.method()), round(one.changed, 6), round(one.saved, 4)] for one in path],
+        "tried": len({method for _, method in known}),
+        "curve": [float(f"{value:.6g}") for value in curve],
+        "samples": about,
+    }
+
+
+class Notebook(dict[tuple[int, str], Seen]):
+    """What a search has measured, for `schedule.Bench`, kept in a file too: a line each, after a first one about what.
+
+    Raises InputError for a file that holds anything else.
+    """
+
+    def __init__(self, path: str, about: dict[str, Any]) -> None:
+        super().__init__()
+        self._path, first = check_writable(path), json.dumps(about) + "\n"
+        text = text_of(path) if self._path.exists() else ""
+        if not (text.startswith(first) or first.startswith(text)):
+            raise InputError(f"{path} does not hold what was measured with this model on these samples")
+        whole = text[: text.rfind("\n") + 1] or first  # without a line that was not finished
+        for number, line in enumerate(whole.split("\n")[1:-1], 2):
+            try:
+                index, method, *seen = json.loads(line)
+                changed, flops, plain = seen
+                is_typed = [type(value) for value in (index, method, *seen)] == [int, str, float, int, int]
+                if not (is_typed and index >= 0 <= changed < 1.001 and 0 < flops < 2**63 and 0 < plain < 2**63):
+                    raise ValueError("no measurement")
+            except (ValueError, TypeError, RecursionError) as error:
+                raise InputError(f"{path}, line {number}: is not what --measured writes") from error
+            super().__setitem__((index, method), Seen(*seen))
+        write_whole(path, whole)
+
+    def __setitem__(self, key: tuple[int, str], seen: Seen) -> None:
+        super().__setitem__(key, seen)
+        with reading(self._path, "write"), open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps([*key, *seen]) + "\n")
