@@ -49,12 +49,12 @@ def vision_config(fields, feature_layer, drop_first, post_norm=False, default_ty
     fields.refuse_unless(num_channels=3, add_cross_attention=False)
     is_clip = model_type == "clip_vision_model"
     config = VisionConfig(
-        image_size=fields.whole("image_size", default["image"], most=MOST_PIXELS_A_SIDE),
-        patch_size=fields.whole("patch_size", default["patch"], most=MOST_PIXELS_A_SIDE),
-        width=fields.whole("hidden_size", default["width"]),
-        layers=fields.whole("num_hidden_layers", 12, most=MOST_LAYERS),
-        heads=fields.whole("num_attention_heads", default["heads"]),
-        mlp_width=fields.whole("intermediate_size", 3072),
+        image_size=fields.positive_int("image_size", default["image"], most=MOST_PIXELS_A_SIDE),
+        patch_size=fields.positive_int("patch_size", default["patch"], most=MOST_PIXELS_A_SIDE),
+        width=fields.positive_int("hidden_size", default["width"]),
+        layers=fields.positive_int("num_hidden_layers", 12, most=MOST_LAYERS),
+        heads=fields.positive_int("num_attention_heads", default["heads"]),
+        mlp_width=fields.positive_int("intermediate_size", 3072),
         activation=fields.choice("hidden_act", tuple(ACTIVATIONS), default["activation"]),
         layer_norm_eps=fields.number("layer_norm_eps", default["eps"]),
         class_token=is_clip,
@@ -160,25 +160,22 @@ def centre_crop(image, height, width):
     return image.crop((left, top, left + width, top + height))
 
 
-def image_processor_fields(fields, folder):
-    """preprocessor_config.json or, as transformers 5 saves it, the part `image_processor` of processor_config.json.
-
-    fields: those of config.json, which keep the new ones beside their own.
-    """
+def image_processor_fields(folder):
+    """preprocessor_config.json or, as transformers 5 saves it, the part `image_processor` of processor_config.json."""
     if file_of(folder, "processor_config.json"):
-        values = read_json(folder, "processor_config.json").get("image_processor")
-        if values is not None:
-            return fields.beside("processor_config.json", {"image_processor": values}, folder).part("image_processor")
-    return fields.beside("preprocessor_config.json", read_json(folder, "preprocessor_config.json"), folder)
+        fields = Fields(read_json(folder, "processor_config.json"), f"{folder}/processor_config.json")
+        if fields.has("image_processor"):
+            return fields.section("image_processor")
+    return Fields(read_json(folder, "preprocessor_config.json"), f"{folder}/preprocessor_config.json")
 
 
 def level_settings(fields, default=REQUIRED):
     """How an image processor's `Fields` turn levels into numbers: (scale, mean, std), None for a step left out."""
-    normalises = fields.flag("do_normalize", True)
+    normalises = fields.boolean("do_normalize", True)
     return (
-        fields.number("rescale_factor", 1 / 255) if fields.flag("do_rescale", True) else None,
-        fields.numbers("image_mean", 3, default) if normalises else None,
-        fields.numbers("image_std", 3, default, least=1e-6) if normalises else None,
+        fields.number("rescale_factor", 1 / 255) if fields.boolean("do_rescale", True) else None,
+        fields.triple("image_mean", default) if normalises else None,
+        fields.triple("image_std", default, least=1e-6) if normalises else None,
     )
 
 
@@ -193,18 +190,18 @@ def sides(fields, key, default):
     return Fields(size, f"{key} of preprocessor_config.json")
 
 
-def pixel_settings(config_fields, folder, image_size):
+def pixel_settings(folder, image_size):
     """The settings of the folder's image processor -> ClipPixels, checked to give the tower pictures of its size."""
-    fields = image_processor_fields(config_fields, folder)
+    fields = image_processor_fields(folder)
     size = sides(fields, "size", {"shortest_edge": 224})
     crop = sides(fields, "crop_size", {"height": 224, "width": 224})
-    resizes, by_edge = fields.flag("do_resize", True), size.has("shortest_edge")
-    crops = fields.flag("do_center_crop", by_edge)
+    resizes, by_edge = fields.boolean("do_resize", True), size.has("shortest_edge")
+    crops = fields.boolean("do_center_crop", by_edge)
     settings = ClipPixels(
-        size.whole("shortest_edge", most=MOST_PIXELS_A_SIDE) if resizes and by_edge else None,
-        (size.whole("height"), size.whole("width")) if resizes and not by_edge else None,
+        size.positive_int("shortest_edge", most=MOST_PIXELS_A_SIDE) if resizes and by_edge else None,
+        (size.positive_int("height"), size.positive_int("width")) if resizes and not by_edge else None,
         fields.choice("resample", range(6), 3),
-        (crop.whole("height"), crop.whole("width")) if crops else None,
+        (crop.positive_int("height"), crop.positive_int("width")) if crops else None,
         *level_settings(fields),
     )
     if settings.size != (image_size, image_size):

@@ -22,14 +22,18 @@ from .parts import MOST_TILES, Parts, Plan, Tiler, VisionParts
 def load(fields, folder, checkpoint):
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     fields.refuse_unless(quantization_config=None)
-    tied = fields.flag("tie_word_embeddings", False)  # only what is said here counts
-    text_config = llama.decoder_config(fields.part("text_config"))._replace(tied_head=tied)
+    tied = fields.boolean("tie_word_embeddings", False)  # only what is said here counts
+    text_config = llama.decoder_config(fields.section("text_config"))._replace(tied_head=tied)
     vision_config = clip.vision_config(
-        fields.part("vision_config"), feature_layer=-1, drop_first=False, post_norm=True, default_type="idefics3_vision"
+        fields.section("vision_config"),
+        feature_layer=-1,
+        drop_first=False,
+        post_norm=True,
+        default_type="idefics3_vision",
     )
-    pixels = pixel_settings(fields, folder)
-    factor = fields.whole("scale_factor", 2)
-    fields.part("text_config").refuse_unless(pixel_shuffle_factor=factor)
+    pixels = pixel_settings(folder)
+    factor = fields.positive_int("scale_factor", 2)
+    fields.section("text_config").refuse_unless(pixel_shuffle_factor=factor)
     tokens = tile_tokens(fields, pixels.side // vision_config.patch_size, factor)  # a tile
 
     def form(take):
@@ -46,7 +50,7 @@ def load(fields, folder, checkpoint):
         encoder=on_tiles(vision, pixels.side),
         connect=functools.partial(shuffle_connect, connector),
         tile=Tiler(pixels.side, text_config.max_positions, functools.partial(pixels.plan, tokens)),
-        image_token_id=fields.index("image_token_id", 128257),
+        image_token_id=fields.integer("image_token_id", 128257),
     )
     return Parts(decoder, folder_layout(folder, SMOLVLM), vision_parts)
 
@@ -90,14 +94,16 @@ def fractional_positions(patches, places):
     return np.searchsorted(boundaries, np.minimum(fractions, np.float32(1 - 1e-6)), side="right")
 
 
-def pixel_settings(config_fields, folder):
+def pixel_settings(folder):
     """The settings of the folder's image processor -> TiledPixels."""
-    fields = clip.image_processor_fields(config_fields, folder)
-    size = fields.part("size", {"longest_edge": 1456})
+    fields = clip.image_processor_fields(folder)
+    size = fields.section("size", {"longest_edge": 1456})
     return TiledPixels(
-        size.whole("longest_edge", most=clip.MOST_PIXELS_A_SIDE) if fields.flag("do_resize", True) else None,
-        fields.part("max_image_size", {"longest_edge": 364}).whole("longest_edge", most=clip.MOST_PIXELS_A_SIDE),
-        fields.flag("do_image_splitting", True),
+        size.positive_int("longest_edge", most=clip.MOST_PIXELS_A_SIDE) if fields.boolean("do_resize", True) else None,
+        fields.section("max_image_size", {"longest_edge": 364}).positive_int(
+            "longest_edge", most=clip.MOST_PIXELS_A_SIDE
+        ),
+        fields.boolean("do_image_splitting", True),
         fields.choice("resample", range(6), 1),
         *clip.level_settings(fields, [0.5, 0.5, 0.5]),
     )

@@ -38,23 +38,23 @@ def decoder_config(fields):
     model_type = fields.choice("model_type", tuple(DEFAULTS), "llama")
     default = DEFAULTS[model_type]
     fields.refuse_unless(**REFUSED)
-    layers = fields.whole("num_hidden_layers", 32, most=MOST_LAYERS)
+    layers = fields.positive_int("num_hidden_layers", 32, most=MOST_LAYERS)
     fields.refuse_unless(layer_types=["full_attention"] * layers)
-    width = fields.whole("hidden_size", 4096)
-    heads = fields.whole("num_attention_heads", 32)
+    width = fields.positive_int("hidden_size", 4096)
+    heads = fields.positive_int("num_attention_heads", 32)
     config = DecoderConfig(
-        vocabulary=fields.whole("vocab_size", default["vocabulary"]),
+        vocabulary=fields.positive_int("vocab_size", default["vocabulary"]),
         width=width,
         layers=layers,
         heads=heads,
-        kv_heads=fields.whole("num_key_value_heads", 32 if model_type == "qwen2" else heads),
-        head_dim=fields.whole("head_dim", width // heads),
-        mlp_width=fields.whole("intermediate_size", default["mlp_width"]),
+        kv_heads=fields.positive_int("num_key_value_heads", 32 if model_type == "qwen2" else heads),
+        head_dim=fields.positive_int("head_dim", width // heads),
+        mlp_width=fields.positive_int("intermediate_size", default["mlp_width"]),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         rope_theta=rope_theta(fields, 10_000.0),
-        max_positions=fields.whole("max_position_embeddings", default["positions"]),
+        max_positions=fields.positive_int("max_position_embeddings", default["positions"]),
         qkv_bias=model_type == "qwen2",
-        tied_head=fields.flag("tie_word_embeddings", False),
+        tied_head=fields.boolean("tie_word_embeddings", False),
     )
     return checked(config, fields)
 
@@ -73,7 +73,7 @@ def checked(config, fields):
 def rope_theta(fields, default):
     """The base of the rotary frequencies: `rope_theta`, or since transformers 5 a part called `rope_parameters`."""
     for key in ("rope_scaling", "rope_parameters"):
-        part = fields.part(key, {})
+        part = fields.section(key, {})
         part.choice("rope_type" if part.has("rope_type") else "type", ("default",), "default")
         part.refuse_unless(partial_rotary_factor=1)
         default = part.number("rope_theta", default)

@@ -17,14 +17,14 @@ NEW_NAMES = ("model.vision_tower.", "model.multi_modal_projector.", "model.langu
 def load(fields, folder, checkpoint):
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     text_config, vision_config = configs(fields, feature_layer=-2, selects="default")
-    pixels = clip.pixel_settings(fields, folder, vision_config.image_size)
+    pixels = clip.pixel_settings(folder, vision_config.image_size)
     vision, connector, decoder = checkpoint.fill(form(fields, text_config, vision_config))
     plan = functools.partial(one_tile, pixels, vision_config.features, "<image>" * vision_config.features)
     vision_parts = VisionParts(
         encoder=vision,
         connect=functools.partial(connect, connector),
         tile=Tiler(vision_config.image_size, text_config.max_positions, plan),
-        image_token_id=fields.index("image_token_index", fields.index("image_token_id", 32000)),
+        image_token_id=fields.integer("image_token_index", fields.integer("image_token_id", 32000)),
     )
     return Parts(decoder, folder_layout(folder, INTERLEAVE if text_config.qkv_bias else VICUNA), vision_parts)
 
@@ -32,7 +32,7 @@ def load(fields, folder, checkpoint):
 def form(fields, text_config, vision_config):
     """A function that takes the tensors of the tower, the connector and the decoder from a checkpoint."""
     activation = fields.choice("projector_hidden_act", tuple(ACTIVATIONS), "gelu")
-    has_bias = fields.flag("multimodal_projector_bias", True)
+    has_bias = fields.boolean("multimodal_projector_bias", True)
 
     def taken(take):
         is_new = "model.language_model.embed_tokens.weight" in take
@@ -58,12 +58,12 @@ def form(fields, text_config, vision_config):
 def configs(fields, feature_layer, selects):
     """config.json's `Fields`, and the class's defaults for what they leave out -> (DecoderConfig, VisionConfig)."""
     fields.refuse_unless(quantization_config=None)
-    text_config = llama.decoder_config(fields.part("text_config"))
-    if fields.flag("tie_word_embeddings", False):  # said here or in the text config
+    text_config = llama.decoder_config(fields.section("text_config"))
+    if fields.boolean("tie_word_embeddings", False):  # said here or in the text config
         text_config = text_config._replace(tied_head=True)
     vision_config = clip.vision_config(
-        fields.part("vision_config"),
-        feature_layer=fields.index("vision_feature_layer", feature_layer),
+        fields.section("vision_config"),
+        feature_layer=fields.integer("vision_feature_layer", feature_layer),
         drop_first=fields.choice("vision_feature_select_strategy", ("default", "full"), selects) == "default",
     )
     return text_config, vision_config

@@ -42,10 +42,10 @@ IN_PLAIN_WORDS = Layout("", " Answer:", turn_end="<|endoftext|>", image=MARK, wo
 def load(fields, folder, checkpoint):
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     vision_config, text_config = vision_fields(fields), text_fields(fields)
-    factor = fields.whole("mp_pixel_shuffle_factor", 2)
+    factor = fields.positive_int("mp_pixel_shuffle_factor", 2)
     tokens = tile_tokens(fields, vision_config.image_size // vision_config.patch_size, factor)
     fields.refuse_unless(mp_image_token_length=tokens)
-    extra = fields.part("vlm_extra_tokens").texts() if fields.has("vlm_extra_tokens") else {"image_token": MARK}
+    extra = fields.section("vlm_extra_tokens").texts() if fields.has("vlm_extra_tokens") else {"image_token": MARK}
     if "image_token" not in extra:
         raise fields.error("names no image_token among its vlm_extra_tokens")
     has_tiles = fields.has("max_img_size")
@@ -82,8 +82,8 @@ def grid_plan(fields, config, tokens, extra):
     """Tiles, the view of the whole first, each with the token of its place: the `Tiler`'s plan in the third layout."""
     pixels = GridPixels(
         side=config.image_size,
-        longest_edge=fields.whole("max_img_size", most=clip.MOST_PIXELS_A_SIDE),
-        fills=fields.flag("resize_to_max_side_len", False),
+        longest_edge=fields.positive_int("max_img_size", most=clip.MOST_PIXELS_A_SIDE),
+        fills=fields.boolean("resize_to_max_side_len", False),
         views="global_image_token" in extra,
     )
     places = range(1, pixels.longest_edge // pixels.side + 1)  # of tiles, in a row or a column
@@ -160,12 +160,12 @@ def vision_fields(fields):
     """The `vit_*` keys -> VisionConfig."""
     fields.refuse_unless(vit_cls_flag=False)
     config = VisionConfig(
-        image_size=fields.whole("vit_img_size", most=clip.MOST_PIXELS_A_SIDE),
-        patch_size=fields.whole("vit_patch_size", most=clip.MOST_PIXELS_A_SIDE),
-        width=fields.whole("vit_hidden_dim"),
-        layers=fields.whole("vit_n_blocks", most=MOST_LAYERS),
-        heads=fields.whole("vit_n_heads"),
-        mlp_width=fields.whole("vit_inter_dim"),
+        image_size=fields.positive_int("vit_img_size", most=clip.MOST_PIXELS_A_SIDE),
+        patch_size=fields.positive_int("vit_patch_size", most=clip.MOST_PIXELS_A_SIDE),
+        width=fields.positive_int("vit_hidden_dim"),
+        layers=fields.positive_int("vit_n_blocks", most=MOST_LAYERS),
+        heads=fields.positive_int("vit_n_heads"),
+        mlp_width=fields.positive_int("vit_inter_dim"),
         activation="gelu_pytorch_tanh",
         layer_norm_eps=fields.number("vit_ln_eps", 1e-6),
         class_token=False,
@@ -180,20 +180,20 @@ def vision_fields(fields):
 def text_fields(fields):
     """The `lm_*` keys -> DecoderConfig."""
     fields.refuse_unless(lm_attn_scaling=1.0, lm_use_tokens=False)
-    width, heads = fields.whole("lm_hidden_dim"), fields.whole("lm_n_heads")
+    width, heads = fields.positive_int("lm_hidden_dim"), fields.positive_int("lm_n_heads")
     if width % heads:
         raise fields.error(f"has width {width}, which {heads} heads cannot share evenly")
     config = DecoderConfig(
-        vocabulary=fields.whole("lm_vocab_size"),
+        vocabulary=fields.positive_int("lm_vocab_size"),
         width=width,
-        layers=fields.whole("lm_n_blocks", most=MOST_LAYERS),
+        layers=fields.positive_int("lm_n_blocks", most=MOST_LAYERS),
         heads=heads,
-        kv_heads=fields.whole("lm_n_kv_heads"),
+        kv_heads=fields.positive_int("lm_n_kv_heads"),
         head_dim=width // heads,
-        mlp_width=fields.whole("lm_inter_dim"),
+        mlp_width=fields.positive_int("lm_inter_dim"),
         rms_norm_eps=fields.number("lm_rms_eps", 1e-5),
         rope_theta=fields.number("lm_re_base", 100_000),
-        max_positions=fields.whole("lm_max_position_embeddings", 8192),
-        tied_head=fields.flag("lm_tie_weights", True),
+        max_positions=fields.positive_int("lm_max_position_embeddings", 8192),
+        tied_head=fields.boolean("lm_tie_weights", True),
     )
     return llama.checked(config, fields)

@@ -136,7 +136,7 @@ def load(fields, folder, checkpoint):
         encoder=vision,
         connect=functools.partial(connect, connector),
         tile=Tiler(settings.side, text_config.max_positions, settings.plan),
-        image_token_id=fields.index("image_token_index", fields.index("image_token_id", 151646)),
+        image_token_id=fields.integer("image_token_index", fields.integer("image_token_id", 151646)),
         pack=functools.partial(settings.pack, newline),
     )
     return Parts(decoder, folder_layout(folder, CHATML), vision_parts)
@@ -144,8 +144,8 @@ def load(fields, folder, checkpoint):
 
 def pixel_settings(config_fields, folder, vision_config):
     """The settings of the folder's image processor -> AnyResolution."""
-    pixels = clip.pixel_settings(config_fields, folder, vision_config.image_size)
-    fields = clip.image_processor_fields(config_fields, folder)
+    pixels = clip.pixel_settings(folder, vision_config.image_size)
+    fields = clip.image_processor_fields(folder)
     pinpoints = fields.pairs("image_grid_pinpoints", 1000, clip.MOST_PIXELS_A_SIDE)
     config_fields.refuse_unless(image_grid_pinpoints=fields.raw("image_grid_pinpoints"))
     ratio = re.fullmatch(r"anyres_max_([1-9]\d?)", config_fields.text("vision_aspect_ratio", "anyres_max_9"))
