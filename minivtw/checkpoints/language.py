@@ -1,11 +1,15 @@
-"""A language model alone: the decoder without eyes (transformers `LlamaForCausalLM`, `Qwen2ForCausalLM`)."""
+"""A language model alone: the decoder alone (transformers `LlamaForCausalLM`, `Qwen2ForCausalLM`)."""
+
+import pathlib
 
 from . import llama
+from .checkpoint import Checkpoint
+from .fields import Fields
 from .layouts import CHATML, folder_layout
 from .parts import Parts
 
 
-def load(fields, folder, checkpoint):
+def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     config = llama.decoder_config(fields)
     decoder = checkpoint.fill(lambda take: llama.decoder(config, take))

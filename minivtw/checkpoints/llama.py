@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from ..model.decoder import MOST_LAYERS, Decoder, DecoderConfig, DecoderLayer
 from ..model.layers import Linear
+from .checkpoint import Checkpoint
+from .fields import Fields
 
 # What a config leaves out has its class's default.
 DEFAULTS = {
@@ -33,7 +35,7 @@ class Names(NamedTuple):
 HUGGING_FACE = Names()
 
 
-def decoder_config(fields):
+def decoder_config(fields: Fields) -> DecoderConfig:
     """A text config's `Fields` -> DecoderConfig. Raises InputError for what the decoder does not do."""
     model_type = fields.choice("model_type", tuple(DEFAULTS), "llama")
     default = DEFAULTS[model_type]
@@ -59,7 +61,7 @@ def decoder_config(fields):
     return checked(config, fields)
 
 
-def checked(config, fields):
+def checked(config: DecoderConfig, fields: Fields) -> DecoderConfig:
     """The config, if its numbers fit each other. Raises InputError."""
     if config.heads % config.kv_heads:
         raise fields.error(
@@ -70,7 +72,7 @@ def checked(config, fields):
     return config
 
 
-def rope_theta(fields, default):
+def rope_theta(fields: Fields, default: float) -> float:
     """The base of the rotary frequencies: `rope_theta`, or since transformers 5 a part called `rope_parameters`."""
     for key in ("rope_scaling", "rope_parameters"):
         part = fields.section(key, {})
@@ -80,12 +82,18 @@ def rope_theta(fields, default):
     return fields.number("rope_theta", default)
 
 
-def decoder(config, take, prefix="model.", head="lm_head.weight", names=HUGGING_FACE):
+def decoder(
+    config: DecoderConfig,
+    take: Checkpoint,
+    prefix: str = "model.",
+    head: str = "lm_head.weight",
+    names: Names = HUGGING_FACE,
+) -> Decoder:
     """Fill in a Decoder from a checkpoint whose decoder tensors start with `prefix`."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     sizes = (query, key_value, key_value)
 
-    def layer(index):
+    def layer(index: int) -> DecoderLayer:
         name = prefix + names.layer.format(index)
         projections = [f"{name}{names.attention}{letter}_proj" for letter in "qkv"]
         gate_up = [f"{name}mlp.{part}_proj.weight" for part in ("gate", "up")]

@@ -62,7 +62,7 @@ def test_a_grid_of_very_many_tiles_is_refused(tmp_path):
 def test_tokens_beyond_the_positions_are_refused_before_a_tile_is_made(monkeypatch):
     vlm = minivtw.load(CLIP)
     assert vlm.prepare([picture(9, 9)] * 56, "What?").is_visual.sum() == 504
-    monkeypatch.setattr("minivtw.checkpoints.clip.normalised", None)
+    monkeypatch.setattr("minivtw.checkpoints.clip.ClipPixels.__call__", None)
     with pytest.raises(InputError, match="the prompt has 513 visual tokens; the model has 512 positions"):
         vlm.prepare([picture(9, 9)] * 57, "What?")
 
