@@ -19,7 +19,7 @@ class Held(NamedTuple):
 
     plan: tuple  # the layers that made it so
     total: int  # tokens that the cache has seen
-    text: Keys  # in the layers behind the withdrawal
+    text: Keys  # in the layers from K on
     frozen: Keys  # in the frozen layers, which hold visual tokens before text
 
     def cut(self, past: int) -> "Held":
