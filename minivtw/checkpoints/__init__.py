@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from . import idefics3, language, llava, nanovlm, onevision
+from . import idefics3, llama, llava, nanovlm, onevision
 from .fields import Fields
 
 # model_type of config.json -> the module whose `load(fields, folder, checkpoint)` fills in the form
@@ -11,8 +11,8 @@ FAMILIES: dict[str, ModuleType] = {
     "llava_onevision": onevision,
     "idefics3": idefics3,
     "smolvlm": idefics3,
-    "llama": language,
-    "qwen2": language,
+    "llama": llama,
+    "qwen2": llama,
 }
 
 

