@@ -231,7 +231,7 @@ class Headers(Checkpoint):
 
 
 class LayersOnDisk(Sequence):
-    """A sequence of layers that are widened to float32 when they are asked for; while one computes, a thread reads the next."""
+    """A sequence of layers that are widened to float32 at each use; while one computes, a thread reads the next."""
 
     def __init__(self, count: int, read: Callable[[int], Any]) -> None:
         self._count = count

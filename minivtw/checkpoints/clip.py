@@ -27,8 +27,8 @@ DEFAULTS = {
     "siglip_vision_model": SIGLIP,
     **dict.fromkeys(("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"), IDEFICS3),
 }
-MOST_PIXELS_A_SIDE = 4096  # transformers makes no image longer
-MOST_PATCHES_A_SIDE = 256  # of a tile; the published towers have up to 37
+MOST_SIDE = 4096  # pixels; transformers makes no image longer
+MOST_PATCHES_PER_SIDE = 256  # of a tile; the published towers have up to 37
 
 
 class Names(NamedTuple):
@@ -61,8 +61,8 @@ def vision_config(
     fields.refuse_unless(num_channels=3, add_cross_attention=False)
     is_clip = model_type == "clip_vision_model"
     config = VisionConfig(
-        image_size=fields.positive_int("image_size", default["image"], most=MOST_PIXELS_A_SIDE),
-        patch_size=fields.positive_int("patch_size", default["patch"], most=MOST_PIXELS_A_SIDE),
+        image_size=fields.positive_int("image_size", default["image"], most=MOST_SIDE),
+        patch_size=fields.positive_int("patch_size", default["patch"], most=MOST_SIDE),
         width=fields.positive_int("hidden_size", default["width"]),
         layers=fields.positive_int("num_hidden_layers", 12, most=MOST_LAYERS),
         heads=fields.positive_int("num_attention_heads", default["heads"]),
@@ -84,7 +84,7 @@ def checked(config: VisionConfig, fields: Fields) -> VisionConfig:
         raise fields.error(f"has width {config.width}, which {config.heads} heads cannot share evenly")
     if config.patch_size > config.image_size:
         raise fields.error(f"has patches of {config.patch_size} pixels in images of {config.image_size}")
-    if config.image_size // config.patch_size > MOST_PATCHES_A_SIDE:
+    if config.image_size // config.patch_size > MOST_PATCHES_PER_SIDE:
         raise fields.error(f"cuts images of {config.image_size} pixels into patches of {config.patch_size}")
     if not 0 <= config.used_layers <= config.layers:
         raise fields.error(f"has {config.layers} layers, so there is no feature layer {config.feature_layer}")
@@ -209,14 +209,12 @@ def pixel_settings(folder: pathlib.Path, image_size: int) -> ClipPixels:
     resizes, by_edge = fields.boolean("do_resize", True), size.has("shortest_edge")
     crops = fields.boolean("do_center_crop", by_edge)
     settings = ClipPixels(
-        size.positive_int("shortest_edge", most=MOST_PIXELS_A_SIDE) if resizes and by_edge else None,
+        size.positive_int("shortest_edge", most=MOST_SIDE) if resizes and by_edge else None,
         (size.positive_int("height"), size.positive_int("width")) if resizes and not by_edge else None,
         fields.choice("resample", range(6), 3),
         (crop.positive_int("height"), crop.positive_int("width")) if crops else None,
         level_settings(fields),
     )
     if settings.size != (image_size, image_size):
-        raise fields.error(
-            f"makes images of {settings.size} pixels, but the vision tower sees {image_size} x {image_size}"
-        )
+        raise fields.error(f"makes images of {settings.size} pixels; the vision tower sees {image_size} x {image_size}")
     return settings

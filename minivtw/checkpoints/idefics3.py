@@ -41,7 +41,7 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     pixels = pixel_settings(folder)
     factor = fields.positive_int("scale_factor", 2)
     fields.section("text_config").refuse_unless(pixel_shuffle_factor=factor)
-    tokens = tile_tokens(fields, pixels.side // vision_config.patch_size, factor)  # a tile
+    tokens = tile_tokens(fields, pixels.side // vision_config.patch_size, factor)  # per tile
 
     def form(take: Checkpoint) -> tuple[Vision, ShuffleConnector, Decoder]:
         name, into = "model.connector.modality_projection.proj.weight", vision_config.width * factor**2
@@ -73,7 +73,7 @@ def stands_for(rows: int, columns: int, tokens: int) -> str:
 
 def tile_tokens(fields: Fields, side: int, factor: int) -> int:
     """Visual tokens of a tile of side x side patches, of which factor x factor become one."""
-    if not 0 < side <= clip.MOST_PATCHES_A_SIDE or side % factor:
+    if not 0 < side <= clip.MOST_PATCHES_PER_SIDE or side % factor:
         raise fields.error(f"joins {factor} x {factor} patches, into which a tile of {side} x {side} cannot be cut")
     return (side // factor) ** 2
 
@@ -106,10 +106,8 @@ def pixel_settings(folder: pathlib.Path) -> "TiledPixels":
     fields = clip.image_processor_fields(folder)
     size = fields.section("size", {"longest_edge": 1456})
     return TiledPixels(
-        size.positive_int("longest_edge", most=clip.MOST_PIXELS_A_SIDE) if fields.boolean("do_resize", True) else None,
-        fields.section("max_image_size", {"longest_edge": 364}).positive_int(
-            "longest_edge", most=clip.MOST_PIXELS_A_SIDE
-        ),
+        size.positive_int("longest_edge", most=clip.MOST_SIDE) if fields.boolean("do_resize", True) else None,
+        fields.section("max_image_size", {"longest_edge": 364}).positive_int("longest_edge", most=clip.MOST_SIDE),
         fields.boolean("do_image_splitting", True),
         fields.choice("resample", range(6), 1),
         clip.level_settings(fields, [0.5, 0.5, 0.5]),

@@ -76,9 +76,7 @@ def decoder_config(fields: Fields) -> DecoderConfig:
 def checked(config: DecoderConfig, fields: Fields) -> DecoderConfig:
     """The config, if its numbers fit each other. Raises InputError."""
     if config.heads % config.kv_heads:
-        raise fields.error(
-            f"has {config.heads} attention heads, which {config.kv_heads} key-value heads cannot share evenly"
-        )
+        raise fields.error(f"has {config.heads} heads, which {config.kv_heads} key-value heads cannot share evenly")
     if config.head_dim % 2 or not config.head_dim:
         raise fields.error(f"has heads of width {config.head_dim}; rotary positions need an even number")
     return config

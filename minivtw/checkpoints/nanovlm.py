@@ -6,7 +6,7 @@ Its files come in three layouts, which the config tells apart:
     from June      nanoVLM-450M                  an image token, still one small image
     from 11 July   nanoVLM-230M-8k and later     `max_img_size`: tiles, which further tokens name
 
-Until 10 June it was asked in plain words, since then in ChatML, and `lm_chat_template` is in the config. The config is
+Until 10 June prompts were plain words, since then in ChatML, and `lm_chat_template` is in the config. The config is
 flat, and the folder has no tokenizer of its own.
 """
 
@@ -86,7 +86,7 @@ def grid_plan(fields: Fields, config: VisionConfig, tokens: int, extra: dict[str
     """Tiles, the overview first, each with the token of its place: the `Tiler`'s plan in the third layout."""
     pixels = GridPixels(
         side=config.image_size,
-        longest_edge=fields.positive_int("max_img_size", most=clip.MOST_PIXELS_A_SIDE),
+        longest_edge=fields.positive_int("max_img_size", most=clip.MOST_SIDE),
         fills=fields.boolean("resize_to_max_side_len", False),
         views="global_image_token" in extra,
     )
@@ -118,7 +118,7 @@ class GridPixels(NamedTuple):
     views: bool  # False: no overview
 
     def plan(self, tokens: int, extra: dict[str, str], height: int, width: int, most_tiles: int | None) -> Plan:
-        """What an image of this size becomes; tokens: visual tokens of a tile; extra: the tokens that name places."""
+        """What an image of this size becomes; tokens: visual tokens per tile; extra: the tokens that name places."""
         edges, grid = range(self.longest_edge, 0, -self.side), functools.partial(self.grid, height, width)
         _, rows, columns, tiles = grid_within(most_tiles, edges, grid, self.views)
         text = stands_for(rows, columns, self.views, extra["image_token"] * tokens, extra)
@@ -153,8 +153,8 @@ def vision_fields(fields: Fields) -> VisionConfig:
     """The `vit_*` keys -> VisionConfig."""
     fields.refuse_unless(vit_cls_flag=False)
     config = VisionConfig(
-        image_size=fields.positive_int("vit_img_size", most=clip.MOST_PIXELS_A_SIDE),
-        patch_size=fields.positive_int("vit_patch_size", most=clip.MOST_PIXELS_A_SIDE),
+        image_size=fields.positive_int("vit_img_size", most=clip.MOST_SIDE),
+        patch_size=fields.positive_int("vit_patch_size", most=clip.MOST_SIDE),
         width=fields.positive_int("vit_hidden_dim"),
         layers=fields.positive_int("vit_n_blocks", most=MOST_LAYERS),
         heads=fields.positive_int("vit_n_heads"),

@@ -154,7 +154,7 @@ def pixel_settings(config_fields: Fields, folder: pathlib.Path, vision_config: V
     """The settings of the folder's image processor -> AnyResolution."""
     pixels = clip.pixel_settings(folder, vision_config.image_size)
     fields = clip.image_processor_fields(folder)
-    pinpoints = fields.pairs("image_grid_pinpoints", 1000, clip.MOST_PIXELS_A_SIDE)
+    pinpoints = fields.pairs("image_grid_pinpoints", 1000, clip.MOST_SIDE)
     config_fields.refuse_unless(image_grid_pinpoints=fields.raw("image_grid_pinpoints"))
     ratio = re.fullmatch(r"anyres_max_([1-9]\d?)", config_fields.text("vision_aspect_ratio", "anyres_max_9"))
     if ratio is None:

@@ -38,7 +38,7 @@ KNOWN = {
 
 
 def load_tokenizer(folder: pathlib.Path, extra_tokens: tuple[str, ...] | list[str] = ()) -> Tokenizer:
-    """The tokenizer.json of a model folder, and behind its tokens the special ones that it lacks. Raises InputError."""
+    """The tokenizer.json of a model folder, extended with those of `extra_tokens` that it lacks. Raises InputError."""
     path = file_of(folder, "tokenizer.json")
     if path is None:
         raise InputError(f"{folder} lacks tokenizer.json")

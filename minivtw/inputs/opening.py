@@ -35,7 +35,7 @@ def open_image(source: Any) -> Image.Image:
             kind = type(source).__name__
             raise InputError(f"an image is a path, a binary stream or a Pillow image, not an object of type {kind}")
         if is_path and not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe may wait for ever
-            raise InputError(f"{cannot}: a folder, a pipe or a device is no picture")
+            raise InputError(f"{cannot}: a folder, a pipe or a device is no image")
         with open(source, "rb") if is_path else contextlib.nullcontext(source) as file:
             if not file.seek(0, os.SEEK_END):
                 raise InputError(f"{name} is empty")

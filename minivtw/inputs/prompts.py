@@ -18,7 +18,7 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # Llama's tokens for what its vocabulary 
 
 
 class Prompt(NamedTuple):
-    """What the decoder is asked: tokens, and the tiles of the images that stand at the visual ones."""
+    """What goes into the decoder: tokens, and the tiles of the images that stand at the visual ones."""
 
     token_ids: np.ndarray  # (tokens,)
     is_visual: np.ndarray  # (tokens,) booleans

@@ -41,10 +41,10 @@ def read_questions(
             raise InputError(f"{where}: needs an object with {listed(needed)}") from error
         if not all(is_text(value) for turn in turns for value in turn.values()):
             raise InputError(f"{where}: {listed(needed)} must be text")
-        picture = path.parent / turns[0]["image"]
-        if not os.path.isfile(picture):  # never raises, whatever the name
-            raise InputError(f"{where}: there is no picture {turns[0]['image']}")
-        first, *later = (Question(**{**turn, "image": str(picture), "where": where}) for turn in turns)
+        image = path.parent / turns[0]["image"]
+        if not os.path.isfile(image):  # never raises, whatever the name
+            raise InputError(f"{where}: there is no image {turns[0]['image']}")
+        first, *later = (Question(**{**turn, "image": str(image), "where": where}) for turn in turns)
         questions.append(first._replace(then=tuple(later)))
     if not questions:
         raise InputError(f"{path} holds no questions")
@@ -52,7 +52,7 @@ def read_questions(
 
 
 def check_questions(vlm: Any, questions: list[Question]) -> None:
-    """Raise InputError, with its line, for the first question that a model cannot be asked: before the work, not in it."""
+    """Raise InputError, with its line, for the first question that a model cannot take: before the work, not in it."""
     for question in questions:
         try:
             prompt = vlm.prepare(question.image, question.question)

@@ -45,8 +45,8 @@ def calibrate(
         lowest = min(curve)
         where = f"the lowest value is {lowest:.4g}, at layer {curve.index(lowest)}"
         raise InputError(f"no layer meets the threshold of {eta:g}: {where}")
-    asked = {"count": len(curves)}
-    return {"withdraw_layer": quiet[0], "criterion": "kl", "threshold": eta, "curve": curve, "samples": asked}
+    count = {"count": len(curves)}
+    return {"withdraw_layer": quiet[0], "criterion": "kl", "threshold": eta, "curve": curve, "samples": count}
 
 
 def inputs_of(model: Any, processor: Any, sample: Any) -> dict[str, Any]:

@@ -217,7 +217,7 @@ class Hooks:
         cached = caches.length(kwargs.get(now.cache_name), layer.self_attn.layer_idx)
         keys = keys._replace(places=keys.places[:, -(cached + hidden.shape[1]) :])
         mask = self.mask(layer, kwargs["attention_mask"], keys)
-        if mask is None and now.text is None:  # a token that is decoded, and nobody is hidden from it
+        if mask is None and now.text is None:  # a token that is decoded, and nothing is hidden from it
             return None
         changed = {**kwargs, "attention_mask": mask}
         if now.text is not None:
@@ -255,5 +255,5 @@ class Hooks:
             return narrow_mask(mask, now.text, keys, now.total)
         if now.flash:
             return padding_of(keys)
-        asking = torch.arange(now.past, now.total, device=keys.places.device).expand(len(keys.places), -1)
-        return causal_mask(asking if now.text is None else asking.gather(1, now.text.index), keys, span)
+        query = torch.arange(now.past, now.total, device=keys.places.device).expand(len(keys.places), -1)
+        return causal_mask(query if now.text is None else query.gather(1, now.text.index), keys, span)
