@@ -49,14 +49,10 @@ HUGGING_FACE = Names()
 
 
 def vision_config(
-    fields: Fields,
-    feature_layer: int,
-    drop_first: bool,
-    post_norm: bool = False,
-    default_type: str = "clip_vision_model",
+    fields: Fields, feature_layer: int, drop_first: bool, post_norm: bool = False, kind: str = "clip_vision_model"
 ) -> VisionConfig:
     """A vision config's `Fields` -> VisionConfig. The family says which features it takes."""
-    model_type = fields.choice("model_type", tuple(DEFAULTS), default_type)
+    model_type = fields.choice("model_type", tuple(DEFAULTS), kind)
     default = DEFAULTS[model_type]
     fields.refuse_unless(num_channels=3, add_cross_attention=False)
     is_clip = model_type == "clip_vision_model"

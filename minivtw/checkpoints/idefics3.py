@@ -32,11 +32,7 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     tied = fields.boolean("tie_word_embeddings", False)  # only what is said here counts
     text_config = llama.decoder_config(fields.section("text_config"))._replace(tied_head=tied)
     vision_config = clip.vision_config(
-        fields.section("vision_config"),
-        feature_layer=-1,
-        drop_first=False,
-        post_norm=True,
-        default_type="idefics3_vision",
+        fields.section("vision_config"), feature_layer=-1, drop_first=False, post_norm=True, kind="idefics3_vision"
     )
     pixels = pixel_settings(folder)
     factor = fields.positive_int("scale_factor", 2)
