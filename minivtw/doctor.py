@@ -22,10 +22,9 @@ def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, li
     with warnings.catch_warnings(record=True) as caught, reading(place):
         folder = model_folder(place)
         warnings.simplefilter("always")
-        fields, checkpoint = config_of(folder), Headers(folder)
-        vlm = assembled(folder, fields, checkpoint, max_tiles, is_name(place))
+        checkpoint = Headers(folder)
+        vlm = assembled(folder, config_of(folder), checkpoint, max_tiles, is_name(place))
     unusual = [str(warning.message) for warning in caught]
-    unusual += [f"{key} is a setting that is not known here, and changes nothing" for key in fields.unread()]
     unusual += [f"{name} holds numbers that are not finite: it is damaged" for name in checkpoint.damaged()]
     if folder_template(folder)[1] is None:
         unusual.append("no chat template: a conversation is written as the family's own layout says")

@@ -16,8 +16,8 @@ from .vlm import VLM
 def load(model: str | pathlib.Path | None = None, low_memory: bool = False, max_tiles: int | None = None) -> VLM:
     """A model folder, or a name on the Hugging Face hub -> `VLM`; without one, the embedded model.
 
-    low_memory: hold one layer at a time, read from the files at every use; max_tiles: of an image, None for as many
-    as the model takes. Raises InputError for a model that is not there or does not fit.
+    low_memory: hold one layer at a time, read from the files at every use; max_tiles: the most tiles per image (None: the
+    model's own limit). Raises InputError for a model that is not there or does not fit.
     """
     started = time.perf_counter()
     with reading("the embedded model" if model is None else model):
@@ -41,11 +41,12 @@ def assembled(
         max_tiles = whole(max_tiles, "max-tiles", least=1)
     parts = family(fields).load(fields, folder, checkpoint)
     tokenizer = load_tokenizer(tokenizer_folder(folder, parts.tokenizer, downloads), parts.extra_tokens)
-    stop_ids = end_tokens(folder, fields) | {tokenizer.token_to_id(parts.layout.turn_end or "")} - {None}
+    turn_end, stop_ids = tokenizer.token_to_id(parts.layout.turn_end or ""), end_tokens(folder, fields)
+    stop_ids |= set() if turn_end is None else {turn_end}
     return VLM(folder, parts, tokenizer, stop_ids, max_tiles=max_tiles)
 
 
-def end_tokens(folder, fields):
+def end_tokens(folder: pathlib.Path, fields: Fields) -> frozenset[int]:
     """The token ids that end an answer, from generation_config.json or else config.json."""
     if file_of(folder, "generation_config.json"):
         generation = Fields(read_json(folder, "generation_config.json"), f"{folder}/generation_config.json")

@@ -61,8 +61,8 @@ class VLM:
         self.load_seconds = load_seconds
         self.max_tiles = max_tiles
         self.turn_end_id = tokenizer.token_to_id(parts.layout.turn_end or "")  # closes an answer that was cut short
-        self.image_token = tokenizer.token_to_id(parts.vision.image_token) if parts.vision else None
-        if parts.vision and parts.vision.image_token_id not in (None, self.image_token):
+        self.image_token_id = tokenizer.token_to_id(parts.vision.image_token) if parts.vision else None
+        if parts.vision and parts.vision.image_token_id not in (None, self.image_token_id):
             raise InputError(f"the tokenizer and the config of {folder} disagree on the token of <image>")
 
     def answer(
@@ -131,7 +131,7 @@ class VLM:
             tiles, expansions = vision.tile(opened, self.max_tiles)
             expected = sum(expansion.count(vision.image_token) for expansion in expansions)
         token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)
-        is_visual = token_ids == self.image_token
+        is_visual = token_ids == self.image_token_id
         if vision and is_visual.sum() != expected:
             raise InputError(f"the prompt says {vision.image_token}, which stands for an image and cannot be said")
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)

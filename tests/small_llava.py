@@ -118,8 +118,8 @@ def write_folder(folder, tensors=None, config=CONFIG):
     return folder
 
 
-def write_onevision(folder):
-    """A small LLaVA-OneVision: a golden LLaVA with what ends a line, for pictures of up to 3 x 3 tiles of 3 x 3 patches."""
+def write_onevision(folder, tiles=((1, 2, 3), (1, 2, 3))):
+    """A small LLaVA-OneVision: a golden LLaVA with what ends a line; tiles of 3 x 3 patches, in these rows and columns."""
     golden, side = pathlib.Path(__file__).parent / "golden" / "llava" / "siglip-llama", 24
     folder.mkdir(parents=True)
     shutil.copy(golden / "tokenizer.json", folder)
@@ -127,7 +127,7 @@ def write_onevision(folder):
     for path in golden.glob("model*.safetensors"):
         tensors |= load_file(path)
     save_file(tensors, folder / "model.safetensors")
-    pinpoints = [[side * rows, side * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
+    pinpoints = [[side * rows, side * columns] for rows in tiles[0] for columns in tiles[1]]
     changes = {"model_type": "llava_onevision", "vision_feature_layer": -1, "image_grid_pinpoints": pinpoints}
     for name, more in (("config", changes), ("preprocessor_config", {"image_grid_pinpoints": pinpoints})):
         content = json.loads((golden / f"{name}.json").read_text(encoding="utf-8")) | more

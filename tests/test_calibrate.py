@@ -151,7 +151,7 @@ BAD_SAMPLES = {
         "line 1: needs an object",
     ),
     "not text": (lambda samples: (samples / "questions.jsonl").write_bytes(b"\xff\xfe"), "is not UTF-8"),
-    "picture missing": (lambda samples: (samples / "2.png").unlink(), "no picture 2.png"),
+    "picture missing": (lambda samples: (samples / "2.png").unlink(), "no image 2.png"),
     "picture broken": (lambda samples: (samples / "1.png").write_bytes(b"no picture"), "1.png is not an image"),
 }
 

@@ -172,7 +172,7 @@ def test_position_buffers_of_older_files_are_not_surplus(tmp_path):
         ("text_config", "hidden_act", "relu", "is 'relu', and only 'silu' is computed"),
         ("text_config", "num_hidden_layers", 5, "missing language_model.model.layers.4"),
         ("text_config", "tie_word_embeddings", False, "missing language_model.lm_head.weight"),
-        ("vision_config", "image_size", 16, "pixels, but the vision tower sees 16 x 16|position_embedding"),
+        ("vision_config", "image_size", 16, "pixels; the vision tower sees 16 x 16|position_embedding"),
         ("vision_config", "num_attention_heads", 3, "cannot share evenly"),
     ],
 )

@@ -179,7 +179,7 @@ def test_a_family_is_left_out(small, tmp_path):
         ("{", "line 1"),
         ('{"image": "0.png"}', "line 1"),
         ("[1, 2]", "line 1"),
-        ('{"image": "no.png", "family": "a", "question": "q", "answer": "a"}', "no picture no.png"),
+        ('{"image": "no.png", "family": "a", "question": "q", "answer": "a"}', "no image no.png"),
         ('{"image": "0.png", "family": "a", "question": "q", "answer": 3}', "must be text"),
         ('{"image": "0.png", "turns": []}', "line 1"),
         ('{"image": "0.png", "turns": [["q"]]}', "line 1"),

@@ -223,7 +223,7 @@ def test_a_pipe_a_device_and_a_folder_are_not_opened(world, tmp_path):
     os.mkfifo(tmp_path / "pipe")  # nobody writes into it
     for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
         ran = run(generate.main, path, "Hm?", "--model", world.model)
-        assert_one_line_error(ran, f"cannot read the image {path}: a folder, a pipe or a device is no picture")
+        assert_one_line_error(ran, f"cannot read the image {path}: a folder, a pipe or a device is no image")
 
 
 def test_what_would_run_a_program_or_hide_another_picture_is_refused(tmp_path):

@@ -120,7 +120,7 @@ def test_a_folder_never_asks_the_hub(tmp_path, asked, door):
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     ran = run(door, *["How many?", "--model"] * (door is generate.main), folder)
     assert_one_line_error(
-        ran, f"{folder} lacks tokenizer.json, the one of Some-Owner/tracker: it is not in the Hugging"
+        ran, f"{folder} has no tokenizer.json, and Some-Owner/tracker's cannot be fetched: it is not in the Hugging"
     )
     assert asked == [("Some-Owner/tracker", True)]
 
@@ -130,7 +130,7 @@ def test_a_model_that_is_asked_for_by_name_may_have_another_ones_tokenizer(tmp_p
     assert hub.tokenizer_folder(tmp_path, NAME, downloads=True) == tmp_path
     (tmp_path / "tokenizer.json").unlink()
     assert hub.tokenizer_folder(tmp_path, None, downloads=True) == tmp_path
-    with pytest.raises(InputError, match=f"lacks tokenizer.json, the one of {NAME}: cannot download"):
+    with pytest.raises(InputError, match=f"has no tokenizer.json, and {NAME}'s cannot be fetched: cannot download"):
         hub.tokenizer_folder(tmp_path, NAME, downloads=True)
     assert asked == [(NAME, False)]
 

@@ -7,10 +7,10 @@ from PIL import Image
 
 from minivtw import InputError
 from minivtw.checkpoints.clip import ClipPixels, centre_crop
-from minivtw.inputs.images import resized
+from minivtw.inputs.images import Levels, resized
 from minivtw.inputs.opening import open_image
 
-CLIP = ClipPixels(16, None, 3, (16, 16), 1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+CLIP = ClipPixels(16, None, 3, (16, 16), Levels(1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "F", "YCbCr"])
@@ -77,7 +77,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_read(tmp_path):
 def test_a_thread_of_a_picture_cannot_be_blown_up(tmp_path):
     sliver = Image.new("RGB", (1, 60_000))
     with pytest.raises(InputError, match="resized image would be"):
-        ClipPixels(2000, None, 3, None, None, None, None)(sliver)
+        ClipPixels(2000, None, 3, None, Levels(None))(sliver)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (3, 200), (200, 3), (17, 16), (640, 480)])

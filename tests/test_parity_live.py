@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 import minivtw
 from minivtw.checkpoints.checkpoint import Checkpoint
 from minivtw.checkpoints.clip import pixel_settings
-from minivtw.checkpoints.fields import Fields
 from minivtw.inputs.opening import open_image
 from minivtw.loading import embedded_folder
 
@@ -227,7 +226,7 @@ def processors(reference, request, tmp_path):
     else:
         processor = reference.SiglipImageProcessorPil(**{"size": square, **changes})
     reference.write_json(tmp_path / "preprocessor_config.json", processor.to_dict())
-    return processor, pixel_settings(Fields({}, ""), tmp_path, 24)
+    return processor, pixel_settings(tmp_path, 24)
 
 
 def compare_pixels(processors, image, upright=None):

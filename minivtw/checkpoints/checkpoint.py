@@ -8,7 +8,9 @@ import json
 import math
 import os
 import pathlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -22,27 +24,30 @@ INDEX = "model.safetensors.index.json"
 MOST_PROBLEMS = 100  # named in one error
 PIECE = 1 << 20  # numbers read at a time
 # How NumPy reads what a file holds. It has no bfloat16; those are halves of 16 bits, widened below.
-STORED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+STORED: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+NOTHING = np.empty((0, 0), np.float32)  # what is handed out while the headers are checked
+Model = TypeVar("Model")
 
 
-def shard_paths(folder):
+def shard_paths(folder: pathlib.Path) -> list[pathlib.Path]:
     """The safetensors files of a model folder: the one file, or the shards that its index names."""
-    if whole := file_of(folder, "model.safetensors"):
-        return [whole]
+    if single := file_of(folder, "model.safetensors"):
+        return [single]
     if not (path := file_of(folder, INDEX)):
         raise InputError(f"{folder} holds neither model.safetensors nor {INDEX}")
     index = read_json(folder, INDEX).get("weight_map")
     found = list(index.values()) if isinstance(index, dict) else [None]
-    fits = lambda name: isinstance(name, str) and name.isprintable() and pathlib.Path(name).name == name != ""
-    if not all(map(fits, found)):
+    if not all(
+        isinstance(name, str) and name.isprintable() and pathlib.Path(name).name == name != "" for name in found
+    ):
         raise InputError(f"{path} must map tensor names to files beside it")
-    paths = {name: file_of(folder, name) for name in sorted(set(found))}
+    paths = {name: file_of(folder, name) for name in sorted(set(map(str, found)))}
     if lost := [name for name, path in paths.items() if path is None]:
         raise InputError(f"{folder} lacks {', '.join(lost)}, which {INDEX} names")
-    return list(paths.values())
+    return [path for path in paths.values() if path]
 
 
-def widen_bfloat16(halves):
+def widen_bfloat16(halves: np.ndarray) -> np.ndarray:
     """bfloat16 is the upper half of a float32: put it back there, over sixteen zero bits.
 
     halves: uint16 of any shape. Returns float32 of the same shape, exactly the same numbers.
@@ -50,7 +55,7 @@ def widen_bfloat16(halves):
     return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
-def available_memory():
+def available_memory() -> int | None:
     """Bytes that a process can take without swapping, or None where the system does not tell (Linux does)."""
     try:
         lines = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -63,7 +68,7 @@ def available_memory():
 class Shard:
     """One safetensors file: what its header says, and its tensors on request."""
 
-    def __init__(self, path):
+    def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         # First the header's length, 8 bytes, little-endian; then the header. The library checks that the data fit it.
         try:
@@ -73,11 +78,11 @@ class Shard:
                 header = json.loads(file.read(length))
         except SafetensorError as error:
             raise InputError(f"{path} is not a whole safetensors file: {error}") from error
-        self.shapes = {name: tuple(header[name]["shape"]) for name in self.names}
-        self.dtypes = {name: header[name]["dtype"] for name in self.names}
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(header[name]["shape"]) for name in self.names}
+        self.dtypes: dict[str, str] = {name: header[name]["dtype"] for name in self.names}
         self._starts = {name: 8 + length + header[name]["data_offsets"][0] for name in self.names}
 
-    def pieces(self, name):
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
         """The numbers of one tensor, as stored, a piece at a time: what is mapped would die with a file that is cut off."""
         left = math.prod(self.shapes[name])
         with reading(self.path), open(self.path, "rb") as file:
@@ -89,14 +94,14 @@ class Shard:
                 yield widen_bfloat16(piece) if self.dtypes[name] == "BF16" else piece
                 left -= len(piece)
 
-    def read_into(self, name, out):
+    def read_into(self, name: str, out: np.ndarray) -> None:
         """Widen one tensor into `out`, a float32 array of as many numbers."""
         start, out = 0, out.reshape(-1)  # a view
         for piece in self.pieces(name):
             out[start : start + len(piece)] = piece
             start += len(piece)
 
-    def is_finite(self, name):
+    def is_finite(self, name: str) -> bool:
         """Whether every number of a tensor is finite; what is not a float is."""
         return self.dtypes[name] not in STORED or all(np.isfinite(piece).all() for piece in self.pieces(name))
 
@@ -104,30 +109,30 @@ class Shard:
 class Checkpoint:
     """The tensors of a model folder. `fill` builds a model from them; `vector`, `table` and `matrix` hand them out."""
 
-    def __init__(self, folder, low_memory=False):
+    def __init__(self, folder: pathlib.Path, low_memory: bool = False) -> None:
         self.folder = folder
         self.low_memory = low_memory
-        self.shards = {}
+        self.shards: dict[str, Shard] = {}
         for path in shard_paths(folder):
             shard = Shard(path)
             self.shards.update(dict.fromkeys(shard.names, shard))
         self._checked = False
-        self._taken = []
-        self._problems = []
+        self._taken: list[str] = []
+        self._problems: list[str] = []
 
-    def fill(self, form):
+    def fill(self, form: "Callable[[Checkpoint], Model]") -> Model:
         """form(checkpoint), after every tensor it takes was found, fits, and nothing is left over.
 
         Raises InputError with all that is wrong in one message.
         """
-        self._check(form)
+        form(self)
+        self._check_tensors()
         if not self.low_memory:
             self._check_memory()
         self._checked = True
         return form(self)
 
-    def _check(self, form):
-        form(self)
+    def _check_tensors(self) -> None:
         surplus = self.shards.keys() - set(self._taken)
         problems = self._problems + [f"surplus {name}" for name in sorted(surplus) if not name.endswith(BUFFERS)]
         if problems:
@@ -137,11 +142,11 @@ class Checkpoint:
             )
 
     @property
-    def numbers(self):
+    def numbers(self) -> int:
         """How many numbers the taken tensors hold."""
         return sum(math.prod(self.shards[name].shapes[name]) for name in set(self._taken) & self.shards.keys())
 
-    def _check_memory(self):
+    def _check_memory(self) -> None:
         """Raise InputError if the taken tensors, widened, exceed the memory that is free; swapping helps nobody."""
         needed, available = 4 * self.numbers, available_memory()
         if available is not None and needed > available:
@@ -150,35 +155,35 @@ class Checkpoint:
                 "free; --low-memory widens one layer at a time instead"
             )
 
-    def damaged(self):
+    def damaged(self) -> list[str]:
         """The names of the tensors that hold a number which is not finite. Reads all of the weights."""
         return sorted(name for name, shard in self.shards.items() if not shard.is_finite(name))
 
-    def __contains__(self, name):
+    def __contains__(self, name: str) -> bool:
         return name in self.shards
 
-    def skip(self, prefix):
+    def skip(self, prefix: str) -> None:
         """Account for tensors that a file may hold although nothing here computes with them."""
         self._taken += [name for name in self.shards if name.startswith(prefix)]
 
-    def _take(self, *names, shapes):
-        """The tensors one below the other in one float32 array, once everything is checked; before that None.
+    def _take(self, *names: str, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> np.ndarray:
+        """The tensors stacked along axis 0 as one float32 array of shape `out`; NOTHING on the first (checking) pass.
 
-        shapes: the shape of each, as the file must have it; the axes behind the first become one.
+        shapes: the shape of each, as the file must have it.
         """
         if not self._checked:
             for name, shape in zip(names, shapes, strict=True):
                 self._look_at(name, shape)
-            return None
-        rows = [shape[0] for shape in shapes]
-        out = np.empty((sum(rows), math.prod(shapes[0][1:])), np.float32)
-        for name, shape, block in zip(names, shapes, np.split(out, np.cumsum(rows)[:-1]), strict=True):
-            self.shards[name].read_into(name, block.reshape(shape))
-        out.flags.writeable = False  # and so is every view of it: threads may share the weights
-        return out
+            return NOTHING
+        array, start = np.empty(out, np.float32), 0
+        for name, shape in zip(names, shapes, strict=True):
+            self.shards[name].read_into(name, array.reshape(-1)[start : start + math.prod(shape)])
+            start += math.prod(shape)
+        array.flags.writeable = False  # and so is every view of it: threads may share the weights
+        return array
 
-    def _look_at(self, name, shape):
-        """Note that a tensor is taken, and what is wrong with it according to its header."""
+    def _look_at(self, name: str, shape: tuple[int, ...]) -> None:
+        """Record that a tensor is taken, and any mismatch with its header."""
         self._taken.append(name)
         if name not in self.shards:
             self._problems.append(f"missing {name} {shape}")
@@ -189,27 +194,24 @@ class Checkpoint:
         elif shard.dtypes[name] not in STORED:
             self._problems.append(f"{name} is {shard.dtypes[name]}, not float32, float16 or bfloat16")
 
-    def vector(self, *names, size):
+    def vector(self, *names: str, size: int | tuple[int, ...]) -> np.ndarray:
         """Vectors laid end to end; `size`: the length of each, or one length for all. Returns (sum of sizes,)."""
         sizes = size if isinstance(size, tuple) else (size,) * len(names)
-        out = self._take(*names, shapes=[(length,) for length in sizes])
-        return out.ravel() if self._checked else None
+        return self._take(*names, shapes=[(length,) for length in sizes], out=(sum(sizes),))
 
-    def table(self, name, rows, width, batch=False):
+    def table(self, name: str, rows: int, width: int, batch: bool = False) -> np.ndarray:
         """An embedding table (rows, width), as stored; `batch`: stored as a batch of one."""
-        out = self._take(name, shapes=[(1, rows, width) if batch else (rows, width)])
-        return out.reshape(rows, width) if self._checked else None
+        return self._take(name, shapes=[(1, rows, width) if batch else (rows, width)], out=(rows, width))
 
-    def matrix(self, *names, into, out, kernel=()):
+    def matrix(self, *names: str, into: int, out: int | tuple[int, ...], kernel: tuple[int, ...] = ()) -> np.ndarray:
         """Linear weights, stored (out, in) in PyTorch, side by side as one (in, sum of outs): one product for all.
 
         `out`: the outputs of each, or one number for all; `kernel`: the stored input axes, where there are several.
         """
         outs = out if isinstance(out, tuple) else (out,) * len(names)
-        weight = self._take(*names, shapes=[(rows, *(kernel or (into,))) for rows in outs])
-        return weight.T if self._checked else None
+        return self._take(*names, shapes=[(rows, *(kernel or (into,))) for rows in outs], out=(sum(outs), into)).T
 
-    def layers(self, count, read):
+    def layers(self, count: int, read: Callable[[int], Any]) -> Sequence[Any]:
         """The layers read(0) … read(count - 1): a list or, to save memory, read anew at every use."""
         if self._checked and self.low_memory:
             return LayersOnDisk(count, read)
@@ -219,36 +221,34 @@ class Checkpoint:
 class Headers(Checkpoint):
     """A checkpoint of which the headers alone are read: every tensor is checked, is zero, and takes no memory."""
 
-    def fill(self, form):
-        """form(checkpoint), checked as ever."""
-        self._check(form)
-        self._checked = True
-        return form(self)
+    def _check_memory(self) -> None:
+        pass
 
-    def _take(self, *names, shapes):
-        if not self._checked:
-            return super()._take(*names, shapes=shapes)
-        return np.broadcast_to(np.float32(0), (sum(shape[0] for shape in shapes), math.prod(shapes[0][1:])))
+    def _take(self, *names: str, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> np.ndarray:
+        if self._checked:
+            return np.broadcast_to(np.float32(0), out)
+        return super()._take(*names, shapes=shapes, out=out)
 
 
-class LayersOnDisk:
-    """A sequence of layers that are widened to float32 when they are asked for; while one computes, a thread reads the next."""
+class LayersOnDisk(Sequence):
+    """A sequence of layers that are widened to float32 at each use; while one computes, a thread reads the next."""
 
-    def __init__(self, count, read):
+    def __init__(self, count: int, read: Callable[[int], Any]) -> None:
         self._count = count
         self._read = read
-        self._process = None  # whose thread it is: a forked process has none of its parent's
+        self._ahead: tuple[int, Future] | None = None  # (index, that layer)
+        self._process: int | None = None  # whose thread it is: a forked process has none of its parent's
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < self._count:
             raise IndexError(index)
         if self._process != os.getpid():
             self._process, self._reader, self._ahead = os.getpid(), ThreadPoolExecutor(1), None
-        ahead, following = self._ahead, (index + 1) % self._count  # behind the last layer the next token begins anew
+        ahead, following = self._ahead, (index + 1) % self._count  # after the last layer the next token begins anew
         layer = ahead[1].result() if ahead and ahead[0] == index else self._read(index)
         if not ahead or ahead[0] != following:
-            self._ahead = following, self._reader.submit(self._read, following)  # (index, the Future of that layer)
+            self._ahead = following, self._reader.submit(self._read, following)
         return layer

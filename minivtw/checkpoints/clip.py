@@ -3,26 +3,32 @@
 transformers calls them `CLIPVisionConfig`, `SiglipVisionConfig` and, for SigLIP on tiles, `Idefics3VisionConfig`.
 """
 
-from typing import NamedTuple
+import pathlib
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from ..inputs.images import normalised, resized
+import numpy as np
+from PIL import Image
+
+from ..inputs.images import Levels, resized
 from ..model.decoder import MOST_LAYERS
 from ..model.layers import ACTIVATIONS, LayerNorm, Linear
 from ..model.vision import Vision, VisionConfig, VisionLayer
+from .checkpoint import Checkpoint
 from .fields import REQUIRED, Fields
 from .files import file_of, read_json
 
 # What a config leaves out has its class's default.
-CLIP = dict(image=224, patch=32, width=768, heads=12, activation="quick_gelu", eps=1e-5)
-SIGLIP = dict(image=224, patch=16, width=768, heads=12, activation="gelu_pytorch_tanh", eps=1e-6)
-IDEFICS3 = dict(image=224, patch=32, width=1152, heads=16, activation="gelu_pytorch_tanh", eps=1e-6)
+CLIP: dict[str, Any] = dict(image=224, patch=32, width=768, heads=12, activation="quick_gelu", eps=1e-5)
+SIGLIP: dict[str, Any] = dict(image=224, patch=16, width=768, heads=12, activation="gelu_pytorch_tanh", eps=1e-6)
+IDEFICS3: dict[str, Any] = dict(image=224, patch=32, width=1152, heads=16, activation="gelu_pytorch_tanh", eps=1e-6)
 DEFAULTS = {
     "clip_vision_model": CLIP,
     "siglip_vision_model": SIGLIP,
     **dict.fromkeys(("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"), IDEFICS3),
 }
-MOST_PIXELS_A_SIDE = 4096  # transformers makes no picture longer
-MOST_PATCHES_A_SIDE = 256  # of a tile; the published towers have up to 37
+MOST_SIDE = 4096  # pixels; transformers makes no image longer
+MOST_PATCHES_PER_SIDE = 256  # of a tile; the published towers have up to 37
 
 
 class Names(NamedTuple):
@@ -42,19 +48,21 @@ class Names(NamedTuple):
 HUGGING_FACE = Names()
 
 
-def vision_config(fields, feature_layer, drop_first, post_norm=False, default_type="clip_vision_model"):
+def vision_config(
+    fields: Fields, feature_layer: int, drop_first: bool, post_norm: bool = False, kind: str = "clip_vision_model"
+) -> VisionConfig:
     """A vision config's `Fields` -> VisionConfig. The family says which features it takes."""
-    model_type = fields.choice("model_type", tuple(DEFAULTS), default_type)
+    model_type = fields.choice("model_type", tuple(DEFAULTS), kind)
     default = DEFAULTS[model_type]
     fields.refuse_unless(num_channels=3, add_cross_attention=False)
     is_clip = model_type == "clip_vision_model"
     config = VisionConfig(
-        image_size=fields.whole("image_size", default["image"], most=MOST_PIXELS_A_SIDE),
-        patch_size=fields.whole("patch_size", default["patch"], most=MOST_PIXELS_A_SIDE),
-        width=fields.whole("hidden_size", default["width"]),
-        layers=fields.whole("num_hidden_layers", 12, most=MOST_LAYERS),
-        heads=fields.whole("num_attention_heads", default["heads"]),
-        mlp_width=fields.whole("intermediate_size", 3072),
+        image_size=fields.positive_int("image_size", default["image"], most=MOST_SIDE),
+        patch_size=fields.positive_int("patch_size", default["patch"], most=MOST_SIDE),
+        width=fields.positive_int("hidden_size", default["width"]),
+        layers=fields.positive_int("num_hidden_layers", 12, most=MOST_LAYERS),
+        heads=fields.positive_int("num_attention_heads", default["heads"]),
+        mlp_width=fields.positive_int("intermediate_size", 3072),
         activation=fields.choice("hidden_act", tuple(ACTIVATIONS), default["activation"]),
         layer_norm_eps=fields.number("layer_norm_eps", default["eps"]),
         class_token=is_clip,
@@ -66,33 +74,33 @@ def vision_config(fields, feature_layer, drop_first, post_norm=False, default_ty
     return checked(config, fields)
 
 
-def checked(config, fields):
+def checked(config: VisionConfig, fields: Fields) -> VisionConfig:
     """The config, if its numbers fit each other. Raises InputError."""
     if config.width % config.heads:
         raise fields.error(f"has width {config.width}, which {config.heads} heads cannot share evenly")
     if config.patch_size > config.image_size:
-        raise fields.error(f"has patches of {config.patch_size} pixels in pictures of {config.image_size}")
-    if config.image_size // config.patch_size > MOST_PATCHES_A_SIDE:
-        raise fields.error(f"cuts pictures of {config.image_size} pixels into patches of {config.patch_size}")
+        raise fields.error(f"has patches of {config.patch_size} pixels in images of {config.image_size}")
+    if config.image_size // config.patch_size > MOST_PATCHES_PER_SIDE:
+        raise fields.error(f"cuts images of {config.image_size} pixels into patches of {config.patch_size}")
     if not 0 <= config.used_layers <= config.layers:
         raise fields.error(f"has {config.layers} layers, so there is no feature layer {config.feature_layer}")
     return config
 
 
-def vision(config, take, prefix, names=HUGGING_FACE):
+def vision(config: VisionConfig, take: Checkpoint, prefix: str, names: Names = HUGGING_FACE) -> Vision:
     """Fill in a Vision from a checkpoint whose tower tensors start with `prefix`."""
     width, kernel = config.width, (3, config.patch_size, config.patch_size)
 
-    def norm(name):
+    def norm(name: str) -> LayerNorm:
         return LayerNorm(take.vector(f"{name}.weight", size=width), take.vector(f"{name}.bias", size=width))
 
-    def linear(*modules, into=width, out=width):
+    def linear(*modules: str, into: int = width, out: int = width) -> Linear:
         return Linear(
             take.matrix(*(f"{module}.weight" for module in modules), into=into, out=out),
             take.vector(*(f"{module}.bias" for module in modules), size=out),
         )
 
-    def layer(index):
+    def layer(index: int) -> VisionLayer:
         name = prefix + names.layer.format(index)
         return VisionLayer(
             attention_norm=norm(name + names.attention_norm),
@@ -120,25 +128,24 @@ def vision(config, take, prefix, names=HUGGING_FACE):
     )
 
 
-class ClipPixels(NamedTuple):
+@dataclass(frozen=True)
+class ClipPixels:
     """CLIP's preprocessing, in the order it happens; None leaves a step out."""
 
     shortest_edge: int | None  # resize until the shorter side is this long …
     exact_size: tuple[int, int] | None  # … or to exactly this (height, width)
     resample: int  # Pillow's number of the interpolation; 3 is bicubic
     crop: tuple[int, int] | None  # (height, width) cut out of the centre
-    scale: float | None  # 1/255
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
+    levels: Levels
 
-    def __call__(self, image):
+    def __call__(self, image: Image.Image) -> np.ndarray:
         """A Pillow RGB image to pixels, (3, height, width) float32."""
         image = self.resize(image)
         if self.crop:
             image = centre_crop(image, *self.crop)
-        return normalised(image, self.scale, self.mean, self.std)
+        return self.levels(image)
 
-    def resize(self, image):
+    def resize(self, image: Image.Image) -> Image.Image:
         height, width = image.height, image.width
         if self.exact_size:
             height, width = self.exact_size
@@ -149,40 +156,37 @@ class ClipPixels(NamedTuple):
         return resized(image, (width, height), self.resample)
 
     @property
-    def size(self):
+    def size(self) -> tuple[int, int] | None:
         """(height, width) of the result, where the settings fix it."""
         return self.crop or self.exact_size
 
 
-def centre_crop(image, height, width):
+def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     """The middle height x width pixels; what lies beyond the image is black."""
     top, left = (image.height - height) // 2, (image.width - width) // 2
     return image.crop((left, top, left + width, top + height))
 
 
-def image_processor_fields(fields, folder):
-    """preprocessor_config.json or, as transformers 5 saves it, the part `image_processor` of processor_config.json.
-
-    fields: those of config.json, which keep the new ones beside their own.
-    """
+def image_processor_fields(folder: pathlib.Path) -> Fields:
+    """preprocessor_config.json or, as transformers 5 saves it, the part `image_processor` of processor_config.json."""
     if file_of(folder, "processor_config.json"):
-        values = read_json(folder, "processor_config.json").get("image_processor")
-        if values is not None:
-            return fields.beside("processor_config.json", {"image_processor": values}, folder).part("image_processor")
-    return fields.beside("preprocessor_config.json", read_json(folder, "preprocessor_config.json"), folder)
+        fields = Fields(read_json(folder, "processor_config.json"), f"{folder}/processor_config.json")
+        if fields.has("image_processor"):
+            return fields.section("image_processor")
+    return Fields(read_json(folder, "preprocessor_config.json"), f"{folder}/preprocessor_config.json")
 
 
-def level_settings(fields, default=REQUIRED):
-    """How an image processor's `Fields` turn levels into numbers: (scale, mean, std), None for a step left out."""
-    normalises = fields.flag("do_normalize", True)
-    return (
-        fields.number("rescale_factor", 1 / 255) if fields.flag("do_rescale", True) else None,
-        fields.numbers("image_mean", 3, default) if normalises else None,
-        fields.numbers("image_std", 3, default, least=1e-6) if normalises else None,
+def level_settings(fields: Fields, default: Any = REQUIRED) -> Levels:
+    """How an image processor's `Fields` turn levels into numbers."""
+    normalises = fields.boolean("do_normalize", True)
+    return Levels(
+        fields.number("rescale_factor", 1 / 255) if fields.boolean("do_rescale", True) else None,
+        fields.triple("image_mean", default) if normalises else None,
+        fields.triple("image_std", default, least=1e-6) if normalises else None,
     )
 
 
-def sides(fields, key, default):
+def sides(fields: Fields, key: str, default: dict[str, int]) -> Fields:
     """A size as old and new files say it, a number or an object -> Fields."""
     size = fields.raw(key)
     size = default if size is None else size
@@ -193,22 +197,20 @@ def sides(fields, key, default):
     return Fields(size, f"{key} of preprocessor_config.json")
 
 
-def pixel_settings(config_fields, folder, image_size):
-    """The settings of the folder's image processor -> ClipPixels, checked to give the tower pictures of its size."""
-    fields = image_processor_fields(config_fields, folder)
+def pixel_settings(folder: pathlib.Path, image_size: int) -> ClipPixels:
+    """The settings of the folder's image processor -> ClipPixels, checked to give the tower images of its size."""
+    fields = image_processor_fields(folder)
     size = sides(fields, "size", {"shortest_edge": 224})
     crop = sides(fields, "crop_size", {"height": 224, "width": 224})
-    resizes, by_edge = fields.flag("do_resize", True), size.has("shortest_edge")
-    crops = fields.flag("do_center_crop", by_edge)
+    resizes, by_edge = fields.boolean("do_resize", True), size.has("shortest_edge")
+    crops = fields.boolean("do_center_crop", by_edge)
     settings = ClipPixels(
-        size.whole("shortest_edge", most=MOST_PIXELS_A_SIDE) if resizes and by_edge else None,
-        (size.whole("height"), size.whole("width")) if resizes and not by_edge else None,
+        size.positive_int("shortest_edge", most=MOST_SIDE) if resizes and by_edge else None,
+        (size.positive_int("height"), size.positive_int("width")) if resizes and not by_edge else None,
         fields.choice("resample", range(6), 3),
-        (crop.whole("height"), crop.whole("width")) if crops else None,
-        *level_settings(fields),
+        (crop.positive_int("height"), crop.positive_int("width")) if crops else None,
+        level_settings(fields),
     )
     if settings.size != (image_size, image_size):
-        raise fields.error(
-            f"makes pictures of {settings.size} pixels, but the vision tower sees {image_size} x {image_size}"
-        )
+        raise fields.error(f"makes images of {settings.size} pixels; the vision tower sees {image_size} x {image_size}")
     return settings

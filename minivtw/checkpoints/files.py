@@ -19,11 +19,8 @@ def file_of(folder: str | os.PathLike, name: str) -> pathlib.Path | None:
             os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-    homes = [home]
-    if home.parent.name == "snapshots":
-        homes.append(pathlib.Path(os.path.realpath(home.parent.parent / "blobs")))
-    target = pathlib.Path(os.path.realpath(path))
-    if not any(target.is_relative_to(allowed) for allowed in homes):
+    target, blobs = pathlib.Path(os.path.realpath(path)), os.path.realpath(home.parent.parent / "blobs")
+    if not target.is_relative_to(home) and not (home.parent.name == "snapshots" and target.is_relative_to(blobs)):
         raise InputError(f"{path} is a link out of the model folder, to {target}; only what lies in the folder is read")
     if not target.is_file():
         raise InputError(f"{path} is not a file" if target.exists() else f"{path} is a link to nothing")

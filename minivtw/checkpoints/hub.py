@@ -1,6 +1,6 @@
-"""Where a model is: a folder, one that `minivtw.fetch` made, or a name on the hub, fetched into the Hugging Face cache.
+"""Resolve a model argument: a local folder, a model made by `minivtw.fetch`, or a name on the hub.
 
-Only safetensors, JSON and a chat template are ever asked for, and nothing that is read is run.
+Only safetensors, JSON and a chat template are ever requested, and nothing that is read is run.
 """
 
 import os
@@ -55,14 +55,14 @@ def model_folder(model: str | os.PathLike) -> pathlib.Path:
 def tokenizer_folder(folder: pathlib.Path, name: str | None, downloads: bool) -> pathlib.Path:
     """The folder of a model's tokenizer: its own or, where it has none, that of the model `name` on the hub.
 
-    downloads: whether the hub may be asked for it. It is the model's files that say the name.
+    downloads: whether it may come from the hub. It is the model's files that say the name.
     """
     if name is None or file_of(folder, "tokenizer.json"):
         return folder
     try:
         return fetched(name, [JSON], downloads)
     except InputError as error:
-        raise InputError(f"{folder} lacks tokenizer.json, the one of {name}: {error}") from error
+        raise InputError(f"{folder} has no tokenizer.json, and {name}'s cannot be fetched: {error}") from error
 
 
 def model_name(folder: pathlib.Path) -> str:

@@ -7,32 +7,39 @@ SmolVLM2 the second.
 import dataclasses
 import functools
 import math
+import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from ..inputs.images import normalised, resized
+from ..inputs.images import Levels, resized
 from ..model.connector import ShuffleConnector, shuffle_connect
+from ..model.decoder import Decoder
 from ..model.layers import Linear
+from ..model.vision import Vision
 from . import clip, llama
+from .checkpoint import Checkpoint
+from .fields import Fields
 from .layouts import SMOLVLM, folder_layout
-from .parts import MOST_TILES, Parts, Plan, Tiler, VisionParts
+from .parts import MOST_TILES, Parts, Plan, Tiler, VisionParts, grid_within
 
 
-def load(fields, folder, checkpoint):
+def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     fields.refuse_unless(quantization_config=None)
-    tied = fields.flag("tie_word_embeddings", False)  # only what is said here counts
-    text_config = llama.decoder_config(fields.part("text_config"))._replace(tied_head=tied)
+    tied = fields.boolean("tie_word_embeddings", False)  # only what is said here counts
+    text_config = llama.decoder_config(fields.section("text_config"))._replace(tied_head=tied)
     vision_config = clip.vision_config(
-        fields.part("vision_config"), feature_layer=-1, drop_first=False, post_norm=True, default_type="idefics3_vision"
+        fields.section("vision_config"), feature_layer=-1, drop_first=False, post_norm=True, kind="idefics3_vision"
     )
-    pixels = pixel_settings(fields, folder)
-    factor = fields.whole("scale_factor", 2)
-    fields.part("text_config").refuse_unless(pixel_shuffle_factor=factor)
-    tokens = tile_tokens(fields, pixels.side // vision_config.patch_size, factor)  # a tile
+    pixels = pixel_settings(folder)
+    factor = fields.positive_int("scale_factor", 2)
+    fields.section("text_config").refuse_unless(pixel_shuffle_factor=factor)
+    tokens = tile_tokens(fields, pixels.side // vision_config.patch_size, factor)  # per tile
 
-    def form(take):
+    def form(take: Checkpoint) -> tuple[Vision, ShuffleConnector, Decoder]:
         name, into = "model.connector.modality_projection.proj.weight", vision_config.width * factor**2
         projection = take.matrix(name, into=into, out=text_config.width)
         return (
@@ -46,28 +53,28 @@ def load(fields, folder, checkpoint):
         encoder=on_tiles(vision, pixels.side),
         connect=functools.partial(shuffle_connect, connector),
         tile=Tiler(pixels.side, text_config.max_positions, functools.partial(pixels.plan, tokens)),
-        image_token_id=fields.index("image_token_id", 128257),
+        image_token_id=fields.integer("image_token_id", 128257),
     )
     return Parts(decoder, folder_layout(folder, SMOLVLM), vision_parts)
 
 
-def stands_for(rows, columns, tokens):
-    """The text of an image of rows x columns tiles: each tile named by its place, `tokens` visual tokens a tile."""
+def stands_for(rows: int, columns: int, tokens: int) -> str:
+    """The text of an image of rows x columns tiles: each tile named by its place, `tokens` visual tokens per tile."""
     around, visual = "<fake_token_around_image>", "<image>" * tokens
     text = ""
     for row in range(1, rows + 1) if rows * columns > 1 else []:
         text += "".join(f"{around}<row_{row}_col_{column}>{visual}" for column in range(1, columns + 1)) + "\n"
-    return f"{text}{chr(10) if text else ''}{around}<global-img>{visual}{around}"
+    return text + ("\n" if text else "") + f"{around}<global-img>{visual}{around}"
 
 
-def tile_tokens(fields, side, factor):
+def tile_tokens(fields: Fields, side: int, factor: int) -> int:
     """Visual tokens of a tile of side x side patches, of which factor x factor become one."""
-    if not 0 < side <= clip.MOST_PATCHES_A_SIDE or side % factor:
+    if not 0 < side <= clip.MOST_PATCHES_PER_SIDE or side % factor:
         raise fields.error(f"joins {factor} x {factor} patches, into which a tile of {side} x {side} cannot be cut")
     return (side // factor) ** 2
 
 
-def on_tiles(vision, side):
+def on_tiles(vision: Vision, side: int) -> Vision:
     """The tower for tiles of `side` pixels: its position table looked up where a tile's patches lie."""
     config = vision.config
     rows = fractional_positions(side // config.patch_size, config.image_size // config.patch_size)
@@ -77,8 +84,8 @@ def on_tiles(vision, side):
     return dataclasses.replace(vision, config=config._replace(image_size=side), position_embedding=table)
 
 
-def fractional_positions(patches, places):
-    """Which of `places` rows of positions each of a tile's `patches` rows takes: the one at its fraction of the way.
+def fractional_positions(patches: int, places: int) -> np.ndarray:
+    """For each of a tile's `patches` rows, the row of the position table (of `places`) at the same relative height.
 
     Columns alike. With as many patches as places each takes its own, as long as float32 tells the fractions apart from
     the boundaries. It does for every published size (14, 16, 24, 26, 27 and 32 patches); for some others (19, 25, 31)
@@ -90,35 +97,33 @@ def fractional_positions(patches, places):
     return np.searchsorted(boundaries, np.minimum(fractions, np.float32(1 - 1e-6)), side="right")
 
 
-def pixel_settings(config_fields, folder):
+def pixel_settings(folder: pathlib.Path) -> "TiledPixels":
     """The settings of the folder's image processor -> TiledPixels."""
-    fields = clip.image_processor_fields(config_fields, folder)
-    size = fields.part("size", {"longest_edge": 1456})
+    fields = clip.image_processor_fields(folder)
+    size = fields.section("size", {"longest_edge": 1456})
     return TiledPixels(
-        size.whole("longest_edge", most=clip.MOST_PIXELS_A_SIDE) if fields.flag("do_resize", True) else None,
-        fields.part("max_image_size", {"longest_edge": 364}).whole("longest_edge", most=clip.MOST_PIXELS_A_SIDE),
-        fields.flag("do_image_splitting", True),
+        size.positive_int("longest_edge", most=clip.MOST_SIDE) if fields.boolean("do_resize", True) else None,
+        fields.section("max_image_size", {"longest_edge": 364}).positive_int("longest_edge", most=clip.MOST_SIDE),
+        fields.boolean("do_image_splitting", True),
         fields.choice("resample", range(6), 1),
-        *clip.level_settings(fields, [0.5, 0.5, 0.5]),
+        clip.level_settings(fields, [0.5, 0.5, 0.5]),
     )
 
 
 class TiledPixels(NamedTuple):
-    """Idefics3's preprocessing: the picture cut into square tiles, row by row, and last one small view of the whole.
+    """Idefics3's preprocessing: the image cut into square tiles, row by row, and last the overview.
 
-    The picture is resized twice: to its longest edge, keeping its shape, then to whole tiles. A picture of one tile is
-    its own view of the whole.
+    The image is resized twice: to its longest edge, keeping its shape, then to whole tiles. An image of one tile is its
+    own overview.
     """
 
     longest_edge: int | None  # resize until the longer side is this long; None: leave it
     side: int  # of a tile
-    splits: bool  # False: only the view of the whole
+    splits: bool  # False: only the overview
     resample: int  # Pillow's number of the interpolation; 1 is Lanczos
-    scale: float | None  # 1/255
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
+    levels: Levels
 
-    def tiles(self, image, edge, rows, columns):
+    def tiles(self, image: Image.Image, edge: int | None, rows: int, columns: int) -> Iterator[np.ndarray]:
         """A Pillow RGB image, resized to this longest edge, to tiles (3, side, side) float32."""
         side = self.side
         if edge:
@@ -127,15 +132,14 @@ class TiledPixels(NamedTuple):
         image = resized(image, (columns * side, rows * side), self.resample)
         boxes = [(column * side, row * side) for row in range(rows) for column in range(columns)]
         for left, top in boxes:
-            yield self.normalised(image.crop((left, top, left + side, top + side)))
+            yield self.levels(image.crop((left, top, left + side, top + side)))
         if rows * columns > 1:
-            yield self.normalised(resized(image, (side, side), self.resample))
+            yield self.levels(resized(image, (side, side), self.resample))
 
-    def normalised(self, image):
-        return normalised(image, self.scale, self.mean, self.std)
-
-    def grid(self, height, width):
-        """Rows and columns of tiles that a picture of this size is stretched to."""
+    def grid(self, height: int, width: int, edge: int | None) -> tuple[int, int]:
+        """Rows and columns of tiles that an image of this size, brought to this longest edge, is stretched to."""
+        if edge:
+            height, width = scaled(height, width, edge)
         if not self.splits:
             return 1, 1
         ratio = width / height
@@ -145,30 +149,20 @@ class TiledPixels(NamedTuple):
         rows = math.ceil(height / self.side)
         return rows, math.ceil(int(rows * self.side * ratio) / self.side)
 
-    def plan(self, tokens, height, width, most_tiles=None):
-        """What an image of this size becomes, of which each tile becomes so many visual tokens.
-
-        `most_tiles` shortens the longest edge, by whole tiles, until there are no more tiles than that.
-        """
+    def plan(self, tokens: int, height: int, width: int, most_tiles: int | None = None) -> Plan:
+        """What an image of this size becomes, of which each tile becomes that many visual tokens."""
         longest = min((self.longest_edge or max(height, width)) - 1, self.side * MOST_TILES)
-        for edge in (self.longest_edge, *range(longest // self.side * self.side, 0, -self.side)):
-            rows, columns = self.grid(*(scaled(height, width, edge) if edge else (height, width)))
-            tiles = rows * columns + (rows * columns > 1)
-            if most_tiles is None or tiles <= max(most_tiles, 1):
-                break
+        edges = (self.longest_edge, *range(longest // self.side * self.side, 0, -self.side))
+        edge, rows, columns, tiles = grid_within(most_tiles, edges, functools.partial(self.grid, height, width))
         cut = functools.partial(self.tiles, edge=edge, rows=rows, columns=columns)
         return Plan(tiles, tiles * tokens, cut, lambda *_: stands_for(rows, columns, tokens))
 
 
-def scaled(height, width, longest_edge):
-    """(height, width) of a picture whose longer side becomes `longest_edge`; the shorter is even, as in Idefics3."""
+def scaled(height: int, width: int, longest_edge: int) -> tuple[int, int]:
+    """(height, width) of an image whose longer side becomes `longest_edge`; the shorter is even, as in Idefics3."""
     ratio = width / height
     if width >= height:
-        width = longest_edge
-        height = int(width / ratio)
-        height = max(height + height % 2, 1)
-    else:
-        height = longest_edge
-        width = int(height * ratio)
-        width = max(width + width % 2, 1)
-    return height, width
+        height = int(longest_edge / ratio)
+        return max(height + height % 2, 1), longest_edge
+    width = int(longest_edge * ratio)
+    return longest_edge, max(width + width % 2, 1)

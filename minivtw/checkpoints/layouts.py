@@ -122,7 +122,7 @@ def sketch(template: str) -> str:
     return "¦".join(piece for piece, last in zip(pieces, [None, *pieces]) if piece != last)
 
 
-def written(expression):
+def written(expression: str) -> str:
     """The sketch of one expression: its texts as they are, `{}` for each part between them."""
     sketched, end = "", 0
     for quoted in QUOTED.finditer(expression):

@@ -1,9 +1,17 @@
-"""Llama and Qwen2 decoders: their config keys and tensor names (transformers `LlamaConfig`, `Qwen2Config`)."""
+"""Llama and Qwen2 decoders: their config keys and tensor names (transformers `LlamaConfig`, `Qwen2Config`).
 
+As a whole model they are language models that see nothing (`LlamaForCausalLM`, `Qwen2ForCausalLM`).
+"""
+
+import pathlib
 from typing import NamedTuple
 
 from ..model.decoder import MOST_LAYERS, Decoder, DecoderConfig, DecoderLayer
 from ..model.layers import Linear
+from .checkpoint import Checkpoint
+from .fields import Fields
+from .layouts import CHATML, folder_layout
+from .parts import Parts
 
 # What a config leaves out has its class's default.
 DEFAULTS = {
@@ -33,59 +41,69 @@ class Names(NamedTuple):
 HUGGING_FACE = Names()
 
 
-def decoder_config(fields):
+def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
+    """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
+    config = decoder_config(fields)
+    return Parts(checkpoint.fill(lambda take: decoder(config, take)), folder_layout(folder, CHATML))
+
+
+def decoder_config(fields: Fields) -> DecoderConfig:
     """A text config's `Fields` -> DecoderConfig. Raises InputError for what the decoder does not do."""
     model_type = fields.choice("model_type", tuple(DEFAULTS), "llama")
     default = DEFAULTS[model_type]
     fields.refuse_unless(**REFUSED)
-    layers = fields.whole("num_hidden_layers", 32, most=MOST_LAYERS)
+    layers = fields.positive_int("num_hidden_layers", 32, most=MOST_LAYERS)
     fields.refuse_unless(layer_types=["full_attention"] * layers)
-    width = fields.whole("hidden_size", 4096)
-    heads = fields.whole("num_attention_heads", 32)
+    width = fields.positive_int("hidden_size", 4096)
+    heads = fields.positive_int("num_attention_heads", 32)
     config = DecoderConfig(
-        vocabulary=fields.whole("vocab_size", default["vocabulary"]),
+        vocabulary=fields.positive_int("vocab_size", default["vocabulary"]),
         width=width,
         layers=layers,
         heads=heads,
-        kv_heads=fields.whole("num_key_value_heads", 32 if model_type == "qwen2" else heads),
-        head_dim=fields.whole("head_dim", width // heads),
-        mlp_width=fields.whole("intermediate_size", default["mlp_width"]),
+        kv_heads=fields.positive_int("num_key_value_heads", 32 if model_type == "qwen2" else heads),
+        head_dim=fields.positive_int("head_dim", width // heads),
+        mlp_width=fields.positive_int("intermediate_size", default["mlp_width"]),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         rope_theta=rope_theta(fields, 10_000.0),
-        max_positions=fields.whole("max_position_embeddings", default["positions"]),
+        max_positions=fields.positive_int("max_position_embeddings", default["positions"]),
         qkv_bias=model_type == "qwen2",
-        tied_head=fields.flag("tie_word_embeddings", False),
+        tied_head=fields.boolean("tie_word_embeddings", False),
     )
     return checked(config, fields)
 
 
-def checked(config, fields):
+def checked(config: DecoderConfig, fields: Fields) -> DecoderConfig:
     """The config, if its numbers fit each other. Raises InputError."""
     if config.heads % config.kv_heads:
-        raise fields.error(
-            f"has {config.heads} attention heads, which {config.kv_heads} key-value heads cannot share evenly"
-        )
+        raise fields.error(f"has {config.heads} heads, which {config.kv_heads} key-value heads cannot share evenly")
     if config.head_dim % 2 or not config.head_dim:
         raise fields.error(f"has heads of width {config.head_dim}; rotary positions need an even number")
     return config
 
 
-def rope_theta(fields, default):
+def rope_theta(fields: Fields, default: float) -> float:
     """The base of the rotary frequencies: `rope_theta`, or since transformers 5 a part called `rope_parameters`."""
     for key in ("rope_scaling", "rope_parameters"):
-        part = fields.part(key, {})
+        part = fields.section(key, {})
         part.choice("rope_type" if part.has("rope_type") else "type", ("default",), "default")
         part.refuse_unless(partial_rotary_factor=1)
         default = part.number("rope_theta", default)
     return fields.number("rope_theta", default)
 
 
-def decoder(config, take, prefix="model.", head="lm_head.weight", names=HUGGING_FACE):
+def decoder(
+    config: DecoderConfig,
+    take: Checkpoint,
+    prefix: str = "model.",
+    head: str = "lm_head.weight",
+    names: Names = HUGGING_FACE,
+) -> Decoder:
     """Fill in a Decoder from a checkpoint whose decoder tensors start with `prefix`."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     sizes = (query, key_value, key_value)
 
-    def layer(index):
+    def layer(index: int) -> DecoderLayer:
         name = prefix + names.layer.format(index)
         projections = [f"{name}{names.attention}{letter}_proj" for letter in "qkv"]
         gate_up = [f"{name}mlp.{part}_proj.weight" for part in ("gate", "up")]

@@ -1,10 +1,16 @@
 """LLaVA 1.5 (Liu et al. 2023, arXiv 2310.03744): CLIP or SigLIP, a two-layer connector, a Llama or Qwen2 decoder."""
 
 import functools
+import pathlib
+from collections.abc import Callable
 
 from ..model.connector import Connector, connect
+from ..model.decoder import Decoder, DecoderConfig
 from ..model.layers import ACTIVATIONS, Linear
+from ..model.vision import Vision, VisionConfig
 from . import clip, llama
+from .checkpoint import Checkpoint
+from .fields import Fields
 from .layouts import INTERLEAVE, VICUNA, folder_layout
 from .parts import Parts, Tiler, VisionParts, one_tile
 
@@ -14,33 +20,35 @@ OLD_NAMES = ("vision_tower.", "multi_modal_projector.", "language_model.model.",
 NEW_NAMES = ("model.vision_tower.", "model.multi_modal_projector.", "model.language_model.", "lm_head.weight")
 
 
-def load(fields, folder, checkpoint):
+def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     text_config, vision_config = configs(fields, feature_layer=-2, selects="default")
-    pixels = clip.pixel_settings(fields, folder, vision_config.image_size)
+    pixels = clip.pixel_settings(folder, vision_config.image_size)
     vision, connector, decoder = checkpoint.fill(form(fields, text_config, vision_config))
     plan = functools.partial(one_tile, pixels, vision_config.features, "<image>" * vision_config.features)
     vision_parts = VisionParts(
         encoder=vision,
         connect=functools.partial(connect, connector),
         tile=Tiler(vision_config.image_size, text_config.max_positions, plan),
-        image_token_id=fields.index("image_token_index", fields.index("image_token_id", 32000)),
+        image_token_id=fields.integer("image_token_index", fields.integer("image_token_id", 32000)),
     )
     return Parts(decoder, folder_layout(folder, INTERLEAVE if text_config.qkv_bias else VICUNA), vision_parts)
 
 
-def form(fields, text_config, vision_config):
+def form(
+    fields: Fields, text_config: DecoderConfig, vision_config: VisionConfig
+) -> Callable[[Checkpoint], tuple[Vision, Connector, Decoder]]:
     """A function that takes the tensors of the tower, the connector and the decoder from a checkpoint."""
     activation = fields.choice("projector_hidden_act", tuple(ACTIVATIONS), "gelu")
-    has_bias = fields.flag("multimodal_projector_bias", True)
+    has_bias = fields.boolean("multimodal_projector_bias", True)
 
-    def taken(take):
+    def taken(take: Checkpoint) -> tuple[Vision, Connector, Decoder]:
         is_new = "model.language_model.embed_tokens.weight" in take
         vision, projector, decoder, head = NEW_NAMES if is_new else OLD_NAMES
         if f"{vision}embeddings.patch_embedding.weight" not in take:
             vision = f"{vision}vision_model."
 
-        def linear(name, into):
+        def linear(name: str, into: int) -> Linear:
             return Linear(
                 take.matrix(f"{projector}{name}.weight", into=into, out=text_config.width),
                 take.vector(f"{projector}{name}.bias", size=text_config.width) if has_bias else None,
@@ -55,15 +63,15 @@ def form(fields, text_config, vision_config):
     return taken
 
 
-def configs(fields, feature_layer, selects):
+def configs(fields: Fields, feature_layer: int, selects: str) -> tuple[DecoderConfig, VisionConfig]:
     """config.json's `Fields`, and the class's defaults for what they leave out -> (DecoderConfig, VisionConfig)."""
     fields.refuse_unless(quantization_config=None)
-    text_config = llama.decoder_config(fields.part("text_config"))
-    if fields.flag("tie_word_embeddings", False):  # said here or in the text config
+    text_config = llama.decoder_config(fields.section("text_config"))
+    if fields.boolean("tie_word_embeddings", False):  # said here or in the text config
         text_config = text_config._replace(tied_head=True)
     vision_config = clip.vision_config(
-        fields.part("vision_config"),
-        feature_layer=fields.index("vision_feature_layer", feature_layer),
+        fields.section("vision_config"),
+        feature_layer=fields.integer("vision_feature_layer", feature_layer),
         drop_first=fields.choice("vision_feature_select_strategy", ("default", "full"), selects) == "default",
     )
     return text_config, vision_config

@@ -2,31 +2,35 @@
 
 Its files come in three layouts, which the config tells apart:
 
-    to May 2025    nanoVLM-222M                  no `vlm_extra_tokens`: one small picture, its features before the text
-    from June      nanoVLM-450M                  an image token, still one small picture
+    to May 2025    nanoVLM-222M                  no `vlm_extra_tokens`: one small image, its features before the text
+    from June      nanoVLM-450M                  an image token, still one small image
     from 11 July   nanoVLM-230M-8k and later     `max_img_size`: tiles, which further tokens name
 
-Until 10 June it was asked in plain words, since then in ChatML, and `lm_chat_template` is in the config. The config is
+Until 10 June prompts were plain words, since then in ChatML, and `lm_chat_template` is in the config. The config is
 flat, and the folder has no tokenizer of its own.
 """
 
 import functools
 import math
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ..inputs.images import normalised, resized
+from ..inputs.images import Levels, resized
 from ..inputs.prompts import MARK
 from ..model.connector import ShuffleConnector, shuffle_connect
-from ..model.decoder import MOST_LAYERS, DecoderConfig
+from ..model.decoder import MOST_LAYERS, Decoder, DecoderConfig
 from ..model.layers import Linear
-from ..model.vision import VisionConfig
+from ..model.vision import Vision, VisionConfig
 from . import clip, llama
+from .checkpoint import Checkpoint
+from .fields import Fields
 from .idefics3 import tile_tokens
 from .layouts import CHATML, Layout, known_layout
-from .parts import Parts, Plan, Tiler, VisionParts, one_tile
+from .parts import Parts, Plan, Tiler, VisionParts, grid_within, one_tile
 
 BILINEAR = 2  # Pillow's number
 TOWER_NAMES = clip.Names(
@@ -35,17 +39,17 @@ TOWER_NAMES = clip.Names(
     batch_of_positions=True,
 )  # fmt: skip
 DECODER_NAMES = llama.Names("blocks.{}.", "norm1", "attn.", "out_proj", "norm2", "token_embedding")
-# It was trained on pictures before the question, so there they go.
+# It was trained on images before the question, so there they go.
 IN_PLAIN_WORDS = Layout("", " Answer:", turn_end="<|endoftext|>", image=MARK, words="Question: ", images_move=True)
 
 
-def load(fields, folder, checkpoint):
+def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     vision_config, text_config = vision_fields(fields), text_fields(fields)
-    factor = fields.whole("mp_pixel_shuffle_factor", 2)
+    factor = fields.positive_int("mp_pixel_shuffle_factor", 2)
     tokens = tile_tokens(fields, vision_config.image_size // vision_config.patch_size, factor)
     fields.refuse_unless(mp_image_token_length=tokens)
-    extra = fields.part("vlm_extra_tokens").texts() if fields.has("vlm_extra_tokens") else {"image_token": MARK}
+    extra = fields.section("vlm_extra_tokens").texts() if fields.has("vlm_extra_tokens") else {"image_token": MARK}
     if "image_token" not in extra:
         raise fields.error("names no image_token among its vlm_extra_tokens")
     has_tiles = fields.has("max_img_size")
@@ -53,7 +57,7 @@ def load(fields, folder, checkpoint):
     tile = Tiler(vision_config.image_size, text_config.max_positions, plan)
     template = fields.text("lm_chat_template", "") or None
 
-    def form(take):
+    def form(take: Checkpoint) -> tuple[Vision, ShuffleConnector, Decoder]:
         projection = take.matrix("MP.proj.weight", into=vision_config.width * factor**2, out=text_config.width)
         return (
             clip.vision(vision_config, take, "vision_encoder.", TOWER_NAMES),
@@ -71,78 +75,67 @@ def load(fields, folder, checkpoint):
     )
 
 
-def square_plan(config, tokens, extra):
-    """One picture, squeezed to a square, levels from 0 to 1: the `Tiler`'s plan in the layouts before tiles."""
+def square_plan(config: VisionConfig, tokens: int, extra: dict[str, str]) -> Callable[..., Plan]:
+    """One image, squeezed to a square, levels from 0 to 1: the `Tiler`'s plan in the layouts before tiles."""
     side = (config.image_size, config.image_size)
-    pixels = clip.ClipPixels(None, side, BILINEAR, crop=None, scale=1 / 255, mean=None, std=None)
+    pixels = clip.ClipPixels(None, side, BILINEAR, crop=None, levels=Levels())
     return functools.partial(one_tile, pixels, tokens, extra["image_token"] * tokens)
 
 
-def grid_plan(fields, config, tokens, extra):
-    """Tiles, the view of the whole first, each with the token of its place: the `Tiler`'s plan in the third layout."""
+def grid_plan(fields: Fields, config: VisionConfig, tokens: int, extra: dict[str, str]) -> Callable[..., Plan]:
+    """Tiles, the overview first, each with the token of its place: the `Tiler`'s plan in the third layout."""
     pixels = GridPixels(
         side=config.image_size,
-        longest_edge=fields.whole("max_img_size", most=clip.MOST_PIXELS_A_SIDE),
-        fills=fields.flag("resize_to_max_side_len", False),
+        longest_edge=fields.positive_int("max_img_size", most=clip.MOST_SIDE),
+        fills=fields.boolean("resize_to_max_side_len", False),
         views="global_image_token" in extra,
     )
     places = range(1, pixels.longest_edge // pixels.side + 1)  # of tiles, in a row or a column
     is_named = all(f"r{row}c{column}" in extra for row in places for column in places)
     if pixels.longest_edge % pixels.side or not is_named:
-        raise fields.error(f"cannot name every tile of {pixels.side} pixels in a picture of {pixels.longest_edge}")
+        raise fields.error(f"cannot name every tile of {pixels.side} pixels in an image of {pixels.longest_edge}")
     return functools.partial(pixels.plan, tokens, extra)
 
 
-def stands_for(rows, columns, has_view, visual, extra):
-    """The text of an image of rows x columns tiles, the view of the whole first where there is one."""
-    whole = f"{extra['global_image_token']}{visual}" if has_view else ""
-    if has_view and rows * columns == 1:  # a single tile is the view of the whole
-        return whole
+def stands_for(rows: int, columns: int, has_view: bool, visual: str, extra: dict[str, str]) -> str:
+    """The text of an image of rows x columns tiles, the overview first where there is one."""
+    overview = f"{extra['global_image_token']}{visual}" if has_view else ""
+    if has_view and rows * columns == 1:  # a single tile is the overview
+        return overview
     places = [(row, column) for row in range(1, rows + 1) for column in range(1, columns + 1)]
-    return whole + "".join(f"{extra[f'r{row}c{column}']}{visual}" for row, column in places)
+    return overview + "".join(f"{extra[f'r{row}c{column}']}{visual}" for row, column in places)
 
 
 class GridPixels(NamedTuple):
-    """nanoVLM's preprocessing: a picture of whole tiles, cut row by row, and first one small view of the whole.
+    """nanoVLM's preprocessing: an image of whole tiles, cut row by row, and first the overview.
 
-    Levels go from 0 to 1. A picture of one tile is its own view of the whole.
+    Levels go from 0 to 1. An image of one tile is its own overview.
     """
 
     side: int  # of a tile
     longest_edge: int  # no side becomes longer than this
-    fills: bool  # make the longer side that long, even of a small picture
-    views: bool  # False: no view of the whole
+    fills: bool  # make the longer side that long, even of a small image
+    views: bool  # False: no overview
 
-    def plan(self, tokens, extra, height, width, most_tiles):
-        """What an image of this size becomes; tokens: visual tokens of a tile; extra: the tokens that name places."""
-        rows, columns, tiles = self.grid_within(height, width, most_tiles)
+    def plan(self, tokens: int, extra: dict[str, str], height: int, width: int, most_tiles: int | None) -> Plan:
+        """What an image of this size becomes; tokens: visual tokens per tile; extra: the tokens that name places."""
+        edges, grid = range(self.longest_edge, 0, -self.side), functools.partial(self.grid, height, width)
+        _, rows, columns, tiles = grid_within(most_tiles, edges, grid, self.views)
         text = stands_for(rows, columns, self.views, extra["image_token"] * tokens, extra)
         mark = lambda index, count: f"<image: {index}>" * (count > 1) + text
         return Plan(tiles, tiles * tokens, lambda image: self.tiles(image, rows, columns), mark)
 
-    def tiles(self, image, rows, columns):
+    def tiles(self, image: Image.Image, rows: int, columns: int) -> Iterator[np.ndarray]:
         """A Pillow RGB image to tiles (3, side, side) float32."""
         side = self.side
         image = resized(image, (columns * side, rows * side), Image.Resampling.BICUBIC)
-        pixels = normalised(image, 1 / 255, None, None)  # (3, rows * side, columns * side)
+        pixels = Levels()(image)  # (3, rows * side, columns * side)
         if self.views and rows * columns > 1:
-            yield view_of_whole(pixels, side)
+            yield overview(pixels, side)
         grid = pixels.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
         yield from grid.reshape(rows * columns, 3, side, side)
 
-    def grid_within(self, height, width, most_tiles):
-        """(Rows and columns of tiles, how many there are with the view of the whole.)
-
-        `most_tiles` shortens the longest edge, by whole tiles, until there are no more tiles than that.
-        """
-        for edge in range(self.longest_edge, 0, -self.side):
-            rows, columns = self.grid(height, width, edge)
-            tiles = rows * columns + (self.views and rows * columns > 1)
-            if most_tiles is None or tiles <= most_tiles:
-                break
-        return rows, columns, tiles
-
-    def grid(self, height, width, longest_edge):
+    def grid(self, height: int, width: int, longest_edge: int) -> tuple[int, int]:
         """Rows and columns of tiles: the longer side rounded up to whole tiles, then the shorter one in proportion."""
         longer, shorter = max(height, width), min(height, width)
         target = longest_edge if self.fills else min(longest_edge, math.ceil(longer / self.side) * self.side)
@@ -150,22 +143,22 @@ class GridPixels(NamedTuple):
         return (other, target // self.side) if width >= height else (target // self.side, other)
 
 
-def view_of_whole(pixels, side):
+def overview(pixels: np.ndarray, side: int) -> np.ndarray:
     """Pixels (3, height, width) shrunk to (3, side, side), bilinear and in floats, not in levels."""
     channels = [resized(Image.fromarray(channel), (side, side), Image.Resampling.BILINEAR) for channel in pixels]
     return np.stack([np.asarray(channel, np.float32) for channel in channels])
 
 
-def vision_fields(fields):
+def vision_fields(fields: Fields) -> VisionConfig:
     """The `vit_*` keys -> VisionConfig."""
     fields.refuse_unless(vit_cls_flag=False)
     config = VisionConfig(
-        image_size=fields.whole("vit_img_size", most=clip.MOST_PIXELS_A_SIDE),
-        patch_size=fields.whole("vit_patch_size", most=clip.MOST_PIXELS_A_SIDE),
-        width=fields.whole("vit_hidden_dim"),
-        layers=fields.whole("vit_n_blocks", most=MOST_LAYERS),
-        heads=fields.whole("vit_n_heads"),
-        mlp_width=fields.whole("vit_inter_dim"),
+        image_size=fields.positive_int("vit_img_size", most=clip.MOST_SIDE),
+        patch_size=fields.positive_int("vit_patch_size", most=clip.MOST_SIDE),
+        width=fields.positive_int("vit_hidden_dim"),
+        layers=fields.positive_int("vit_n_blocks", most=MOST_LAYERS),
+        heads=fields.positive_int("vit_n_heads"),
+        mlp_width=fields.positive_int("vit_inter_dim"),
         activation="gelu_pytorch_tanh",
         layer_norm_eps=fields.number("vit_ln_eps", 1e-6),
         class_token=False,
@@ -177,23 +170,23 @@ def vision_fields(fields):
     return clip.checked(config, fields)
 
 
-def text_fields(fields):
+def text_fields(fields: Fields) -> DecoderConfig:
     """The `lm_*` keys -> DecoderConfig."""
     fields.refuse_unless(lm_attn_scaling=1.0, lm_use_tokens=False)
-    width, heads = fields.whole("lm_hidden_dim"), fields.whole("lm_n_heads")
+    width, heads = fields.positive_int("lm_hidden_dim"), fields.positive_int("lm_n_heads")
     if width % heads:
         raise fields.error(f"has width {width}, which {heads} heads cannot share evenly")
     config = DecoderConfig(
-        vocabulary=fields.whole("lm_vocab_size"),
+        vocabulary=fields.positive_int("lm_vocab_size"),
         width=width,
-        layers=fields.whole("lm_n_blocks", most=MOST_LAYERS),
+        layers=fields.positive_int("lm_n_blocks", most=MOST_LAYERS),
         heads=heads,
-        kv_heads=fields.whole("lm_n_kv_heads"),
+        kv_heads=fields.positive_int("lm_n_kv_heads"),
         head_dim=width // heads,
-        mlp_width=fields.whole("lm_inter_dim"),
+        mlp_width=fields.positive_int("lm_inter_dim"),
         rms_norm_eps=fields.number("lm_rms_eps", 1e-5),
         rope_theta=fields.number("lm_re_base", 100_000),
-        max_positions=fields.whole("lm_max_position_embeddings", 8192),
-        tied_head=fields.flag("lm_tie_weights", True),
+        max_positions=fields.positive_int("lm_max_position_embeddings", 8192),
+        tied_head=fields.boolean("lm_tie_weights", True),
     )
     return llama.checked(config, fields)

@@ -1,6 +1,6 @@
 """What every family hands over: the parts of a model, and the few things that only the family knows how to do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,7 +29,22 @@ def one_tile(pixels: Callable, tokens: int, text: str, *_: Any) -> Plan:
     return Plan(1, tokens, lambda image: [pixels(image)], lambda *_: text)
 
 
-class Tiler(NamedTuple):
+def grid_within(
+    most_tiles: int | None, edges: Iterable, grid: Callable[[Any], tuple[int, int]], has_overview: bool = True
+) -> tuple[Any, int, int, int]:
+    """(Edge, rows, columns, how many tiles.) The first of some longest edges, each shorter than the one before, that
+    yields at most `most_tiles` tiles, overview included; grid: an edge -> rows and columns. None: as many as there are.
+    """
+    for edge in edges:
+        rows, columns = grid(edge)
+        tiles = rows * columns + (has_overview and rows * columns > 1)
+        if most_tiles is None or tiles <= most_tiles:
+            break
+    return edge, rows, columns, tiles
+
+
+@dataclass(frozen=True)
+class Tiler:
     """A family's `VisionParts.tile`: images to tiles.
 
     Nothing is made, but InputError raised, where all images together become more tiles or pixels than there may be, or
@@ -56,7 +71,7 @@ class Tiler(NamedTuple):
 
 @dataclass(frozen=True)
 class VisionParts:
-    """How a model sees: the picture cut to tiles, the encoder, the connector."""
+    """How a model sees: the image cut to tiles, the encoder, the connector."""
 
     encoder: Vision
     connect: Callable  # features of a tile (features, vision width) -> its visual tokens (visual tokens, decoder width)

@@ -19,7 +19,7 @@ def stored_method(folder: pathlib.Path) -> str | None:
     fields = Fields(read_json(folder, STORED), f"{folder}/{STORED}")
     if fields.has("method"):
         return fields.text("method")
-    layer = fields.index("withdraw_layer")
+    layer = fields.integer("withdraw_layer")
     if layer < 0:
         raise fields.error(f"says withdraw_layer {layer}; layers are counted from 0")
     return f"withdraw:layer={layer}"

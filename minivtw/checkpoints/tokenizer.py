@@ -38,7 +38,7 @@ KNOWN = {
 
 
 def load_tokenizer(folder: pathlib.Path, extra_tokens: tuple[str, ...] | list[str] = ()) -> Tokenizer:
-    """The tokenizer.json of a model folder, and behind its tokens the special ones that it lacks. Raises InputError."""
+    """The tokenizer.json of a model folder, extended with those of `extra_tokens` that it lacks. Raises InputError."""
     path = file_of(folder, "tokenizer.json")
     if path is None:
         raise InputError(f"{folder} lacks tokenizer.json")
@@ -53,16 +53,16 @@ def load_tokenizer(folder: pathlib.Path, extra_tokens: tuple[str, ...] | list[st
 
 def check(fields: Fields) -> None:
     """Raise InputError for a tokenizer.json that asks for what no published family does."""
-    model = fields.part("model")
+    model = fields.section("model")
     model.choice("type", ("BPE",), "BPE")
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.raw(key) not in (None, "", 0):
             raise model.error(f"has a {key}, which no family here knows")
-    vocabulary, unknown = model.part("vocab"), model.text("unk_token", "")
+    vocabulary, unknown = model.section("vocab"), model.text("unk_token", "")
     if unknown and not vocabulary.has(unknown):
         raise model.error(f"has an unk_token that is not in its vocabulary, {unknown[:80]!r}")
     for name, (inner, kinds) in STEPS.items():
-        part = fields.part(name, {"type": "Sequence", inner: []})
+        part = fields.section(name, {"type": "Sequence", inner: []})
         steps = listed(part, inner) if part.raw("type") == "Sequence" else [part]
         for step in steps:
             kind = step.choice("type", tuple(kinds.split()))
@@ -77,10 +77,10 @@ def check_templates(steps: list[Fields]) -> None:
     second text, and one after another. It takes for a template what has the keys of one, whatever its type.
     """
     for step in steps:
-        described = step.part("special_tokens", {})
+        described = step.section("special_tokens", {})
         for piece in listed(step, "single"):
-            piece.part("Sequence", {}).choice("id", ("A",), "A")
-            name = piece.part("SpecialToken", {}).text("id", "")
+            piece.section("Sequence", {}).choice("id", ("A",), "A")
+            name = piece.section("SpecialToken", {}).text("id", "")
             if name and not described.has(name):
                 raise step.error(f"puts {name[:80]!r}, which its special_tokens lack")
         if step is not steps[0]:
@@ -92,4 +92,4 @@ def listed(fields: Fields, inner: str) -> list[Fields]:
     values = fields.raw(inner)
     if not isinstance(values, list) or len(values) > MOST_STEPS:
         raise fields.error(f"must be a list of at most {MOST_STEPS} {inner}")
-    return [Fields({"step": value}, f"{inner} of {fields.where}").part("step") for value in values]
+    return [Fields({"step": value}, f"{inner} of {fields.where}").section("step") for value in values]

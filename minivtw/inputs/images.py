@@ -1,18 +1,19 @@
-"""How large a picture may be, and its levels turned into the numbers that a model sees."""
+"""How large an image may be, and its levels turned into the numbers that a model sees."""
 
 import os
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from ..errors import InputError
 
-MOST_PIXELS = 8192 * 6144  # of a picture, before and after resizing: what a camera of 50 megapixels takes
+MOST_PIXELS = 8192 * 6144  # of an image, before and after resizing: what a camera of 50 megapixels takes
 RAISED = "MINIVTW_MOST_PIXELS"  # the environment variable that says another number
 
 
-def check_size(width, height, name):
-    """Raise InputError for more pixels than a picture may have, whatever the size of its file."""
+def check_size(width: int, height: int, name: str) -> None:
+    """Raise InputError for more pixels than an image may have, whatever the size of its file."""
     said = os.environ.get(RAISED, str(MOST_PIXELS))
     if not (said.isascii() and said.isdigit() and len(said) < 20):
         raise InputError(f"{RAISED} must be a number of pixels, not {said[:80]}")
@@ -35,11 +36,20 @@ def resized(image: Image.Image, size: tuple[int, int], resample: int) -> Image.I
     return image
 
 
-def normalised(image, scale, mean, std):
-    """A Pillow RGB image to (levels * scale - mean) / std, (3, height, width) float32; None leaves a step out."""
-    pixels = np.asarray(image, np.float32).transpose(2, 0, 1)  # (3, height, width)
-    if scale:
-        pixels = pixels * np.float32(scale)
-    if mean:
-        pixels = (pixels - np.float32(mean)[:, None, None]) / np.float32(std)[:, None, None]
-    return np.ascontiguousarray(pixels)
+@dataclass(frozen=True)
+class Levels:
+    """How the levels of an image become numbers: (levels * scale - mean) / std; None leaves a step out."""
+
+    scale: float | None = 1 / 255
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """A Pillow RGB image to pixels, (3, height, width) float32."""
+        pixels = np.asarray(image, np.float32).transpose(2, 0, 1)  # (3, height, width)
+        if self.scale:
+            pixels = pixels * np.float32(self.scale)
+        if self.mean:
+            mean, std = np.array([self.mean, self.std], np.float32)[:, :, None, None]  # (3, 1, 1) each
+            pixels = (pixels - mean) / std
+        return np.ascontiguousarray(pixels)

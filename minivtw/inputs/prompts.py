@@ -1,9 +1,11 @@
 """Text to token ids and back: the tokenizer, and where the visual tokens of each image stand in the prompt."""
 
 import re
+from collections.abc import Iterable, Set
 from typing import NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from ..errors import InputError
 from .tokenizing import tokenizing
@@ -16,7 +18,7 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # Llama's tokens for what its vocabulary 
 
 
 class Prompt(NamedTuple):
-    """What the decoder is asked: tokens, and the tiles of the images that stand at the visual ones."""
+    """What goes into the decoder: tokens, and the tiles of the images that stand at the visual ones."""
 
     token_ids: np.ndarray  # (tokens,)
     is_visual: np.ndarray  # (tokens,) booleans
@@ -24,7 +26,7 @@ class Prompt(NamedTuple):
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) of each image
 
 
-def refuse_marks(text, tokenizer, marks=()):
+def refuse_marks(text: str, tokenizer: Tokenizer, marks: Iterable[str] = ()) -> None:
     """Raise InputError for words that would become one of the model's own marks: a turn, an end, a tile.
 
     marks: those of the layout, which some tokenizers do not call special. `<image>` is not looked at: it says where an
@@ -42,20 +44,20 @@ def refuse_marks(text, tokenizer, marks=()):
     words, unknown = text.replace(MARK, ""), getattr(tokenizer.model, "unk_token", None)
     said = frozenset(encode(tokenizer, words, opens=False).tolist())  # some tokenizers change the text before they look
     added = tokenizer.get_added_tokens_decoder().items()
-    own = {token.content: index for index, token in added if token.special}
+    own: dict[str, int | None] = {token.content: index for index, token in added if token.special}
     own |= {mark: tokenizer.token_to_id(mark) for mark in marks}
     for mark, index in own.items():
         if (mark in words or (index in said and mark != unknown)) and not SAYABLE.fullmatch(mark):
             raise InputError(f"the prompt says {mark}, which is a mark of the model's own and cannot be said")
 
 
-def expand_marks(text, expansions):
+def expand_marks(text: str, expansions: list[str]) -> str:
     """Each mark replaced by the text that stands for its image, one visual token's name for each visual token."""
     pieces = text.split(MARK)
     return pieces[0] + "".join(expansion + piece for expansion, piece in zip(expansions, pieces[1:], strict=True))
 
 
-def encode(tokenizer, text, opens=True):
+def encode(tokenizer: Tokenizer, text: str, opens: bool = True) -> np.ndarray:
     """Token ids of a text, (tokens,) int64; `opens` adds what a text begins with, such as `<s>`.
 
     Llama's tokenizer puts a space before every text. Where a text goes on with one (`opens` False), that is the one.
@@ -67,13 +69,13 @@ def encode(tokenizer, text, opens=True):
         return np.array(tokenizer.encode(text, add_special_tokens=opens).ids, np.int64)
 
 
-def check_vocabulary(token_ids, vocabulary):
+def check_vocabulary(token_ids: np.ndarray, vocabulary: int) -> None:
     """Raise InputError for a token that the decoder does not have."""
     if token_ids.max(initial=0) >= vocabulary:
         raise InputError(f"the tokenizer knows token {token_ids.max()}, but the decoder's vocabulary has {vocabulary}")
 
 
-def spoken(tokenizer, token_ids, stop_ids):
+def spoken(tokenizer: Tokenizer, token_ids: Iterable[int], stop_ids: Set[int]) -> str:
     """The text of an answer's tokens, with the white space at its ends, and without special tokens.
 
     Docling's models answer in tags, which are special tokens: there only what ends an answer is left out.
@@ -84,7 +86,7 @@ def spoken(tokenizer, token_ids, stop_ids):
         return tokenizer.decode(shown, skip_special_tokens=not tags)
 
 
-def answer_text(tokenizer, token_ids, stop_ids):
+def answer_text(tokenizer: Tokenizer, token_ids: Iterable[int], stop_ids: Set[int]) -> str:
     """The text of an answer's tokens."""
     return spoken(tokenizer, token_ids, stop_ids).strip()
 
@@ -92,25 +94,26 @@ def answer_text(tokenizer, token_ids, stop_ids):
 class TextStream:
     """Token ids to text, piece by piece: a character that takes several tokens appears when it is whole.
 
-    All pieces together are what `spoken` makes of all tokens. That is asked anew for each: what a run of Llama's bytes
+    All pieces together are what `spoken` makes of all tokens. It is decoded anew for each: what a run of Llama's bytes
     means, for example, is open until it ends.
     """
 
-    def __init__(self, tokenizer, stop_ids=frozenset()):
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Set[int] = frozenset()) -> None:
         self._tokenizer, self._stop_ids = tokenizer, stop_ids
-        self._token_ids, self._given = [], 0  # characters
+        self._token_ids: list[int] = []
+        self._given = 0  # characters
 
-    def add(self, token_id):
+    def add(self, token_id: int) -> str:
         """The text that this token completes; often a word, sometimes nothing yet."""
         self._token_ids.append(token_id)
         is_byte = BYTE.fullmatch(self._tokenizer.id_to_token(token_id) or "")
         return "" if is_byte or not spoken(self._tokenizer, [token_id], self._stop_ids) else self._more("\ufffd")
 
-    def end(self):
+    def end(self) -> str:
         """What was held back when the answer ended."""
         return self._more()
 
-    def _more(self, unfinished=()):
+    def _more(self, unfinished: str | tuple[()] = ()) -> str:
         text = spoken(self._tokenizer, self._token_ids, self._stop_ids)
         start, self._given = self._given, self._given if text.endswith(unfinished) else len(text)
         return text[start : self._given]

@@ -1,4 +1,4 @@
-"""Questions about pictures, read from a folder: to find a layer on, or to score a model on."""
+"""Questions about images, read from a folder: to find a layer on, or to score a model on."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from .files import pieces, sha256, text_of
 class Question(NamedTuple):
     """One line of questions.jsonl. Samples to find a layer on need no family and no answer."""
 
-    image: str  # the picture's path
+    image: str  # the image's path
     question: str
     family: str = ""  # the kind of question; scores are averaged within it
     answer: str = ""  # the right one
-    then: tuple["Question", ...] = ()  # what is asked next in the same chat, without a picture
+    then: tuple["Question", ...] = ()  # what is asked next in the same chat, without an image
     where: str = "a question"  # the file and the line that it stands in
 
 
@@ -28,7 +28,7 @@ def read_questions(
     """The first `most` lines of a folder's questions.jsonl, each an object with at least the `needed` fields, as text.
 
     `image` is a path beside that file. A chat is a line with `image` and `turns`, [[question, answer], …]; its families
-    are turn 1, turn 2, …. Raises InputError for a broken line or a missing picture.
+    are turn 1, turn 2, …. Raises InputError for a broken line or a missing image.
     """
     path, questions = pathlib.Path(folder) / "questions.jsonl", []
     text = text_of(path)
@@ -41,10 +41,10 @@ def read_questions(
             raise InputError(f"{where}: needs an object with {listed(needed)}") from error
         if not all(is_text(value) for turn in turns for value in turn.values()):
             raise InputError(f"{where}: {listed(needed)} must be text")
-        picture = path.parent / turns[0]["image"]
-        if not os.path.isfile(picture):  # never raises, whatever the name
-            raise InputError(f"{where}: there is no picture {turns[0]['image']}")
-        first, *later = (Question(**{**turn, "image": str(picture), "where": where}) for turn in turns)
+        image = path.parent / turns[0]["image"]
+        if not os.path.isfile(image):  # never raises, whatever the name
+            raise InputError(f"{where}: there is no image {turns[0]['image']}")
+        first, *later = (Question(**{**turn, "image": str(image), "where": where}) for turn in turns)
         questions.append(first._replace(then=tuple(later)))
     if not questions:
         raise InputError(f"{path} holds no questions")
@@ -52,7 +52,7 @@ def read_questions(
 
 
 def check_questions(vlm: Any, questions: list[Question]) -> None:
-    """Raise InputError, with its line, for the first question that a model cannot be asked: before the work, not in it."""
+    """Raise InputError, with its line, for the first question that a model cannot take: before the work, not in it."""
     for question in questions:
         try:
             prompt = vlm.prepare(question.image, question.question)
@@ -69,7 +69,7 @@ def is_text(value: Any) -> bool:
 
 
 def turns_of(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """A line of questions.jsonl as one object a turn; a question is a chat of one turn."""
+    """A line of questions.jsonl as one object per turn; a question is a chat of one turn."""
     if "turns" not in content:
         return [content]
     if not content["turns"]:
@@ -85,5 +85,5 @@ def listed(names: tuple[str, ...]) -> str:
 
 
 def digest(questions: list[Question]) -> str:
-    """SHA-256 of the pictures' files and the questions, one after the other."""
+    """SHA-256 of the images' files and the questions, one after the other."""
     return sha256(piece for one in questions for piece in chain(pieces(one.image), [one.question.encode()]))

@@ -1,7 +1,7 @@
 """What withdrawal saves a transformers model on this machine, measured side by side: python -m minivtw.plug MODEL
 
 MODEL is a folder or a name on the hub; or a published shape, filled with random weights, which take as long as others.
-The prompt is random, too: what the decoder does takes as long whatever the picture shows. The tower is not timed.
+The prompt is random, too: what the decoder does takes as long whatever the image shows. The tower is not timed.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ class Run(NamedTuple):
     """One prompt and some tokens after it."""
 
     prefill: float  # seconds, decoder and head
-    decode: float  # seconds a token
+    decode: float  # seconds per token
     cache_bytes: int
 
 

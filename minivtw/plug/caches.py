@@ -19,7 +19,7 @@ class Held(NamedTuple):
 
     plan: tuple  # the layers that made it so
     total: int  # tokens that the cache has seen
-    text: Keys  # in the layers behind the withdrawal
+    text: Keys  # in the layers from K on
     frozen: Keys  # in the frozen layers, which hold visual tokens before text
 
     def cut(self, past: int) -> "Held":
@@ -59,7 +59,7 @@ def length(cache: Any, index: int) -> int:
 
 
 def prepare(cache: DynamicCache, short: list[int], layer_types: list[str] | None) -> None:
-    """Before a forward pass: let the layers that are asked for the cache's length answer for what they will not hold.
+    """Before a forward pass: let the layers that report the cache's length answer for what they will not hold.
 
     short: the layers that will lack tokens; layer_types: the config's list, None if all layers are alike.
     """

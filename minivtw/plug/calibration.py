@@ -1,7 +1,7 @@
 """Which layer, for a transformers model: the paper's search (Lin et al. 2024, section 3.3), its beginnings shared.
 
 What a candidate K does before layer K is what the model does anyway. So one pass with nothing withdrawn keeps the
-states at every layer's door; from there, the candidates that have withdrawn already go through each layer as one batch.
+input of every layer; from there, the candidates that have withdrawn already go through each layer as one batch.
 """
 
 import inspect
@@ -13,9 +13,9 @@ from torch import nn
 
 from ..errors import InputError
 from ..inputs.opening import open_image
-from .anatomy import anatomy
+from .anatomy import Anatomy, anatomy
 from .contexts import plugged
-from .rows import all_keys, choose, narrow_mask, take
+from .rows import Rows, all_keys, choose, narrow_mask, take
 
 ETA = 0.003  # nats; the paper's threshold
 
@@ -45,11 +45,11 @@ def calibrate(
         lowest = min(curve)
         where = f"the lowest value is {lowest:.4g}, at layer {curve.index(lowest)}"
         raise InputError(f"no layer meets the threshold of {eta:g}: {where}")
-    asked = {"count": len(curves)}
-    return {"withdraw_layer": quiet[0], "criterion": "kl", "threshold": eta, "curve": curve, "samples": asked}
+    count = {"count": len(curves)}
+    return {"withdraw_layer": quiet[0], "criterion": "kl", "threshold": eta, "curve": curve, "samples": count}
 
 
-def inputs_of(model, processor, sample):
+def inputs_of(model: Any, processor: Any, sample: Any) -> dict[str, Any]:
     """A sample as the model takes it: tensors where the model is, in its dtype."""
     if not isinstance(sample, Mapping):
         try:
@@ -67,7 +67,7 @@ def inputs_of(model, processor, sample):
     return {name: value.to(model.dtype) if is_real(value) else value for name, value in sample.items()}
 
 
-def prompt(processor, images, question):
+def prompt(processor: Any, images: list, question: str) -> Any:
     """What a processor makes of images and a question, in its chat layout; without one, the question is the prompt."""
     tokenizer = getattr(processor, "tokenizer", None)
     template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
@@ -75,28 +75,27 @@ def prompt(processor, images, question):
         if template is None:
             return processor(images=images, text=question, return_tensors="pt")
         content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
-        turn, options = (
-            [{"role": "user", "content": content}],
-            dict(tokenize=True, return_dict=True, return_tensors="pt"),
-        )
+        turn = [{"role": "user", "content": content}]
+        options = dict(tokenize=True, return_dict=True, return_tensors="pt")
         return processor.apply_chat_template(turn, template, add_generation_prompt=True, **options)
     except (TypeError, ValueError) as error:
         raise InputError(f"the processor {type(processor).__name__} cannot take a sample: {error}") from error
 
 
 @torch.no_grad()
-def kl_curve(model, inputs):
+def kl_curve(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     """For each K from 0 to layers - 1: KL(withdrawn || full) of a prompt's next token. (layers,) float64, nats."""
     parts = anatomy(model)
     with plugged(model, len(parts.layers), ()):  # refuses a model within a context
-        full, doors = walk(model, parts, inputs)
+        full, entering = run_in_full(model, parts, inputs)
     ids = inputs["input_ids"]
     visual = torch.isin(ids, torch.tensor(parts.visual_ids, device=ids.device))  # (1, tokens)
     if len(visual) != 1 or not visual.any() or visual[0, -1]:
         raise InputError("a calibration sample must be one prompt with an image that ends with text")
     rows = choose(~visual)
-    hidden, memo = None, {}
-    for layer, (states, kwargs) in zip(parts.layers, doors):
+    hidden: Any = None
+    memo: dict[int, Any] = {}
+    for layer, (states, kwargs) in zip(parts.layers, entering):
         joins = take(states, rows)  # (1, rows, width): the candidate that withdraws here
         hidden = joins if hidden is None else torch.cat([hidden, joins.to(hidden.device)])  # (candidates, rows, width)
         output = layer(hidden, **narrowed(kwargs, rows, memo))
@@ -105,36 +104,37 @@ def kl_curve(model, inputs):
     return divergence(logits, full)
 
 
-def walk(model, parts, inputs):
-    """One pass with nothing withdrawn: the last token's logits, (1, vocabulary), and what came to each layer's door."""
-    doors, behind = [], []
-    keep = lambda layer, args, kwargs: doors.append(split(args, kwargs))
+def run_in_full(model: Any, parts: Anatomy, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[tuple]]:
+    """One pass with nothing withdrawn: the last token's logits, (1, vocabulary), and the arguments of each layer."""
+    entering: list[tuple] = []
+    outputs: list[Any] = []
+    keep = lambda layer, args, kwargs: entering.append(split(args, kwargs))
     handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in parts.layers]
-    handles.append(parts.layers[-1].register_forward_hook(lambda layer, args, output: behind.append(output)))
+    handles.append(parts.layers[-1].register_forward_hook(lambda layer, args, output: outputs.append(output)))
     try:
         can_skip = "logits_to_keep" in inspect.signature(model.forward).parameters
         full = model(**inputs, **({"logits_to_keep": 1} if can_skip else {}), use_cache=False).logits[:, -1]
     finally:
         for handle in handles:
             handle.remove()
-    last = behind[0][0] if isinstance(behind[0], tuple) else behind[0]
+    last = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
     if (head(model, parts, last[:, -1:]) - full).abs().max() > 1e-2 * full.abs().max():
         raise InputError(f"{parts.name} cannot be calibrated: its logits are more than a norm and a matrix")
-    return full, doors
+    return full, entering
 
 
-def split(args, kwargs):
+def split(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
     """A layer's arguments -> its hidden states, and the rest by name."""
     rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
     return (args[0] if args else kwargs["hidden_states"]), rest
 
 
-def head(model, parts, hidden):
+def head(model: Any, parts: Anatomy, hidden: torch.Tensor) -> torch.Tensor:
     """(candidates, 1, width) -> their logits, (candidates, vocabulary)."""
     return model.get_output_embeddings()(parts.decoder.norm(hidden))[:, 0]
 
 
-def narrowed(kwargs, rows, memo):
+def narrowed(kwargs: dict[str, Any], rows: Rows, memo: dict[int, Any]) -> dict[str, Any]:
     """A layer's arguments for the rows that stay; layers of one kind share what is made."""
     changed = {**kwargs, "position_ids": None}
     mask = kwargs.get("attention_mask")
@@ -149,7 +149,7 @@ def narrowed(kwargs, rows, memo):
     return changed
 
 
-def divergence(withdrawn, full):
+def divergence(withdrawn: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
     """KL(withdrawn || full) = sum p_w (log p_w - log p_f). Logits (candidates or 1, vocabulary) -> (candidates,)."""
     withdrawn, full = withdrawn.double().log_softmax(-1), full.double().log_softmax(-1)
     return (withdrawn.exp() * (withdrawn - full)).sum(-1).cpu()

@@ -48,8 +48,8 @@ def plugged(model: nn.Module, layer: Any, frozen: tuple) -> Iterator[None]:
     layer = stored(layer) if isinstance(layer, str | os.PathLike) else layer
     hooks = Hooks(anatomy(model), layer, frozen)
     with contextlib.ExitStack() as handles:
-        for module, place, hook in hooks.doors():
-            register = module.register_forward_hook if place == "behind" else module.register_forward_pre_hook
+        for module, place, hook in hooks.places():
+            register = module.register_forward_hook if place == "after" else module.register_forward_pre_hook
             handles.callback(register(hook, with_kwargs=place == "before").remove)
         yield
 

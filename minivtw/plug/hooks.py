@@ -1,9 +1,9 @@
 """Withdrawal in a transformers model, by hooks that the layers offer: nothing of the model is changed or replaced.
 
-A forward pass meets, in this order: the parent's door, where `input_ids` say which tokens are visual; the door of
-layer 0, where the cache says what went before; the doors of the frozen layers; from layer K on, every door. What a
-layer would take for all tokens (states, angles of the positions, mask) it then gets for the tokens that go on. Behind
-the last layer the rows return to their places, so that all outputs keep their shapes.
+A forward pass meets, in this order: the parent's hook, where `input_ids` say which tokens are visual; that of layer 0,
+where the cache says what went before; those of the frozen layers; from layer K on, one before every layer. What a layer
+would take for all tokens (states, angles of the positions, mask) it then gets for the tokens that go on. After the last
+layer the rows return to their places, so that all outputs keep their shapes.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from ..errors import InputError
 from . import caches
 from .anatomy import Anatomy, check_freezable, keys_and_values, window
-from .rows import Rows, all_keys, causal_mask, choose, narrow_mask, padding_of, put, take
+from .rows import Keys, Rows, all_keys, causal_mask, choose, narrow_mask, padding_of, put, take
 
 ANGLES = "position_embeddings"  # some models have several: position_embeddings_global, …
 USUAL = {  # a layer's other arguments; `generate` may hand down token types, which no layer looks at
@@ -29,7 +29,7 @@ USUAL = {  # a layer's other arguments; `generate` may hand down token types, wh
 
 @dataclasses.dataclass
 class Pass:
-    """One forward pass through the decoder, between the parent's door and the last layer's end."""
+    """One forward pass through the decoder, between the parent's hook and the last layer's end."""
 
     visual: torch.Tensor | None  # (batch, tokens) booleans; None if there is none among them
     padding: torch.Tensor | None  # (batch, places), 0 for padding; None if not said
@@ -87,8 +87,8 @@ class Hooks:
         self.short = sorted({*frozen, *range(self.layer, count)})  # the layers that do not get every token
         self.thread = threading.local()  # .now: the `Pass`; a server may run several threads through one model
 
-    def doors(self) -> Iterator[tuple]:
-        """(module, "before" or "behind", hook) of every hook, in the order of a forward pass."""
+    def places(self) -> Iterator[tuple]:
+        """(module, "before" or "after", hook) of every hook, in the order of a forward pass."""
         if not self.short:
             return
         layers = self.parts.layers
@@ -97,22 +97,22 @@ class Hooks:
         for index in self.short:
             yield layers[index], "before", self.rest if index in self.frozen else self.go_on
             if index in self.frozen:
-                yield layers[index], "behind", self.wake
-        yield layers[-1], "behind", self.finish
+                yield layers[index], "after", self.wake
+        yield layers[-1], "after", self.finish
 
-    def enter(self, parent, args, kwargs):
-        """The parent's door: which tokens are visual."""
+    def enter(self, parent: Any, args: tuple, kwargs: dict) -> None:
+        """Before the parent: which tokens are visual."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             raise InputError("visual tokens are recognised by their input_ids; inputs_embeds alone do not tell")
-        visual, padding = None, kwargs.get("attention_mask")
+        visual, padding = None, kwargs.get("attention_mask", 0)
         if ids.shape[1] > 1:
             visual = torch.isin(ids, torch.tensor(self.parts.visual_ids, device=ids.device))  # (batch, tokens)
             visual = visual if visual.any() else None
         self.thread.now = Pass(visual, padding if torch.is_tensor(padding) and padding.ndim == 2 else None)
 
-    def start(self, layer, args, kwargs):
-        """Layer 0's door: what the cache holds, and with it the rows and keys of every kind of layer."""
+    def start(self, layer: Any, args: tuple, kwargs: dict) -> None:
+        """Before layer 0: what the cache holds, and with it the rows and keys of every kind of layer."""
         now = getattr(self.thread, "now", None)
         if now is None:
             raise InputError("the decoder was called by itself; call the model, which knows its visual tokens")
@@ -141,7 +141,7 @@ class Hooks:
         frozen = frozen.grown(now.resting, past, now.total).grown(now.text, past, now.total)._replace(ordered=False)
         now.held = caches.Held(self.plan, now.total, text.grown(now.text, past, now.total), frozen)
 
-    def before(self, cache, past, batch, device):
+    def before(self, cache: Any, past: int, batch: int, device: torch.device) -> tuple[Keys, Keys]:
         """The `Keys` that layers from K on, and frozen layers, hold of the `past` tokens before this pass."""
         held = getattr(cache, caches.NOTE, None) if past else None
         if held is None:  # nothing has left yet
@@ -151,7 +151,7 @@ class Hooks:
         held = held.cut(past)
         return held.text.spread(batch), held.frozen.spread(batch)
 
-    def check(self, layer, args, kwargs):
+    def check(self, layer: Any, args: tuple, kwargs: dict) -> None:
         """Raise InputError where a layer is called in a way that is not understood."""
         attention = getattr(self.parts.decoder.config, "_attn_implementation", None)
         flash = "flash" in str(attention)
@@ -171,16 +171,16 @@ class Hooks:
             raise InputError("gradient checkpointing runs layers twice and cannot know what had left; turn it off")
         self.thread.now.flash = flash
 
-    def go_on(self, layer, args, kwargs):
-        """The door of a layer from K on: text alone."""
+    def go_on(self, layer: Any, args: tuple, kwargs: dict) -> tuple | None:
+        """Before a layer from K on: text alone."""
         now = self.thread.now
         hidden = now.states(args, kwargs)
         if now.text is not None and layer is self.parts.layers[self.layer]:
             hidden = take(hidden, now.text)
         return self.narrowed(layer, hidden, args, kwargs, now.held.text)
 
-    def rest(self, layer, args, kwargs):
-        """A frozen layer's door: the visual tokens leave their keys and values in the cache, and text goes on."""
+    def rest(self, layer: Any, args: tuple, kwargs: dict) -> tuple | None:
+        """Before a frozen layer: the visual tokens leave their keys and values in the cache, and text goes on."""
         now = self.thread.now
         now.hidden = hidden = now.states(args, kwargs)
         if now.text is not None:
@@ -193,15 +193,15 @@ class Hooks:
             hidden = take(hidden, now.text)
         return self.narrowed(layer, hidden, args, kwargs, now.held.frozen)
 
-    def wake(self, layer, args, output):
-        """Behind a frozen layer: text as the layer left it among the visual tokens as they came."""
+    def wake(self, layer: Any, args: tuple, output: Any) -> Any:
+        """After a frozen layer: text as the layer left it among the visual tokens as they came."""
         now = self.thread.now
         if now.text is None:
             return None
         return replaced(output, lambda states: put(now.hidden, now.text, states))
 
-    def finish(self, layer, args, output):
-        """Behind the last layer: every row to its place, zeros where a token left; the cache remembers who did."""
+    def finish(self, layer: Any, args: tuple, output: Any) -> Any:
+        """After the last layer: every row to its place, zeros where a token left; the cache remembers who did."""
         now, self.thread.now = self.thread.now, None
         if now.cache is not None:
             caches.settle(now.cache, self.short, now.total)
@@ -211,13 +211,13 @@ class Hooks:
         shape = now.visual.shape
         return replaced(output, lambda states: put(states.new_zeros(*shape, states.shape[-1]), now.text, states))
 
-    def narrowed(self, layer, hidden, args, kwargs, keys):
+    def narrowed(self, layer: Any, hidden: torch.Tensor, args: tuple, kwargs: dict, keys: Keys) -> tuple | None:
         """A layer's (args, kwargs) for the rows `hidden` and the `Keys` it will read; None to leave them alone."""
         now = self.thread.now
         cached = caches.length(kwargs.get(now.cache_name), layer.self_attn.layer_idx)
         keys = keys._replace(places=keys.places[:, -(cached + hidden.shape[1]) :])
         mask = self.mask(layer, kwargs["attention_mask"], keys)
-        if mask is None and now.text is None:  # a token that is decoded, and nobody is hidden from it
+        if mask is None and now.text is None:  # a token that is decoded, and nothing is hidden from it
             return None
         changed = {**kwargs, "attention_mask": mask}
         if now.text is not None:
@@ -227,15 +227,15 @@ class Hooks:
             return (hidden, *args[1:]), changed
         return args, {**changed, "hidden_states": hidden}
 
-    def angles(self, pair, rows, name):
+    def angles(self, pair: tuple, rows: Rows, name: str) -> tuple:
         """cos and sin, (…, batch or 1, tokens, head_dim) each, of some rows; a pass asks for few different ones."""
         memo, key = self.thread.now.memo, (name, id(pair[0]))
         if key not in memo:
             memo[key] = tuple(take(part, rows) for part in pair)
         return memo[key]
 
-    def mask(self, layer, mask, keys):
-        """The mask of a layer that is not asked by all tokens, or does not hold all."""
+    def mask(self, layer: Any, mask: torch.Tensor | None, keys: Keys) -> torch.Tensor | None:
+        """The mask of a layer that does not get all tokens, or does not hold all."""
         now, span = self.thread.now, window(layer)
         slides = span is not None and now.total > span
         if now.flash and slides:
@@ -248,12 +248,12 @@ class Hooks:
             now.memo[key] = self.made_mask(mask, keys, span)
         return now.memo[key]
 
-    def made_mask(self, mask, keys, span):
+    def made_mask(self, mask: torch.Tensor | None, keys: Keys, span: int | None) -> torch.Tensor:
         """As `mask`, made anew."""
         now = self.thread.now
         if mask is not None:
             return narrow_mask(mask, now.text, keys, now.total)
         if now.flash:
             return padding_of(keys)
-        asking = torch.arange(now.past, now.total, device=keys.places.device).expand(len(keys.places), -1)
-        return causal_mask(asking if now.text is None else asking.gather(1, now.text.index), keys, span)
+        query = torch.arange(now.past, now.total, device=keys.places.device).expand(len(keys.places), -1)
+        return causal_mask(query if now.text is None else query.gather(1, now.text.index), keys, span)

@@ -81,14 +81,14 @@ def padding_of(keys: Keys) -> torch.Tensor:
     return keys.places >= 0
 
 
-def causal_mask(asking: torch.Tensor, keys: Keys, window: int | None) -> torch.Tensor:
-    """Who may see whom, by their places alone: (batch, 1, rows, keys) booleans.
+def causal_mask(query: torch.Tensor, keys: Keys, window: int | None) -> torch.Tensor:
+    """Which query may see which key, by their places alone: (batch, 1, rows, keys) booleans.
 
-    asking: (batch, rows) places; window: how far a local layer looks back, or None.
+    query: (batch, rows) places; window: how far a local layer looks back, or None.
     """
-    asking, places = asking[:, None, :, None], keys.places[:, None, None]
-    seen = (places >= 0) & (places <= asking)
-    return seen if window is None else seen & (places > asking - window)
+    query, places = query[:, None, :, None], keys.places[:, None, None]
+    seen = (places >= 0) & (places <= query)
+    return seen if window is None else seen & (places > query - window)
 
 
 def narrow_mask(mask: torch.Tensor, rows: Rows | None, keys: Keys, total: int) -> torch.Tensor:

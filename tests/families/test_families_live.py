@@ -128,7 +128,7 @@ def test_pixels_of_the_published_settings(reference, tmp_path, size):
         tmp_path / "preprocessor_config.json", reference.SmolVLMImageProcessorPil(**settings).to_dict()
     )
     image = picture(*size)
-    plan = idefics3.pixel_settings(Fields({}, ""), tmp_path).plan(64, image.height, image.width)
+    plan = idefics3.pixel_settings(tmp_path).plan(64, image.height, image.width)
     theirs = reference.SmolVLMImageProcessorPil(**settings)(image, return_row_col_info=True)
     rows, columns = theirs["rows"][0][0], theirs["cols"][0][0]
     assert plan.tokens == 64 * plan.tiles == plan.text(0, 1).count("<image>")

@@ -65,3 +65,17 @@ def test_64_greedy_tokens_and_their_logits_are_those_of_pytorch(models, prompt):
 def test_the_capital_of_france(folder):
     answer = minivtw.load(folder).answer(None, "What is the capital of France?", max_new_tokens=20)
     assert answer.text == "The capital of France is Paris."
+
+
+def test_the_tokenizer_gives_texts_back_and_keeps_marks_whole(folder):
+    tokenizer = minivtw.load(folder).tokenizer
+    assert tokenizer.get_vocab_size() == 49152
+    for text in (
+        *PROMPTS,
+        "In 1969, 3 + 14 = 17; it's 50 % of 34.",
+        "def area(r):\n\treturn 3.14 * r\n\n    # done",
+        "你好",
+    ):
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    for mark in ("<|im_start|>", "<|im_end|>"):
+        assert tokenizer.encode(f"a{mark}b").tokens == ["a", mark, "b"]

@@ -14,10 +14,10 @@ from minivtw import InputError, generate
 from minivtw.checkpoints.parts import MOST_TILES
 from minivtw.inputs.images import RAISED
 from tests.doors import assert_one_line_error, bounded_memory, examples, run
+from tests.small_llava import write_onevision
 
 from .conversation import picture
 from .test_families import FOLDERS, GOLDEN
-from .test_onevision import write_onevision
 
 CLIP = GOLDEN.parent / "llava" / "clip-plain"  # 512 positions, of which an image takes 9
 
@@ -54,7 +54,7 @@ def test_tiles_have_no_more_pixels_than_a_picture_may_have(tmp_path, monkeypatch
 
 
 def test_a_grid_of_very_many_tiles_is_refused(tmp_path):
-    folder = write_onevision(tmp_path / "model", image_grid_pinpoints=[[24 * 170, 24 * 170]])
+    folder = write_onevision(tmp_path / "model", tiles=([170], [170]))
     with bounded_memory(2**28), pytest.raises(InputError, match=f"has 28,901 tiles; at most {MOST_TILES:,} are cut"):
         minivtw.load(folder).prepare(picture(9, 9), "What?")
 
@@ -62,7 +62,7 @@ def test_a_grid_of_very_many_tiles_is_refused(tmp_path):
 def test_tokens_beyond_the_positions_are_refused_before_a_tile_is_made(monkeypatch):
     vlm = minivtw.load(CLIP)
     assert vlm.prepare([picture(9, 9)] * 56, "What?").is_visual.sum() == 504
-    monkeypatch.setattr("minivtw.checkpoints.clip.normalised", None)
+    monkeypatch.setattr("minivtw.checkpoints.clip.ClipPixels.__call__", None)
     with pytest.raises(InputError, match="the prompt has 513 visual tokens; the model has 512 positions"):
         vlm.prepare([picture(9, 9)] * 57, "What?")
 
