@@ -54,12 +54,12 @@ def see(vlm, pixels):
 
 def read(vlm, asked, method, new_tokens):
     """(prefill seconds, seconds for one decoded token, the prompt's last logits, its `Tokens`)."""
-    cache, is_text = KVCache(vlm.config), np.zeros(1, bool)
+    cache, newest = KVCache(vlm.config), EmbeddedPrompt(asked.hidden[:1], np.zeros(1, bool))
     started = time.perf_counter()
-    logits, tokens = vlm.advance(asked.hidden, asked.is_visual, cache, method)
+    logits, tokens = vlm.advance(asked, cache, method)
     prefilled = time.perf_counter()
     for _ in range(new_tokens):
-        vlm.advance(asked.hidden[:1], is_text, cache, method)
+        vlm.advance(newest, cache, method)
     decoded = time.perf_counter() - prefilled
     return prefilled - started, decoded / new_tokens, logits, tokens
 
@@ -94,10 +94,10 @@ def operations(vlm, pixels, asked, methods):
         counted["vision", "off"] = len(pixels) * vision_flops(encoder.config), len(pixels) * tower
     weights = sum(map(nbytes, vlm.decoder.layers)) + 4 * config.width * config.vocabulary
     for name, method in methods.items():
-        cache, is_text = KVCache(config), np.zeros(1, bool)
-        _, prompt = vlm.advance(asked.hidden, asked.is_visual, cache, method)
+        cache, newest = KVCache(config), EmbeddedPrompt(asked.hidden[:1], np.zeros(1, bool))
+        _, prompt = vlm.advance(asked, cache, method)
         counted["prefill", name] = prompt_flops(config, prompt.ran), weights
-        _, token = vlm.advance(asked.hidden[:1], is_text, cache, method)
+        _, token = vlm.advance(newest, cache, method)
         counted["decode", name] = prompt_flops(config, token.ran), weights + cache.nbytes
     return counted
 
@@ -203,7 +203,7 @@ def prepared(chosen):
         return vlm, *random_prompt(vlm, chosen.shape, chosen.tiles or 1, chosen.tokens)
     vlm = load(chosen.model)
     prompt = vlm.prepare(chosen.image, chosen.prompt)
-    return vlm, prompt.tiles, EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)
+    return vlm, prompt.tiles, vlm.embed(prompt)
 
 
 def main(arguments):

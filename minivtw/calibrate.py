@@ -19,7 +19,6 @@ from .errors import InputError, reading
 from .inputs.files import text_of
 from .inputs.questions import check_questions, digest, read_questions
 from .methods.text import spec_of
-from .model.tokens import EmbeddedPrompt
 from .search.layer import CRITERIA, LONGEST_ANSWER, choose, mean_curve, walk, walked_curve
 from .search.schedule import FIRST, Seen, search
 
@@ -31,7 +30,7 @@ def embedded(vlm, samples, progress=lambda done: None):
     """The samples as the decoder gets them, one after the other."""
     for done, sample in enumerate(samples, 1):
         prompt = vlm.prepare(sample.image, sample.question)
-        yield EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)
+        yield vlm.embed(prompt)._replace(tower=None)  # no search asks it, and it holds more than all else
         progress(done)
 
 

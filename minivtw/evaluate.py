@@ -69,13 +69,12 @@ def evaluate(vlm, questions, methods, progress=lambda done: None, max_new_tokens
     """
     tallies = [Tally(name, method) for name, method in methods.items()]
     for number, question in enumerate(questions, 1):
-        prompt, tower = vlm.prepare(question.image, question.question), vlm.tower()
-        hidden = vlm.embed(prompt, tower=tower)  # (tokens, width)
+        prompt = vlm.embed(vlm.prepare(question.image, question.question))
         answers = {}  # a method itself, whatever its name -> an Answer for every turn
         for method in (None, *methods.values()):
             if id(method) not in answers:
                 chat = Chat(vlm, None, method)
-                first = chat.respond(prompt, hidden, Sampler(), max_new_tokens, Clock(), tower=tower)
+                first = chat.respond(prompt, Sampler(), max_new_tokens, Clock())
                 later = [chat.ask(turn.question, max_new_tokens=max_new_tokens) for turn in question.then]
                 answers[id(method)] = [first, *later]
         for tally in tallies:

@@ -9,10 +9,8 @@ from .cli.options import Parser, add_method_options, add_model_option, check_que
 from .cli.terminal import command, one_line
 from .cli.writing import check_writable, write_whole
 from .errors import InputError
-from .methods.before import with_tower
 from .methods.text import withdrawal_layer
 from .methods.withdrawal import withdraw
-from .model.tokens import EmbeddedPrompt
 from .page import watching
 from .page.page import Story, as_seen, page, patches
 from .search.layer import ETA, kl_curve
@@ -22,9 +20,7 @@ REPEATS = 5  # of each timed answer; the fastest counts
 
 def timed(vlm, asked, methods):
     """The greedy answer under each method, with the seconds of its fastest run; taken in turns."""
-    rounds = [
-        [watching.responded(vlm, asked.prompt, asked.hidden, method)[0] for method in methods] for _ in range(REPEATS)
-    ]
+    rounds = [[watching.responded(vlm, asked.embedded, method)[0] for method in methods] for _ in range(REPEATS)]
     for answers in zip(*rounds):
         fastest = {phase: min(answer.stats["seconds"][phase] for answer in answers) for phase in ("prefill", "decode")}
         answers[0].stats["seconds"].update(fastest)
@@ -40,8 +36,8 @@ def stored_eta(folder):
 
 def framed(vlm, asked, method):
     """A position of the wall, and what the answering token would say after each layer."""
-    prompt, answering = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual), len(asked.hidden) - 1
-    states = watching.eyes(vlm.decoder, prompt, asked.answer.token_ids[:1], method, [answering]).states[0]
+    answering = len(asked.embedded.hidden) - 1
+    states = watching.eyes(vlm.decoder, asked.embedded, asked.answer.token_ids[:1], method, [answering]).states[0]
     return watching.frame(vlm, asked, method) | {"readings": watching.readings(vlm, states)}
 
 
@@ -53,11 +49,9 @@ def tell(vlm, image, question, method):
             f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown"
         )
     asked = watching.ask(vlm, image, question)
-    prompt, is_visual = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual), asked.prompt.is_visual
+    prompt, is_visual = asked.embedded, asked.prompt.is_visual
     leaves = watching.wall_layer(method) if method else layers
     is_own = method is not None and withdrawal_layer(method) is None
-    if method:  # some methods ask what the vision tower knows
-        method = with_tower(method, asked.tower)
     timings = timed(vlm, asked, (method, None))
     own = framed(vlm, asked, method) if is_own else None
     looks = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)

@@ -28,7 +28,7 @@ def naive_kl_curve(decoder, asked):
     layers = decoder.config.layers
 
     def next_logits(method):
-        hidden = forward(decoder, arriving(*asked, KVCache(decoder.config)), method).hidden
+        hidden = forward(decoder, arriving(asked, KVCache(decoder.config)), method).hidden
         return logits(decoder, hidden[-1:])[0]  # (vocabulary,)
 
     full = next_logits(None)
@@ -64,7 +64,7 @@ def main():
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     vlm = minivtw.load()
     prompt = vlm.prepare(next(iter((vlm.folder / "samples").glob("*.png"))), "What color is the star?")
-    print(row(vlm.folder.name, vlm.decoder, EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)), flush=True)
+    print(row(vlm.folder.name, vlm.decoder, vlm.embed(prompt)), flush=True)
     decoder = random_decoder(SMOLLM2)
     for visual in (64, 832):  # one tile of SmolVLM's; thirteen, of a picture of 3:4
         is_visual = [False] * 4 + [True] * visual + [False] * 20

@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw.counting import cache_bytes, layer_flops, plain_run, prompt_flops
-from minivtw.methods.before import with_tower
 from minivtw.methods.shelf import dart, divprune, fastervlm, fastv, looked_at, pyramiddrop, sparsevlm, visionzip
 from minivtw.methods.withdrawal import adaptive, freeze, random_tokens, then, withdraw
-from minivtw.model.decoder import DecoderConfig, DecoderLayer
 from minivtw.model.layers import Linear
 from minivtw.model.tokens import EmbeddedPrompt, Ran
+from minivtw.model.weights import DecoderConfig, DecoderLayer
 from tests.random_models import cases, decoders, prefill, random_prompt, random_tower, renumbered
 
 
@@ -114,9 +113,9 @@ def test_what_a_method_asks_of_the_tower_is_counted(decoder, make, class_token, 
     tower = random_tower(4, class_token, drop_first=class_token)
     view = [layer._replace(qkv=Linear(*(part.view(Counted) for part in layer.qkv))) for layer in tower.vision.layers]
     tower = tower._replace(vision=dataclasses.replace(tower.vision, layers=view))
-    prompt = random_prompt(decoder, [False] + 16 * [True] + 3 * [False])
+    prompt = random_prompt(decoder, [False] + 16 * [True] + 3 * [False])._replace(tower=tower)
     Counted.flops = 0
-    run = prefill(counted(decoder), prompt, with_tower(make(keep), tower))
+    run = prefill(counted(decoder), prompt, make(keep))
     assert Counted.flops - own_logits(decoder, run) == prompt_flops(decoder.config, run.ran)
 
 

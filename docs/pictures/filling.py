@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from minivtw.checkpoints.hub import shipped_folder
 from minivtw.inputs.questions import read_questions
-from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.page import charts
 from minivtw.vlm import VLM
 
@@ -66,7 +65,7 @@ def some_of(questions, most):
 def embedded(vlm, picture, question):
     """A question about a picture as the decoder gets it."""
     prompt = vlm.prepare(picture, question)
-    return EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)
+    return vlm.embed(prompt)
 
 
 def embedded_all(vlm, questions):

@@ -157,14 +157,13 @@ def table(content):
 
 def left_before(vlm, picture, question, method):
     """For each visual token the layer before which it left; the depth for those that stayed to the end."""
-    prompt, tower = vlm.prepare(picture, question), vlm.tower()
-    hidden, last = vlm.embed(prompt, tower=tower), {}
+    prompt, last = vlm.prepare(picture, question), {}
 
     def note(index, tokens):
         last.update({place: index + 1 for place in tokens.positions[tokens.is_visual].tolist()})
         return tokens
 
-    vlm.advance(hidden, prompt.is_visual, KVCache(vlm.config), then(method, note), tower=tower)
+    vlm.advance(vlm.embed(prompt), KVCache(vlm.config), then(method, note))
     return [last.get(place, 0) for place in prompt.is_visual.nonzero()[0].tolist()]
 
 

@@ -79,7 +79,7 @@ def with_answer(decoder: Decoder, prompt: EmbeddedPrompt, answer: Sequence[int])
 
 def walk_through(decoder: Decoder, prompt: EmbeddedPrompt) -> list[Tokens]:
     """A prompt as it enters each layer and, last, after all of them, with nothing changed: `entering`."""
-    return layer_by_layer(decoder, arriving(*prompt, KVCache(decoder.config)))
+    return layer_by_layer(decoder, arriving(prompt, KVCache(decoder.config)))
 
 
 def answer_probability(decoder: Decoder, hidden: np.ndarray, answer: Sequence[int]) -> float:
@@ -146,7 +146,7 @@ def swapped(own: Sequence[Tokens], other: Sequence[Tokens], layers: Collection[i
 def followed_by(decoder: Decoder, entering: Sequence[Tokens], answer: Sequence[int]) -> list[Tokens]:
     """`entering` of the same prompt `with_answer`. The visual tokens come before it and are not computed again."""
     prompt = EmbeddedPrompt(entering[0].hidden, entering[0].is_visual)
-    tokens, longer = arriving(*with_answer(decoder, prompt, answer), KVCache(decoder.config)), []
+    tokens, longer = arriving(with_answer(decoder, prompt, answer), KVCache(decoder.config)), []
     as_they_were = swapped(entering, entering, ())
     for index in range(len(decoder.layers)):
         tokens = as_they_were(index, tokens)
@@ -185,7 +185,7 @@ def last_states(
         if name.endswith("hidden"):
             states.append(array[-predictions:])
 
-    forward(decoder, arriving(*prompt, KVCache(decoder.config)), method, observe=observe)
+    forward(decoder, arriving(prompt, KVCache(decoder.config)), method, observe=observe)
     return np.stack(states, axis=1)
 
 

@@ -10,12 +10,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
 from ..methods.text import Method, first_layer
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
-from ..model.tokens import EmbeddedPrompt, arriving
+from ..model.tokens import EmbeddedPrompt, arriving, embedded_text
 from ..search.layer import Walk, divergence, tail, walk
 
 
@@ -39,7 +37,7 @@ def decoded(
     prompt = replace(walked.entering[start], cache=cache, notes={})
     answer = [int(logits(decoder, forward(decoder, prompt, method, start=start).hidden[-1:])[0].argmax())]
     while answer[-1] not in stop_ids and len(answer) < most_tokens:
-        said = arriving(decoder.embedding[answer[-1:]], np.zeros(1, bool), cache)
+        said = arriving(embedded_text(decoder, answer[-1:]), cache)
         answer.append(int(logits(decoder, forward(decoder, said, method).hidden)[0].argmax()))
     return answer
 

@@ -6,9 +6,9 @@ transformers calls them `CLIPVisionConfig`, `SiglipVisionConfig` and, for SigLIP
 from typing import NamedTuple
 
 from ..inputs.images import normalised, resized
-from ..model.decoder import MOST_LAYERS
 from ..model.layers import ACTIVATIONS, LayerNorm, Linear
 from ..model.vision import Vision, VisionConfig, VisionLayer
+from ..model.weights import MOST_LAYERS
 from .fields import REQUIRED, Fields
 from .files import file_of, read_json
 

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from ..model.decoder import MOST_LAYERS, Decoder, DecoderConfig, DecoderLayer
 from ..model.layers import Linear
+from ..model.weights import MOST_LAYERS, Decoder, DecoderConfig, DecoderLayer
 
 # What a config leaves out has its class's default.
 DEFAULTS = {

@@ -20,9 +20,9 @@ from PIL import Image
 from ..inputs.images import normalised, resized
 from ..inputs.prompts import MARK
 from ..model.connector import ShuffleConnector, shuffle_connect
-from ..model.decoder import MOST_LAYERS, DecoderConfig
 from ..model.layers import Linear
 from ..model.vision import VisionConfig
+from ..model.weights import MOST_LAYERS, DecoderConfig
 from . import clip, llama
 from .idefics3 import tile_tokens
 from .layouts import CHATML, Layout, known_layout

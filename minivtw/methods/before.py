@@ -9,10 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..model.tokens import Tokens
-from ..model.vision import Tower
 from .looking import keep_best, product, tower_looks
-from .text import Method, NamedMethod, Share, named, spec_of
-from .withdrawal import renumber, then
+from .text import Method, Share, named
+from .withdrawal import renumber
 
 
 def beforehand(choose: Callable[[Tokens], Tokens]) -> Method:
@@ -23,12 +22,6 @@ def beforehand(choose: Callable[[Tokens], Tokens]) -> Method:
         return shorter(index, choose(tokens) if index == 0 and tokens.is_visual.any() else tokens)
 
     return method
-
-
-def with_tower(method: Method, tower: Tower | None) -> NamedMethod:
-    """The same method, for a decoder that is run without a `VLM`: its tokens know what the vision tower knows."""
-    knowing = then(lambda index, tokens: replace(tokens, tower=tower) if index == 0 else tokens, method)
-    return replace(knowing, spec=str(spec_of(method)))
 
 
 @named

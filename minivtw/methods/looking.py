@@ -66,7 +66,7 @@ def tower_looks(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
     (visual tokens, channels). Raises InputError where there is no tower that has looked at each of them.
     """
     has_gaps = len(tokens) <= tokens.positions[-1] - tokens.positions[0]
-    if tokens.tower is None or not tokens.tower.entering or has_gaps:
+    if tokens.tower is None or has_gaps:
         raise InputError(
             "this method asks where the vision tower looked at each visual token; that is not known here, but only "
             "where they are its patches, without line ends, and no other method has chosen among them"

@@ -17,14 +17,13 @@ from typing import Annotated, Any
 import numpy as np
 
 from ..errors import InputError, whole
-from ..model.decoder import MOST_LAYERS
-from ..model.tokens import Tokens
+from ..model.tokens import Method, Tokens
+from ..model.weights import MOST_LAYERS
 
 MOST_TEXT = 10_000  # characters of a method's text, wherever it comes from
 MOST_PARTS = 100  # methods in it
 FILE = re.compile(r"\s*(.+?\.py):(\w+)\s*\+", re.S)  # the name of a file may hold + and : as well
 
-Method = Callable[[int, Tokens], Tokens]  # (index of the layer to come, tokens at its door) -> the tokens that go on
 Layer = Annotated[int, "a layer of the decoder"]
 Layers = Annotated[Collection[int], "layers of the decoder"]
 Share = Annotated[float, "from 0 to 1"]

@@ -1,5 +1,6 @@
 """Tokens on their way through the decoder: what a method is given at the door of every layer, and gives back."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from .attention import attention_probabilities, rotary, rotate, split_heads
 from .cache import KVCache
 from .layers import linear, rms_norm
 from .vision import Tower
+from .weights import Decoder
 
 
 class Ran(NamedTuple):
@@ -94,27 +96,33 @@ class Tokens:
         return self.passed
 
 
+Method = Callable[[int, Tokens], Tokens]  # (index of the layer to come, tokens that enter it) -> the tokens that go on
+
+
 class Passed:
     """The layer that tokens have just passed: what a method looks at is computed from it when it asks."""
 
-    def __init__(self, decoder, index, entered):
+    def __init__(self, decoder: Decoder, index: int, entered: Tokens) -> None:
         self.decoder, self.index, self.entered = decoder, index, entered
         self.cache = entered.cache[index]
         self.before = len(self.cache) - len(entered)  # tokens of earlier turns; later on, more may have followed
 
 
 class EmbeddedPrompt(NamedTuple):
-    """A prompt as the decoder gets it."""
+    """A prompt as the decoder takes it: what `VLM.embed` returns."""
 
     hidden: np.ndarray  # (tokens, width) float32
     is_visual: np.ndarray  # (tokens,) booleans
+    tower: Tower | None = None  # what the vision tower knows of the image; None for text, and where it is not known
 
 
-def arriving(hidden: np.ndarray, is_visual: np.ndarray, cache: KVCache, tower: Tower | None = None) -> Tokens:
-    """Embedded tokens at the bottom of the stack, behind what the cache holds.
+def embedded_text(decoder: Decoder, token_ids: Sequence[int]) -> EmbeddedPrompt:
+    """Text as the decoder takes it, such as a token that is fed back."""
+    return EmbeddedPrompt(decoder.embedding[token_ids], np.zeros(len(token_ids), bool))
 
-    hidden: (tokens, width); is_visual: (tokens,) booleans; tower: what the vision tower knows of the visual ones.
-    Raises InputError where no position is left for them.
-    """
-    positions = cache.claim(len(hidden))
-    return Tokens(hidden.copy(), positions, is_visual, cache, positions, tower=tower)  # a method may write into it
+
+def arriving(prompt: EmbeddedPrompt, cache: KVCache) -> Tokens:
+    """A prompt as it enters layer 0, after what the cache holds. Raises InputError where no position is left for it."""
+    positions = cache.claim(len(prompt.hidden))
+    hidden = prompt.hidden.copy()  # a method may write into it
+    return Tokens(hidden, positions, prompt.is_visual, cache, positions, tower=prompt.tower)

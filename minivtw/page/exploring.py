@@ -14,13 +14,12 @@ from ..errors import InputError
 from ..inputs.opening import open_image
 from ..inputs.questions import read_questions
 from ..loading import embedded_folder
-from ..methods.before import with_tower
 from ..methods.shelf import METHODS, method_of
 from ..methods.text import Method, check, spec_of
 from ..methods.withdrawal import then
 from ..model.cache import KVCache
 from ..model.decoder import decoder_layer, forward
-from ..model.tokens import EmbeddedPrompt, arriving
+from ..model.tokens import arriving
 from ..vlm import VLM
 from . import watching
 from .page import as_seen, data_url, packed, patches, thumbnail
@@ -90,14 +89,13 @@ class Explorer:
         if not isinstance(swap, dict):
             raise InputError("the request has a swap that is no object")
         if spec:  # its text is checked before anything runs; a file may only be the one that the page was started with
-            method = check(method_of(spec, files=spec == self.own), self.vlm.config.layers) or then()
-            parts.append(with_tower(method, self.asked_about(content).tower))
+            parts.append(check(method_of(spec, files=spec == self.own), self.vlm.config.layers) or then())
         if swap:
             first, stop = sorted(whole_numbers([swap.get("first"), swap.get("stop")], self.vlm.config.layers + 1))
-            ours, theirs = plain(self.asked_about(content)), plain(self.asked_about(content | swap, "other"))
+            ours, theirs = self.asked_about(content).embedded, self.asked_about(content | swap, "other").embedded
             parts.insert(0, watching.swapped(self.vlm.decoder, ours, theirs, first, stop))
         if content.get("gone"):
-            places = len(self.asked_about(content).hidden)
+            places = len(self.asked_about(content).embedded.hidden)
             parts.insert(0, watching.without(whole_numbers(content["gone"], places)))
         return then(*parts) if len(parts) > 1 else parts[0] if parts else None
 
@@ -144,15 +142,15 @@ class Explorer:
         if swap or content.get("gone"):
             rivals = [asked, self.asked_about(content | swap, "other")] if swap else [asked]
             answers = [each.answer.token_ids for each in rivals]
-            sides = [watching.probability(self.vlm.decoder, plain(asked), answer, method) for answer in answers]
+            sides = [watching.probability(self.vlm.decoder, asked.embedded, answer, method) for answer in answers]
         return frame | {"method": content["method"] or None, "sides": sides}
 
     def eyes(self, content: dict) -> dict:
         """One token on its way: where it looks, who looks at it, what the lens reads there."""
         asked, answer = self.asked_about(content), content.get("ids")
         ids = whole_numbers(answer, self.vlm.config.vocabulary)[: watching.LONGEST_ANSWER] or [0]
-        token = whole_numbers([content.get("token")], len(asked.hidden) + len(ids) - 1)
-        seen = watching.eyes(self.vlm.decoder, plain(asked), ids, self.under(content), token)
+        token = whole_numbers([content.get("token")], len(asked.embedded.hidden) + len(ids) - 1)
+        seen = watching.eyes(self.vlm.decoder, asked.embedded, ids, self.under(content), token)
         return packed(seen.looks[0]) | {
             "heads": self.vlm.config.heads,
             "tokens": seen.looks.shape[-1],
@@ -162,15 +160,11 @@ class Explorer:
 
     def layer(self, content: dict) -> dict:
         """The arithmetic of a layer under a method: every statement that ran, with its arrays."""
-        prompt, method = plain(self.asked_about(content)), self.under(content)
+        prompt, method = self.asked_about(content).embedded, self.under(content)
         (layer,) = whole_numbers([content.get("layer")], self.vlm.config.layers)
-        tokens = forward(self.vlm.decoder, arriving(*prompt, KVCache(self.vlm.config)), method, stop=layer)
+        tokens = forward(self.vlm.decoder, arriving(prompt, KVCache(self.vlm.config)), method, stop=layer)
         tokens = method(layer, tokens) if method else tokens
         return called_json(unfolded(decoder_layer, self.vlm.decoder, layer, tokens))
-
-
-def plain(asked: watching.Asked) -> EmbeddedPrompt:
-    return EmbeddedPrompt(asked.hidden, asked.prompt.is_visual)
 
 
 def called_json(called: Called) -> dict:

@@ -19,8 +19,7 @@ from ..methods.text import Method, spec_of
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
 from ..model.layers import softmax
-from ..model.tokens import EmbeddedPrompt, Tokens, arriving
-from ..model.vision import Tower
+from ..model.tokens import EmbeddedPrompt, Tokens, arriving, embedded_text
 from ..search.layer import divergence, log_softmax
 from ..vlm import VLM, Answer, Chat
 
@@ -33,29 +32,26 @@ class Asked(NamedTuple):
     """A question about a picture, embedded, and what the model says to it when it is left alone."""
 
     prompt: Prompt
-    hidden: np.ndarray  # (tokens, width) float32
+    embedded: EmbeddedPrompt
     answer: Answer
     logits: np.ndarray  # (vocabulary,) of the answer's first token
-    tower: Tower | None  # what the vision tower knows, for methods that ask (`before.with_tower`)
 
     def __sizeof__(self) -> int:
         """Bytes of its arrays, which are nearly all of it."""
-        arrays = self.hidden, self.logits, self.prompt.tiles, *(self.tower.entering if self.tower else [])
+        tower = self.embedded.tower
+        arrays = self.embedded.hidden, self.logits, self.prompt.tiles, *(tower.entering if tower else [])
         return sum(array.nbytes for array in arrays if array is not None)
 
 
 def ask(vlm: VLM, picture: Any, question: str) -> Asked:
     """Embed a question and answer it with every token in every layer. Raises InputError."""
     prompt = vlm.prepare(picture, question)
-    tower = vlm.tower()
-    hidden = vlm.embed(prompt, tower=tower)
-    answer, first, _ = responded(vlm, prompt, hidden, None)
-    return Asked(prompt, hidden, answer, first, tower)
+    embedded = vlm.embed(prompt)
+    answer, first, _ = responded(vlm, embedded, None)
+    return Asked(prompt, embedded, answer, first)
 
 
-def responded(
-    vlm: VLM, prompt: Prompt, hidden: np.ndarray, method: Method | None
-) -> tuple[Answer, np.ndarray, np.ndarray]:
+def responded(vlm: VLM, prompt: EmbeddedPrompt, method: Method | None) -> tuple[Answer, np.ndarray, np.ndarray]:
     """The greedy answer under a method, its first token's logits (vocabulary,), and what became of each token of the
     prompt in each layer: (layers, tokens) of GONE, READ, WORKED."""
     marks: list[np.ndarray] = []
@@ -64,7 +60,7 @@ def responded(
     def marking(index, tokens):
         tokens = method(index, tokens) if method else tokens
         if index == len(marks):  # the prompt comes first; tokens that are fed back find every layer marked
-            marks.append(np.full(len(prompt.token_ids), GONE, np.uint8))
+            marks.append(np.full(len(prompt.hidden), GONE, np.uint8))
             marks[index][tokens.positions] = READ
             marks[index][asking(tokens)] = WORKED
         return tokens
@@ -73,7 +69,7 @@ def responded(
         first.append(scores)
         return int(scores.argmax())
 
-    answer = Chat(vlm, method=marking).respond(prompt, hidden, likeliest_token, LONGEST_ANSWER, Clock())
+    answer = Chat(vlm, method=marking).respond(prompt, likeliest_token, LONGEST_ANSWER, Clock())
     return answer, first[0], np.array(marks)
 
 
@@ -90,7 +86,7 @@ def wall_layer(method: Method | None) -> int | None:
 
 def frame(vlm: VLM, asked: Asked, method: Method | None) -> dict[str, Any]:
     """One position of the wall: the answer under a method, what each layer carried, and what that cost and changed."""
-    answer, first, marks = responded(vlm, asked.prompt, asked.hidden, method)
+    answer, first, marks = responded(vlm, asked.embedded, method)
     flops, cache = answer.stats["flops"], answer.stats["cache"]
     return {
         "method": spec_of(method),
@@ -108,9 +104,9 @@ def frame(vlm: VLM, asked: Asked, method: Method | None) -> dict[str, Any]:
 def probability(decoder: Decoder, prompt: EmbeddedPrompt, answer: Sequence[int], method: Method | None) -> float:
     """How likely a whole answer is under a method, token after token."""
     cache = KVCache(decoder.config)
-    hidden = forward(decoder, arriving(*prompt, cache), method).hidden[-1:]
+    hidden = forward(decoder, arriving(prompt, cache), method).hidden[-1:]
     if len(answer) > 1:
-        following = arriving(decoder.embedding[answer[:-1]], np.zeros(len(answer) - 1, bool), cache)
+        following = arriving(embedded_text(decoder, answer[:-1]), cache)
         hidden = np.concatenate([hidden, forward(decoder, following, method).hidden])
     said = log_softmax(logits(decoder, hidden))  # (answer, vocabulary)
     return float(np.exp(said[np.arange(len(answer)), answer].sum()))
@@ -152,9 +148,9 @@ def eyes(
     looks = np.zeros((len(chosen), config.layers, config.heads, total), np.float32)
     seen = np.zeros((len(chosen), config.layers, total), np.float32)
     states = np.full((len(chosen), config.layers + 1, config.width), np.nan, np.float32)
-    said = EmbeddedPrompt(decoder.embedding[answer[:-1]], np.zeros(len(answer) - 1, bool))
+    said = embedded_text(decoder, answer[:-1])
     for part in (prompt, said)[: 1 + (len(answer) > 1)]:
-        tokens = arriving(*part, cache)
+        tokens = arriving(part, cache)
         note_states(states[:, 0], chosen, tokens)
         for index in range(config.layers):
             tokens = method(index, tokens) if method else tokens
@@ -220,6 +216,6 @@ def visual_states(decoder: Decoder, prompt: EmbeddedPrompt, layers: set[int]) ->
         return tokens
 
     forward(
-        decoder, arriving(*prompt, KVCache(decoder.config)), noting, stop=min(max(layers) + 1, decoder.config.layers)
+        decoder, arriving(prompt, KVCache(decoder.config)), noting, stop=min(max(layers) + 1, decoder.config.layers)
     )
     return states

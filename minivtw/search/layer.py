@@ -10,7 +10,7 @@ from layer K up. With f(n) the FLOPs of one layer on n tokens, L layers and t te
 and L + 1 times the head, either way. `naive_flops` and `search_flops` count this.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from ..methods.text import Method
 from ..methods.withdrawal import visual_share, withdraw
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, DecoderConfig, forward, logits
-from ..model.tokens import EmbeddedPrompt, Ran, Tokens, arriving
+from ..model.tokens import EmbeddedPrompt, Ran, Tokens, arriving, embedded_text
 
 ETA = 0.003  # nats; the paper's threshold of the KL divergence
 QUIET_SHARE = 0.1  # of the text's attention: less than this, and a layer hardly looks at the image
@@ -59,13 +59,13 @@ def walk(
     The answer ends with a token of `stop_ids` or after `most_tokens`; 1 looks at the next token alone.
     """
     cache = KVCache(decoder.config)
-    entering = layer_by_layer(decoder, arriving(*prompt, cache), observe)
+    entering = layer_by_layer(decoder, arriving(prompt, cache), observe)
     predictions, answer, steps = [logits(decoder, entering[-1].hidden[-1:])], [], []
     while True:
         answer.append(int(predictions[-1].argmax()))
         if answer[-1] in stop_ids or len(answer) >= most_tokens:
             break
-        said = arriving(decoder.embedding[answer[-1:]], np.zeros(1, bool), cache)
+        said = arriving(embedded_text(decoder, answer[-1:]), cache)
         steps.append([tokens.hidden for tokens in layer_by_layer(decoder, said, observe)])
         predictions.append(logits(decoder, steps[-1][-1]))
     following = [np.concatenate(parts) for parts in zip(*steps)] or [prompt.hidden[:0]] * len(entering)
@@ -77,7 +77,7 @@ def from_layer(decoder: Decoder, walked: Walk, layer: int) -> tuple[Tokens, Toke
     cache, prompt = KVCache(decoder.config), walked.entering[layer]
     cache.next_position = len(walked.entering[0])
     said = walked.following[layer]  # a fixed answer: what was said is fed in as it is (teacher forcing)
-    following = arriving(said, np.zeros(len(said), bool), cache) if len(said) else None
+    following = arriving(EmbeddedPrompt(said, np.zeros(len(said), bool)), cache) if len(said) else None
     return replace(prompt, cache=cache, notes={}, asked=[]), following
 
 
@@ -94,13 +94,13 @@ def tail(decoder: Decoder, walked: Walk, method: Method | None, layer: int) -> t
     return logits(decoder, np.concatenate(hidden)), ended.ran
 
 
-def divergence(withdrawn, full):
+def divergence(withdrawn: np.ndarray, full: np.ndarray) -> np.ndarray:
     """KL( withdrawn || full ) = sum p_w (log p_w - log p_f), in nats. Logits (…, vocabulary) to (…,) float64."""
     withdrawn, full = log_softmax(withdrawn), log_softmax(full)
     return np.sum(np.exp(withdrawn) * (withdrawn - full), axis=-1)
 
 
-def total_variation(one, other):
+def total_variation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """1/2 sum |p - q|: how often a token that is drawn from one comes out otherwise than from the other, at the least.
 
     Logits (…, vocabulary) to (…,) float64 from 0 to 1.
@@ -108,7 +108,7 @@ def total_variation(one, other):
     return np.abs(np.exp(log_softmax(one)) - np.exp(log_softmax(other))).sum(axis=-1) / 2
 
 
-def log_softmax(scores):
+def log_softmax(scores: np.ndarray) -> np.ndarray:
     """log softmax over the last axis, in float64: divergences near the threshold are sums of tiny differences."""
     shifted = scores.astype(np.float64) - scores.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -132,17 +132,17 @@ def walked_curve(decoder: Decoder, walked: Walk) -> np.ndarray:
 
 def attention_curve(decoder: Decoder, prompt: EmbeddedPrompt) -> np.ndarray:
     """The image's share of the text's attention in each layer, nothing withdrawn. (layers,), from 0 to 1."""
-    entering = layer_by_layer(decoder, arriving(*prompt, KVCache(decoder.config)))
+    entering = layer_by_layer(decoder, arriving(prompt, KVCache(decoder.config)))
     return np.array([visual_share(tokens) for tokens in entering[1:]])
 
 
-def first_at_most(curve, threshold):
+def first_at_most(curve: np.ndarray, threshold: float) -> int | None:
     """The paper's rule: the first layer whose value is at most the threshold; None if there is none."""
     met = np.flatnonzero(np.asarray(curve) <= threshold)
     return int(met[0]) if len(met) else None
 
 
-def first_settled(curve, threshold):
+def first_settled(curve: np.ndarray, threshold: float) -> int | None:
     """The first layer from which on every value stays under the threshold; None if the last one does not."""
     loud = np.flatnonzero(np.asarray(curve) >= threshold)
     layer = int(loud[-1]) + 1 if len(loud) else 0
@@ -173,12 +173,14 @@ CRITERIA = {
 }
 
 
-def mean_curve(decoder, samples, criterion, stop_ids=()):
+def mean_curve(
+    decoder: Decoder, samples: Iterable[EmbeddedPrompt], criterion: str, stop_ids: Collection[int] = ()
+) -> np.ndarray:
     """A criterion's curve, averaged over `samples`, any iterable of `EmbeddedPrompt`. (layers,)"""
     return np.mean([CRITERIA[criterion].curve(decoder, prompt, stop_ids) for prompt in samples], axis=0)
 
 
-def choose(curve, criterion, threshold):
+def choose(curve: np.ndarray, criterion: str, threshold: float) -> int:
     """K by a criterion's rule. Raises InputError where no layer meets it."""
     layer = CRITERIA[criterion].rule(curve, threshold)
     if layer is None:

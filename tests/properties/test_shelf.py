@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw import InputError
-from minivtw.methods.before import divprune, fastervlm, visionzip, with_tower
+from minivtw.methods.before import divprune, fastervlm, visionzip
 from minivtw.methods.looking import coming_attention, last_look
 from minivtw.methods.shelf import METHODS, dart, fastv, looked_at, method_of, pyramiddrop, random, sparsevlm, uniform
 from minivtw.methods.text import first_layer
@@ -17,7 +17,16 @@ from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.model.vision import encode
 from minivtw.search.layer import tail, walk
-from tests.random_models import assert_close, cases, decoders, prefill, random_decoder, random_prompt, random_tower
+from tests.random_models import (
+    assert_close,
+    cases,
+    decoders,
+    prefill,
+    random_decoder,
+    random_prompt,
+    random_tower,
+    with_tower,
+)
 
 SHARES = [0.0, 0.25, 0.5, 0.7, 1.0]
 VISUAL = 16  # visual tokens where a tower has looked: 4 x 4 patches
