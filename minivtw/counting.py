@@ -19,9 +19,10 @@ queries, `attention` skips what a whole block cannot see. A test compares this w
 on prompts of one block.
 """
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from .model.cache import KVCache
 from .model.decoder import DecoderConfig
@@ -33,7 +34,7 @@ def layer_flops(config: DecoderConfig, ran: Ran) -> int:
     """What one layer computed, with what a method asked for at its door."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     worked = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications a token
-    return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value + ran.asked
+    return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value + ran.extra_flops
 
 
 def layers_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
@@ -72,16 +73,20 @@ def cache_bytes(config: DecoderConfig, tokens_per_layer: Iterable[int]) -> int:
 def turn_counts(
     config: DecoderConfig,
     cache: KVCache,
-    tokens: int,
+    is_visual: np.ndarray,
     start: int,
     prefilled: Sequence[Ran],
     decoded: list[Sequence[Ran]],
+    generated: int,
 ) -> dict[str, dict[str, Any]]:
-    """What a turn of `tokens` took, behind the `start` that came before: the parts of `Answer.stats` that are counted.
+    """What a turn took after the `start` tokens that came before: the parts of `Answer.stats` that are counted.
 
-    prefilled: what each layer did with the prompt; decoded: the same for each token that was fed back.
+    is_visual: (tokens,) booleans, of the prompt; prefilled: what each layer did with it; decoded: the same for each token
+    that was fed back; generated: tokens of the answer.
     """
+    tokens, visual = len(is_visual), int(is_visual.sum())
     return {
+        "tokens": {"visual": visual, "text": tokens - visual, "generated": generated},
         "prefill": {"entered": [ran.entered for ran in prefilled], "worked": [ran.worked for ran in prefilled]},
         "cache": {
             "tokens_per_layer": cache.tokens_per_layer,
@@ -94,17 +99,3 @@ def turn_counts(
             "decode": sum(prompt_flops(config, ran) for ran in decoded),
         },
     }
-
-
-class Clock:
-    """Seconds of each phase, one after the other."""
-
-    def __init__(self, load_seconds: float = 0.0):
-        self.seconds = {"load": load_seconds}
-        self._last = time.perf_counter()
-
-    def stop(self, phase: str) -> None:
-        """The phase that ends now began when the one before it ended."""
-        now = time.perf_counter()
-        self.seconds[phase] = now - self._last
-        self._last = now

@@ -9,7 +9,6 @@ from . import Chat, load
 from .cli.options import Parser, add_model_option, methods_to_try
 from .cli.terminal import command, progress_line
 from .cli.writing import check_writable, write_whole
-from .counting import Clock
 from .errors import InputError
 from .inputs.questions import Question, check_questions, read_questions
 from .inputs.scoring import score
@@ -74,7 +73,7 @@ def evaluate(vlm, questions, methods, progress=lambda done: None, max_new_tokens
         for method in (None, *methods.values()):
             if id(method) not in answers:
                 chat = Chat(vlm, None, method)
-                first = chat.respond(prompt, Sampler(), max_new_tokens, Clock())
+                first = chat.respond(prompt, Sampler(), max_new_tokens)
                 later = [chat.ask(turn.question, max_new_tokens=max_new_tokens) for turn in question.then]
                 answers[id(method)] = [first, *later]
         for tally in tallies:
@@ -136,7 +135,7 @@ def share(value, spread=None):
 
 def title(run):
     """A row's heading."""
-    if run["withdraw_layer"] is None:
+    if run["method"] != f"withdraw:layer={run['withdraw_layer']}":
         return run["name"] if run["name"] != "auto" else f"{run['method']} (auto)"
     return f"K={run['withdraw_layer']}" + " (auto)" * (run["name"] == "auto")
 

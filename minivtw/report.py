@@ -9,7 +9,7 @@ from .cli.options import Parser, add_method_options, add_model_option, check_que
 from .cli.terminal import command, one_line
 from .cli.writing import check_writable, write_whole
 from .errors import InputError
-from .methods.text import withdrawal_layer
+from .methods.text import spec_of, withdrawal_layer
 from .methods.withdrawal import withdraw
 from .page import watching
 from .page.page import Story, as_seen, page, patches
@@ -50,8 +50,8 @@ def tell(vlm, image, question, method):
         )
     asked = watching.ask(vlm, image, question)
     prompt, is_visual = asked.embedded, asked.prompt.is_visual
-    leaves = watching.wall_layer(method) if method else layers
-    is_own = method is not None and withdrawal_layer(method) is None
+    leaves = withdrawal_layer(method) if method else layers
+    is_own = method is not None and spec_of(method) != f"withdraw:layer={leaves}"
     timings = timed(vlm, asked, (method, None))
     own = framed(vlm, asked, method) if is_own else None
     looks = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)

@@ -7,6 +7,7 @@ print(answer.text, answer.stats["flops"])
 
 import copy
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,12 +17,12 @@ from tokenizers import Tokenizer
 from .checkpoints.hub import model_name
 from .checkpoints.parts import Parts
 from .checkpoints.stored import STORED, stored_method
-from .counting import Clock, turn_counts
+from .counting import turn_counts
 from .errors import InputError, whole
 from .inputs.opening import open_image
 from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, encode, expand_marks, refuse_marks
 from .methods.shelf import method_of
-from .methods.text import Method, check, spec_of, withdrawal_layer
+from .methods.text import Method, NamedMethod, check, spec_of, withdrawal_layer
 from .methods.withdrawal import withdraw as withdraw_before
 from .model.cache import KVCache
 from .model.decoder import forward, logits
@@ -92,7 +93,7 @@ class VLM:
             seed=seed, observe=observe, stream=stream,
         )  # fmt: skip
 
-    def method(self, withdraw: str | int | None = "auto", method: Method | str | None = None) -> Method | None:
+    def method(self, withdraw: str | int | None = "auto", method: Method | str | None = None) -> NamedMethod | None:
         """What the two arguments of `answer` mean for this model, checked; None: every token goes through every layer."""
         if method is not None and withdraw not in ("auto", "off", None):
             raise InputError("withdraw and method both say which tokens go on; give one of them")
@@ -104,7 +105,7 @@ class VLM:
             method = withdraw_before(withdraw)
         return check(method, self.config.layers)
 
-    def _stored_method(self) -> Method | None:
+    def _stored_method(self) -> NamedMethod | None:
         """What `minivtw.calibrate` stored with this model; half the depth until something is stored."""
         text = stored_method(self.folder)
         if text is None:
@@ -221,34 +222,58 @@ class Chat:
         sees every intermediate array by its name; `stream` gets the answer piece by piece. Raises InputError. Whatever
         goes wrong, in here or in the callbacks, the conversation is then as it was before.
         """
-        sampler, clock = Sampler(temperature, top_k, top_p, seed), Clock(self.vlm.load_seconds)
+        sampler, started = Sampler(temperature, top_k, top_p, seed), time.perf_counter()
         max_new_tokens = whole(max_new_tokens, "max-new-tokens")
-        turn = self.prepare(prompt, image)  # 1. tokens
-        embedded = self.vlm.embed(turn, observe)  # 2. text, and what the vision tower sees
-        clock.stop("vision")
-        return self.respond(embedded, sampler, max_new_tokens, clock, observe, stream)
+        embedded = self.vlm.embed(self.prepare(prompt, image), observe)  # 1. tokens, and 2. what the vision tower sees
+        seconds = {"load": self.vlm.load_seconds, "vision": time.perf_counter() - started}
+        return self.respond(embedded, sampler, max_new_tokens, observe, stream, seconds)
 
     def respond(
         self,
         prompt: EmbeddedPrompt,
         sampler: Callable[[np.ndarray], int],
         max_new_tokens: int,
-        clock: Clock,
         observe: Observe | None = None,
         stream: Callable[[str], None] | None = None,
+        seconds: dict[str, float] | None = None,
     ) -> Answer:
-        """3. prefill, 4. decode: answer a prompt that is embedded. sampler: logits (vocabulary,) to a token id."""
-        start = self.cache.next_position
+        """3. prefill, 4. decode until a stop token, `max_new_tokens` or the last position: answer an embedded prompt.
+
+        sampler: logits (vocabulary,) to a token id; seconds: of the phases before, for the answer's stats.
+        """
+        vlm, cache, start, began = self.vlm, self.cache, self.cache.next_position, time.perf_counter()
+        token_ids, decoded, words = list[int](), list[Sequence[Ran]](), TextStream(vlm.tokenizer, vlm.stop_ids)
         try:
-            next_logits, tokens = self.vlm.advance(prompt, self.cache, self.method, observe)
-            clock.stop("prefill")
-            token_ids, text, decoded = self._decode(next_logits, sampler, max_new_tokens, observe, stream)
-            clock.stop("decode")
+            next_logits, tokens = vlm.advance(prompt, cache, self.method, observe)
+            prefilled = time.perf_counter()
+            while len(token_ids) < max_new_tokens:
+                token_ids.append(sampler(next_logits))
+                if stream:
+                    stream(words.add(token_ids[-1]))
+                is_full = cache.next_position == vlm.config.max_positions
+                if token_ids[-1] in vlm.stop_ids or len(token_ids) == max_new_tokens or is_full:
+                    break
+                newest = embedded_text(vlm.decoder, token_ids[-1:])
+                next_logits, said = vlm.advance(newest, cache, self.method, observe)
+                decoded.append(said.ran)
+            if stream:
+                stream(words.end())
+            text, ended = answer_text(vlm.tokenizer, token_ids, vlm.stop_ids), time.perf_counter()
         except BaseException:  # a broken callback, Ctrl-C, numbers that are not finite: the turn has not happened
-            self.cache.trim(start)
+            cache.trim(start)
             raise
         self._said = token_ids[-1:]
-        return Answer(text, token_ids, self._stats(prompt, token_ids, start, tokens.ran, decoded, clock.seconds))
+        has_seen = prompt.is_visual.any() or cache.next_position > min(cache.tokens_per_layer)  # in this turn or before
+        seconds = {**(seconds or {}), "prefill": prefilled - began, "decode": ended - prefilled}
+        stats = {
+            "model": model_name(vlm.folder),
+            "layers": vlm.config.layers,
+            "method": spec_of(self.method),
+            "withdraw_layer": withdrawal_layer(self.method) if has_seen else None,
+            **turn_counts(vlm.config, cache, prompt.is_visual, start, tokens.ran, decoded, len(token_ids)),
+            "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        }
+        return Answer(text, token_ids, stats)
 
     def prepare(self, prompt: str, image: Any = None) -> Prompt:
         """The next turn's tokens after the last turn's newest one. Raises InputError where they find no positions."""
@@ -262,53 +287,3 @@ class Chat:
         token_ids = np.concatenate([np.array(before, np.int64), turn.token_ids])  # (tokens,)
         self.cache.check_room(len(token_ids))
         return turn._replace(token_ids=token_ids, is_visual=np.pad(turn.is_visual, (len(before), 0)))
-
-    def _decode(
-        self,
-        next_logits: np.ndarray,
-        sampler: Callable[[np.ndarray], int],
-        max_new_tokens: int,
-        observe: Observe | None,
-        stream: Callable[[str], None] | None,
-    ) -> tuple[list[int], str, list[Sequence[Ran]]]:
-        """Token by token until the answer ends, is long enough, or no position is left.
-
-        Returns the token ids, their text, and what ran: one tuple of `Ran` for each token that was fed back.
-        """
-        vlm, token_ids, decoded = self.vlm, list[int](), list[Sequence[Ran]]()
-        words = TextStream(vlm.tokenizer, vlm.stop_ids)
-        while len(token_ids) < max_new_tokens:
-            token_ids.append(sampler(next_logits))
-            if stream:
-                stream(words.add(token_ids[-1]))
-            is_full = self.cache.next_position == vlm.config.max_positions
-            if token_ids[-1] in vlm.stop_ids or len(token_ids) == max_new_tokens or is_full:
-                break
-            newest = embedded_text(vlm.decoder, token_ids[-1:])
-            next_logits, tokens = vlm.advance(newest, self.cache, self.method, observe)
-            decoded.append(tokens.ran)
-        if stream:
-            stream(words.end())
-        return token_ids, answer_text(vlm.tokenizer, token_ids, vlm.stop_ids), decoded
-
-    def _stats(
-        self,
-        prompt: EmbeddedPrompt,
-        token_ids: list[int],
-        start: int,
-        prefilled: Sequence[Ran],
-        decoded: list[Sequence[Ran]],
-        seconds: dict[str, float],
-    ) -> dict[str, Any]:
-        """What the turn took: the object that `--json` prints beside the answer."""
-        cache, visual = self.cache, int(prompt.is_visual.sum())
-        has_seen = visual or cache.next_position > min(cache.tokens_per_layer)  # an image, in this turn or before
-        return {
-            "model": model_name(self.vlm.folder),
-            "layers": self.vlm.config.layers,
-            "method": spec_of(self.method),
-            "withdraw_layer": withdrawal_layer(self.method) if has_seen else None,
-            "tokens": {"visual": visual, "text": len(prompt.hidden) - visual, "generated": len(token_ids)},
-            **turn_counts(self.vlm.config, cache, len(prompt.hidden), start, prefilled, decoded),
-            "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        }

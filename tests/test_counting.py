@@ -125,7 +125,7 @@ def test_a_layer_by_hand():
     products = (
         2 * 4 * 6 + 2 * 2 * 5 + 2 * 5 * 2 + 2 * 2 * 4 + 2 * 4 * 6 + 2 * 3 * 4
     )  # qkv scores context output gate_up down
-    assert layer_flops(config, Ran(entered=2, worked=2, cached=5, asked=7)) == 2 * products + 7
+    assert layer_flops(config, Ran(entered=2, worked=2, cached=5, extra_flops=7)) == 2 * products + 7
 
 
 LLAVA_7B = DecoderConfig(32000, 4096, 32, 32, 32, 128, 11008, 1e-5, 1e4, 4096)  # Vicuna-7B in LLaVA-1.5

@@ -117,6 +117,16 @@ def test_the_vision_tower_is_known_where_a_turn_has_an_image(vlm):
     assert vlm.embed(vlm.prepare(None, "Hm?")).tower is None
 
 
+def test_the_k_of_whatever_withdraws_is_told(vlm):
+    told = [
+        ("freeze:layers=1+withdraw:layer=2", 2),
+        ("withdraw:layer=3+withdraw:layer=1", 1),
+        ("freeze:layers=1", None),
+    ]
+    for method, layer in told:
+        assert vlm.answer(PICTURE, "Hm?", method=method, max_new_tokens=1).stats["withdraw_layer"] == layer
+
+
 def test_a_prompt_that_ends_with_the_image_is_refused_where_the_image_leaves(vlm):
     prompt = vlm.prepare(PICTURE, "Hm?")
     ends = np.arange(len(prompt.token_ids)) > 3

@@ -24,7 +24,7 @@ from minivtw.model.decoder import DecoderConfig, logits
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.search import layer as search
 
-from .bench_search import naive_kl_curve
+from .bench_search import naive_flops, naive_kl_curve, search_flops
 from .random_models import cases, places_with_visual, prefill, random_decoder, random_prompt
 
 GOLDEN = pathlib.Path(os.environ.get("MINIVTW_GOLDEN", pathlib.Path(__file__).parent / "golden" / "vtw"))
@@ -169,10 +169,10 @@ def test_flops_are_those_of_the_layers_that_run(decoder, asked, monkeypatch):
     monkeypatch.setattr(decoder_module, "decoder_layer", counting_layer)
     heads, text = (CONFIG.layers + 1) * head_flops(CONFIG), int((~asked.is_visual).sum())
     search.kl_curve(decoder, asked)
-    assert counted + heads == search.search_flops(CONFIG, len(asked.hidden), text)
+    assert counted + heads == search_flops(CONFIG, len(asked.hidden), text)
     counted = 0
     naive_kl_curve(decoder, asked)
-    assert counted + heads == search.naive_flops(CONFIG, len(asked.hidden), text)
+    assert counted + heads == naive_flops(CONFIG, len(asked.hidden), text)
 
 
 @given(case=cases(layers=st.integers(2, 5)), share=st.sampled_from([0.0, 0.3, 0.6, 1.0]), quiet=st.integers(1, 2))

@@ -41,7 +41,7 @@ def coming_attention(tokens: Tokens, rows: np.ndarray | list[int]) -> np.ndarray
     normed = rms_norm(tokens.hidden, weights.input_norm, config.rms_norm_eps)
     keys = split_heads(linear(normed, weights.qkv.columns(query, query + key_value)), config.kv_heads)
     keys = rotate(keys, *rotary(tokens.rotary_positions, config.head_dim, config.rope_theta))
-    tokens.asked.append(2 * len(tokens) * config.width * key_value)
+    tokens.extra_flops.append(2 * len(tokens) * config.width * key_value)
     if len(before):
         keys = np.concatenate([before.keys, keys], axis=1)
     looks = tokens.looks(tokens, rows, index, keys, len(before) + 1 + np.arange(len(tokens))[rows])
@@ -57,7 +57,7 @@ def normed(tokens: Tokens) -> np.ndarray:
 def product(tokens: Tokens, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """left @ right, counted as what a method asked for."""
     result = left @ right
-    tokens.asked.append(2 * result.size * left.shape[-1])
+    tokens.extra_flops.append(2 * result.size * left.shape[-1])
     return result
 
 
@@ -72,7 +72,7 @@ def tower_looks(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
             "where they are its patches, without line ends, and no other method has chosen among them"
         )
     looks, keys, flops = last_look(tokens.tower, int(tokens.is_visual.sum()))
-    tokens.asked.append(flops)
+    tokens.extra_flops.append(flops)
     return looks, keys
 
 

@@ -46,7 +46,7 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
 
     normed = rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps)
     hidden = hidden + swiglu(normed, layer.gate_up, layer.down)
-    ran = (*tokens.ran, Ran(len(tokens), len(hidden), len(cache), sum(tokens.asked)))
+    ran = (*tokens.ran, Ran(len(tokens), len(hidden), len(cache), sum(tokens.extra_flops)))
     if rows is not None:  # the others go on as they came
         hidden, changed = tokens.hidden.copy(), hidden
         hidden[rows] = changed
@@ -54,7 +54,7 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
         observe("attention", attention_probabilities(queries, keys, sees))
         observe("hidden", hidden)
     passed = Passed(decoder, index, replace(tokens, passed=None))
-    return replace(tokens, hidden=hidden, works=None, passed=passed, ran=ran, asked=[])
+    return replace(tokens, hidden=hidden, works=None, passed=passed, ran=ran, extra_flops=[])
 
 
 def forward(

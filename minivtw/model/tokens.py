@@ -20,7 +20,7 @@ class Ran(NamedTuple):
     entered: int  # tokens whose keys and values were made
     worked: int  # of these, the tokens that asked, and passed the feed-forward
     cached: int  # tokens in the layer's cache afterwards
-    asked: int  # FLOPs, at this layer's door, of what a method asked for, such as where tokens look
+    extra_flops: int  # FLOPs, at this layer's door, of what a method asked for, such as where tokens look
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Tokens:
     tower: Tower | None = None  # what the vision tower knows of the image among them
     ran: tuple[Ran, ...] = ()  # what every layer so far has done
     notes: dict = field(default_factory=dict)  # what a method wants to remember until these tokens reach the end
-    asked: list[int] = field(default_factory=list)  # FLOPs of all that methods have asked for at this door
+    extra_flops: list[int] = field(default_factory=list)  # FLOPs of all that methods have asked for at this door
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -80,7 +80,7 @@ class Tokens:
         normed = rms_norm(entering.hidden[rows], weights.input_norm, config.rms_norm_eps)
         queries = split_heads(linear(normed, weights.qkv.columns(0, query)), config.heads)
         turned = rotate(queries, *rotary(entering.rotary_positions[rows], config.head_dim, config.rope_theta))
-        self.asked.append(2 * len(normed) * query * (config.width + keys.shape[1]))
+        self.extra_flops.append(2 * len(normed) * query * (config.width + keys.shape[1]))
         return attention_probabilities(turned, keys, sees)
 
     @property

@@ -15,7 +15,7 @@ from ..inputs.opening import open_image
 from ..inputs.questions import read_questions
 from ..loading import embedded_folder
 from ..methods.shelf import METHODS, method_of
-from ..methods.text import Method, check, spec_of
+from ..methods.text import Method, check, spec_of, withdrawal_layer
 from ..methods.withdrawal import then
 from ..model.cache import KVCache
 from ..model.decoder import decoder_layer, forward
@@ -103,7 +103,7 @@ class Explorer:
 
     def start(self, content: dict) -> dict:
         """What the page begins with."""
-        layer = watching.wall_layer(self.method)
+        layer = withdrawal_layer(self.method)
         return {
             "model": model_name(self.vlm.folder),
             "layers": self.vlm.config.layers,

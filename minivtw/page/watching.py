@@ -5,14 +5,12 @@ is one position of the wall: an answer with what it took. The page of `minivtw.e
 `minivtw.report` writes all of them into its page beforehand.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..counting import Clock
 from ..errors import InputError
 from ..inputs.prompts import Prompt
 from ..methods.text import Method, spec_of
@@ -69,19 +67,13 @@ def responded(vlm: VLM, prompt: EmbeddedPrompt, method: Method | None) -> tuple[
         first.append(scores)
         return int(scores.argmax())
 
-    answer = Chat(vlm, method=marking).respond(prompt, likeliest_token, LONGEST_ANSWER, Clock())
+    answer = Chat(vlm, method=marking).respond(prompt, likeliest_token, LONGEST_ANSWER)
     return answer, first[0], np.array(marks)
 
 
 def asking(tokens: Tokens) -> np.ndarray:
     """The positions of the tokens that the next layer works on."""
     return tokens.positions if tokens.works is None else tokens.positions[tokens.works]
-
-
-def wall_layer(method: Method | None) -> int | None:
-    """K, where a method withdraws, whatever else it does."""
-    match = re.search(r"\bwithdraw:layer=(\d+)", spec_of(method) or "")
-    return int(match.group(1)) if match else None
 
 
 def frame(vlm: VLM, asked: Asked, method: Method | None) -> dict[str, Any]:

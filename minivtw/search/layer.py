@@ -7,7 +7,7 @@ from layer K up. With f(n) the FLOPs of one layer on n tokens, L layers and t te
     naive    L f(n)  +  sum over K of ( K f(n) + (L - K) f(t) )    every candidate from the bottom, as published
     shared   L f(n)  +  sum over K of            (L - K) f(t)      the same numbers
 
-and L + 1 times the head, either way. `naive_flops` and `search_flops` count this.
+and L + 1 times the head, either way. `tests/bench_search.py` counts this.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..counting import layers_flops, plain_run, prompt_flops
 from ..errors import InputError
 from ..methods.text import Method
 from ..methods.withdrawal import visual_share, withdraw
 from ..model.cache import KVCache
-from ..model.decoder import Decoder, DecoderConfig, forward, logits
+from ..model.decoder import Decoder, forward, logits
 from ..model.tokens import EmbeddedPrompt, Ran, Tokens, arriving, embedded_text
 
 ETA = 0.003  # nats; the paper's threshold of the KL divergence
@@ -37,36 +36,28 @@ class Walk(NamedTuple):
     full: np.ndarray  # (answer, vocabulary) the logits that predict each token of the answer
 
 
-def layer_by_layer(
-    decoder: Decoder, tokens: Tokens, observe: Callable[[str, np.ndarray], None] | None = None
-) -> list[Tokens]:
+def layer_by_layer(decoder: Decoder, tokens: Tokens) -> list[Tokens]:
     """Tokens as they enter each layer and, last, after all of them: layers + 1 `Tokens`."""
     entering = [tokens]
     for index in range(len(decoder.layers)):
-        entering.append(forward(decoder, entering[-1], start=index, stop=index + 1, observe=observe))
+        entering.append(forward(decoder, entering[-1], start=index, stop=index + 1))
     return entering
 
 
-def walk(
-    decoder: Decoder,
-    prompt: EmbeddedPrompt,
-    most_tokens: int = 1,
-    stop_ids: Collection[int] = (),
-    observe: Callable[[str, np.ndarray], None] | None = None,
-) -> Walk:
+def walk(decoder: Decoder, prompt: EmbeddedPrompt, most_tokens: int = 1, stop_ids: Collection[int] = ()) -> Walk:
     """Prefill and greedy answer, without withdrawal: `Walk`.
 
     The answer ends with a token of `stop_ids` or after `most_tokens`; 1 looks at the next token alone.
     """
     cache = KVCache(decoder.config)
-    entering = layer_by_layer(decoder, arriving(prompt, cache), observe)
+    entering = layer_by_layer(decoder, arriving(prompt, cache))
     predictions, answer, steps = [logits(decoder, entering[-1].hidden[-1:])], [], []
     while True:
         answer.append(int(predictions[-1].argmax()))
         if answer[-1] in stop_ids or len(answer) >= most_tokens:
             break
         said = arriving(embedded_text(decoder, answer[-1:]), cache)
-        steps.append([tokens.hidden for tokens in layer_by_layer(decoder, said, observe)])
+        steps.append([tokens.hidden for tokens in layer_by_layer(decoder, said)])
         predictions.append(logits(decoder, steps[-1][-1]))
     following = [np.concatenate(parts) for parts in zip(*steps)] or [prompt.hidden[:0]] * len(entering)
     return Walk(entering, following, answer, np.concatenate(predictions))
@@ -78,7 +69,7 @@ def from_layer(decoder: Decoder, walked: Walk, layer: int) -> tuple[Tokens, Toke
     cache.next_position = len(walked.entering[0])
     said = walked.following[layer]  # a fixed answer: what was said is fed in as it is (teacher forcing)
     following = arriving(EmbeddedPrompt(said, np.zeros(len(said), bool)), cache) if len(said) else None
-    return replace(prompt, cache=cache, notes={}, asked=[]), following
+    return replace(prompt, cache=cache, notes={}, extra_flops=[]), following
 
 
 def tail(decoder: Decoder, walked: Walk, method: Method | None, layer: int) -> tuple[np.ndarray, tuple[Ran, ...]]:
@@ -190,16 +181,3 @@ def choose(curve: np.ndarray, criterion: str, threshold: float) -> int:
             f"the lowest value is {curve[lowest]:.4g}, at layer {lowest}"
         )
     return layer
-
-
-def search_flops(config: DecoderConfig, tokens: int, staying: int) -> int:
-    """FLOPs of `kl_curve` for a prompt of `tokens`, `staying` of them text: the naive search less the beginnings."""
-    beginnings = sum(layers_flops(config, plain_run(config, tokens)[:layer]) for layer in range(config.layers))
-    return naive_flops(config, tokens, staying) - beginnings
-
-
-def naive_flops(config: DecoderConfig, tokens: int, staying: int) -> int:
-    """FLOPs of the published search: one prefill without withdrawal, and one from the bottom for every candidate."""
-    plain, text = plain_run(config, tokens), Ran(staying, staying, staying, 0)
-    runs = [plain[:layer] + [text] * (config.layers - layer) for layer in range(config.layers)]
-    return sum(prompt_flops(config, run) for run in [plain, *runs])

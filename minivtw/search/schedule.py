@@ -152,16 +152,16 @@ class Bench:
         walked, method = self._walked(self._longest), thinned.method()
         _, ran = tail(self.decoder, walked, method, first_layer(method))
         tokens, visual = len(walked.entering[0]), max(1, int(walked.entering[0].is_visual.sum()))
-        return [(1 - (tokens - one.entered) / visual, one.asked) for one in ran]
+        return [(1 - (tokens - one.entered) / visual, one.extra_flops) for one in ran]
 
     def saved(self, schedule: Schedule) -> float:
         """What a schedule saves on all samples, counted from their lengths and from one run of what it thins out."""
         config, flops, plain = self.decoder.config, 0, 0
         for (visual, tokens), times in self._lengths.items():
             text, ran = tokens - visual, []
-            for layer, (share, asked) in enumerate(self._thinned(schedule.thinned)):
+            for layer, (share, extra) in enumerate(self._thinned(schedule.thinned)):
                 left = round(visual * share) if layer < schedule.leaves else 0
-                ran.append(Ran(text + left, text + left * (layer not in schedule.frozen), text + left, asked))
+                ran.append(Ran(text + left, text + left * (layer not in schedule.frozen), text + left, extra))
             flops += times * prompt_flops(config, ran)
             plain += times * prompt_flops(config, plain_run(config, tokens))
         return 1 - flops / plain

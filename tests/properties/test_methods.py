@@ -164,8 +164,8 @@ def test_a_row_of_attention_is_what_the_layer_computed(case, data):
         np.testing.assert_allclose(probabilities, seen[f"decoder.layers.{index}.attention"][:, rows], atol=2e-6)
         config = decoder.config
         products = config.heads * config.head_dim * (config.width + run.ran[index].cached)  # queries, scores
-        assert run.ran[index + 1].asked == 2 * len(rows) * products
-    assert run.ran[0].asked == 0
+        assert run.ran[index + 1].extra_flops == 2 * len(rows) * products
+    assert run.ran[0].extra_flops == 0
 
 
 @given(seeing)
