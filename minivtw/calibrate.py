@@ -19,8 +19,8 @@ from .errors import InputError, reading
 from .inputs.files import text_of
 from .inputs.questions import check_questions, digest, read_questions
 from .methods.text import spec_of
-from .search.layer import CRITERIA, LONGEST_ANSWER, choose, mean_curve, walk, walked_curve
-from .search.schedule import FIRST, Seen, search
+from .search.layer import CRITERIA, LONGEST_ANSWER, choose, mean_curve, run_in_full, walked_curve
+from .search.schedule import FIRST, SampleChange, search
 
 SAMPLES = 20
 CHANGED = 0.01  # of the answers' tokens, by a schedule that is to save as much as it can
@@ -67,11 +67,15 @@ def find_schedule(vlm, samples, save=None, threshold=None, measured=None, progre
     known = {} if measured is None else Notebook(measured, {"model": fingerprint(vlm.folder), "samples": about})
     mixed = [samples[index] for index in np.random.default_rng(0).permutation(len(samples))]
     prompts = list(embedded(vlm, mixed))
-    first = [walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in prompts[:FIRST]]
+    first = [run_in_full(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in prompts[:FIRST]]
 
     # Every schedule is measured on the first; keeping them all would take 20 MB each on minivtw-smol.
     def walked(index):
-        return first[index] if index < len(first) else walk(vlm.decoder, prompts[index], LONGEST_ANSWER, vlm.stop_ids)
+        return (
+            first[index]
+            if index < len(first)
+            else run_in_full(vlm.decoder, prompts[index], LONGEST_ANSWER, vlm.stop_ids)
+        )
 
     curve = np.mean([walked_curve(vlm.decoder, one) for one in first], axis=0)
     limit = CHANGED if threshold is None and save is None else threshold
@@ -92,7 +96,7 @@ def find_schedule(vlm, samples, save=None, threshold=None, measured=None, progre
 
 
 class Notebook(dict):
-    """What a search has measured, for `schedules.Bench`, kept in a file too: a line each, after a first one about what.
+    """What a search has measured, for `schedules.Trials`, kept in a file too: a line each, after a first one about what.
 
     Raises InputError for a file that holds anything else.
     """
@@ -113,7 +117,7 @@ class Notebook(dict):
                     raise ValueError("no measurement")
             except (ValueError, TypeError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: is not what --measured writes") from error
-            super().__setitem__((index, method), Seen(*seen))
+            super().__setitem__((index, method), SampleChange(*seen))
         write_whole(path, whole)
 
     def __setitem__(self, key, seen):

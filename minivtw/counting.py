@@ -1,6 +1,6 @@
 """How many operations and bytes a decoder takes, counted from what its layers did.
 
-Every layer notes what it did (`model.tokens.Ran`): how many tokens entered, how many of them it worked on, how many its
+Every layer notes what it did (`model.tokens.LayerCount`): how many tokens entered, how many of them it worked on, how many its
 cache held afterwards. So one formula serves every method. A matrix product (n, i) @ (i, o) is n * i * o multiplications
 and as many additions, 2 n i o FLOPs. With n tokens entering, t of them worked on and m in the cache, a layer computes
 
@@ -26,18 +26,18 @@ import numpy as np
 
 from .model.cache import KVCache
 from .model.decoder import DecoderConfig
-from .model.tokens import Ran
+from .model.tokens import LayerCount
 from .model.vision import VisionConfig
 
 
-def layer_flops(config: DecoderConfig, ran: Ran) -> int:
+def layer_flops(config: DecoderConfig, ran: LayerCount) -> int:
     """What one layer computed, with what a method asked for at its door."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     worked = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications a token
     return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value + ran.extra_flops
 
 
-def layers_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
+def layers_flops(config: DecoderConfig, ran: Sequence[LayerCount]) -> int:
     """What layers computed one after the other."""
     return sum(layer_flops(config, one) for one in ran)
 
@@ -47,7 +47,7 @@ def head_flops(config: DecoderConfig) -> int:
     return 2 * config.width * config.vocabulary
 
 
-def prompt_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
+def prompt_flops(config: DecoderConfig, ran: Sequence[LayerCount]) -> int:
     """The layers that `ran`, and the logits of the last token."""
     return layers_flops(config, ran) + head_flops(config)
 
@@ -60,9 +60,9 @@ def vision_flops(config: VisionConfig) -> int:
     return 2 * (embedding + config.used_layers * tokens * layer)
 
 
-def plain_run(config: DecoderConfig, tokens: int, before: int = 0) -> list[Ran]:
+def plain_run(config: DecoderConfig, tokens: int, before: int = 0) -> list[LayerCount]:
     """What the layers do without a method, for `tokens` behind the `before` that every cache holds."""
-    return [Ran(tokens, tokens, before + tokens, 0)] * config.layers
+    return [LayerCount(tokens, tokens, before + tokens, 0)] * config.layers
 
 
 def cache_bytes(config: DecoderConfig, tokens_per_layer: Iterable[int]) -> int:
@@ -75,8 +75,8 @@ def turn_counts(
     cache: KVCache,
     is_visual: np.ndarray,
     start: int,
-    prefilled: Sequence[Ran],
-    decoded: list[Sequence[Ran]],
+    prefilled: Sequence[LayerCount],
+    decoded: list[Sequence[LayerCount]],
     generated: int,
 ) -> dict[str, dict[str, Any]]:
     """What a turn took after the `start` tokens that came before: the parts of `Answer.stats` that are counted.

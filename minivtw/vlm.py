@@ -28,7 +28,7 @@ from .model.cache import KVCache
 from .model.decoder import forward, logits
 from .model.layers import Observe, check_finite
 from .model.sampling import Sampler
-from .model.tokens import EmbeddedPrompt, Ran, Tokens, arriving, embedded_text
+from .model.tokens import EmbeddedPrompt, LayerCount, Tokens, arriving, embedded_text
 from .model.vision import Tower
 from .model.vision import encode as encode_image
 
@@ -158,11 +158,7 @@ class VLM:
         return EmbeddedPrompt(check_finite(hidden, "what enters the decoder"), prompt.is_visual, tower)
 
     def advance(
-        self,
-        prompt: EmbeddedPrompt,
-        cache: KVCache,
-        method: Method | None = None,
-        observe: Observe | None = None,
+        self, prompt: EmbeddedPrompt, cache: KVCache, method: Method | None = None, observe: Observe | None = None
     ) -> tuple[np.ndarray, Tokens]:
         """Carry new tokens through the decoder: the prompt (prefill), or one token fed back (decode).
 
@@ -242,7 +238,7 @@ class Chat:
         sampler: logits (vocabulary,) to a token id; seconds: of the phases before, for the answer's stats.
         """
         vlm, cache, start, began = self.vlm, self.cache, self.cache.next_position, time.perf_counter()
-        token_ids, decoded, words = list[int](), list[Sequence[Ran]](), TextStream(vlm.tokenizer, vlm.stop_ids)
+        token_ids, decoded, words = list[int](), list[Sequence[LayerCount]](), TextStream(vlm.tokenizer, vlm.stop_ids)
         try:
             next_logits, tokens = vlm.advance(prompt, cache, self.method, observe)
             prefilled = time.perf_counter()

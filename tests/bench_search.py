@@ -13,7 +13,7 @@ from minivtw.counting import layers_flops, plain_run, prompt_flops
 from minivtw.methods.withdrawal import withdraw
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import DecoderConfig, forward, logits
-from minivtw.model.tokens import Ran, arriving
+from minivtw.model.tokens import LayerCount, arriving
 from minivtw.search.layer import divergence, kl_curve
 
 from .random_models import random_decoder, random_prompt
@@ -44,7 +44,7 @@ def search_flops(config: DecoderConfig, tokens: int, staying: int) -> int:
 
 def naive_flops(config: DecoderConfig, tokens: int, staying: int) -> int:
     """FLOPs of the published search: one prefill without withdrawal, and one from the bottom for every candidate."""
-    plain, text = plain_run(config, tokens), Ran(staying, staying, staying, 0)
+    plain, text = plain_run(config, tokens), LayerCount(staying, staying, staying, 0)
     runs = [plain[:layer] + [text] * (config.layers - layer) for layer in range(config.layers)]
     return sum(prompt_flops(config, run) for run in [plain, *runs])
 

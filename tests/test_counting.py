@@ -11,7 +11,7 @@ from minivtw.counting import cache_bytes, layer_flops, plain_run, prompt_flops
 from minivtw.methods.shelf import dart, divprune, fastervlm, fastv, looked_at, pyramiddrop, sparsevlm, visionzip
 from minivtw.methods.withdrawal import adaptive, freeze, random_tokens, then, withdraw
 from minivtw.model.layers import Linear
-from minivtw.model.tokens import EmbeddedPrompt, Ran
+from minivtw.model.tokens import EmbeddedPrompt, LayerCount
 from minivtw.model.weights import DecoderConfig, DecoderLayer
 from tests.random_models import cases, decoders, prefill, random_prompt, random_tower, renumbered
 
@@ -125,7 +125,7 @@ def test_a_layer_by_hand():
     products = (
         2 * 4 * 6 + 2 * 2 * 5 + 2 * 5 * 2 + 2 * 2 * 4 + 2 * 4 * 6 + 2 * 3 * 4
     )  # qkv scores context output gate_up down
-    assert layer_flops(config, Ran(entered=2, worked=2, cached=5, extra_flops=7)) == 2 * products + 7
+    assert layer_flops(config, LayerCount(entered=2, worked=2, cached=5, extra_flops=7)) == 2 * products + 7
 
 
 LLAVA_7B = DecoderConfig(32000, 4096, 32, 32, 32, 128, 11008, 1e-5, 1e4, 4096)  # Vicuna-7B in LLaVA-1.5
@@ -152,7 +152,7 @@ def test_the_same_in_the_way_of_fastv():
 
     for tokens in (64, 640):
         third_matrix = tokens * width * mlp_width
-        assert layer_flops(LLAVA_7B, Ran(tokens, tokens, tokens, 0)) == 2 * (fastv(tokens) + third_matrix)
+        assert layer_flops(LLAVA_7B, LayerCount(tokens, tokens, tokens, 0)) == 2 * (fastv(tokens) + third_matrix)
     assert 32 * fastv(640) == pytest.approx(3.3e12, rel=0.01)
-    ours = [layer_flops(LLAVA_7B, Ran(tokens, tokens, tokens, 0)) for tokens in (64, 640)]
+    ours = [layer_flops(LLAVA_7B, LayerCount(tokens, tokens, tokens, 0)) for tokens in (64, 640)]
     assert fastv(64) / fastv(640) == pytest.approx(ours[0] / ours[1], abs=0.002)

@@ -79,7 +79,7 @@ def test_answer_criterion_is_the_worst_token_of_the_teacher_forced_answer(case, 
     decoder, asked, layer = case
     if layer == len(decoder.layers):
         return
-    answer = search.walk(decoder, asked, most_tokens).answer
+    answer = search.run_in_full(decoder, asked, most_tokens).answer
     assert len(answer) == most_tokens
     hidden = np.concatenate([asked.hidden, decoder.embedding[answer[:-1]]])
     forced = EmbeddedPrompt(hidden, np.concatenate([asked.is_visual, np.zeros(most_tokens - 1, bool)]))
@@ -94,10 +94,10 @@ def test_answer_criterion_is_the_worst_token_of_the_teacher_forced_answer(case, 
 
 
 def test_answer_ends_with_an_end_token(decoder, asked):
-    answer = search.walk(decoder, asked, 5).answer
-    cut = search.walk(decoder, asked, 5, stop_ids={answer[2]})
+    answer = search.run_in_full(decoder, asked, 5).answer
+    cut = search.run_in_full(decoder, asked, 5, stop_ids={answer[2]})
     assert cut.answer == answer[: answer.index(answer[2]) + 1]
-    assert len(cut.full) == len(cut.answer) and len(cut.following[0]) == len(cut.answer) - 1
+    assert len(cut.full) == len(cut.answer) and len(cut.answer_states[0]) == len(cut.answer) - 1
 
 
 def test_first_token_can_hide_a_loss(decoder, asked):
@@ -196,10 +196,12 @@ def test_adaptive_prefill_decides_anew_for_the_next_image_of_a_conversation(deco
 
 
 def test_logits_of_a_tail_belong_to_the_predictions(decoder, asked):
-    walked = search.walk(decoder, asked, 3)
+    walked = search.run_in_full(decoder, asked, 3)
     fixed = prefill(decoder, asked, withdraw(4))
     np.testing.assert_allclose(
-        search.tail(decoder, walked, withdraw(4), 4)[0][0], logits(decoder, fixed.hidden[-1:])[0], atol=1e-5
+        search.logits_from_layer(decoder, walked, withdraw(4), 4)[0][0],
+        logits(decoder, fixed.hidden[-1:])[0],
+        atol=1e-5,
     )
 
 

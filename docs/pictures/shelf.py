@@ -18,7 +18,7 @@ from minivtw.inputs.questions import read_questions
 from minivtw.methods.shelf import method_of
 from minivtw.methods.withdrawal import then
 from minivtw.model.cache import KVCache
-from minivtw.model.tokens import Ran
+from minivtw.model.tokens import LayerCount
 from minivtw.page.charts import LEFT, RIGHT, WIDTH, line, rectangle, standalone, svg, text
 
 HERE = pathlib.Path(__file__).parent
@@ -57,7 +57,7 @@ def shelf(depth):
 def saving(config, visual, words, entered, worked=None):
     """The share of the prefill's FLOPs that is saved where these numbers of visual tokens enter and are worked on."""
     worked = worked or entered
-    run = [Ran(words + some, words + busy, words + some, 0) for some, busy in zip(entered, worked)]
+    run = [LayerCount(words + some, words + busy, words + some, 0) for some, busy in zip(entered, worked)]
     return 1 - prompt_flops(config, run) / prompt_flops(config, plain_run(config, visual + words))
 
 

@@ -21,7 +21,7 @@ from minivtw.cli.writing import write_whole
 from minivtw.inputs.opening import open_image
 from minivtw.inputs.questions import digest
 from minivtw.page import charts
-from minivtw.search.layer import LONGEST_ANSWER, walk
+from minivtw.search.layer import LONGEST_ANSWER, run_in_full
 
 DATA = HERE.parent / "data"
 CHAPTERS = {"smol": "09-a-language-model-that-sees.md", "tiny": "05-attention-leaves.md"}
@@ -55,7 +55,8 @@ def pairs_of(questions, kind):
 def whose_answer(vlm, picture, other, question, windows):
     """For each window, whether the answer becomes the other picture's; None where the model answers both alike."""
     own, others = (
-        walk(vlm.decoder, embedded(vlm, each, question), LONGEST_ANSWER, vlm.stop_ids) for each in (picture, other)
+        run_in_full(vlm.decoder, embedded(vlm, each, question), LONGEST_ANSWER, vlm.stop_ids)
+        for each in (picture, other)
     )
     if own.answer == others.answer:
         return None

@@ -1,6 +1,6 @@
 """Redundancy: what is lost when the visual tokens leave before layer K, and when something else is done in their place.
 
-Layers before the first one that a method names do the same for every method, so they run once (`search.walk`). And the
+Layers before the first one that a method names do the same for every method, so they run once (`search.run_in_full`). And the
 greedy answers of two models are the same if and only if, along the answer of the one, the other's likeliest token is
 the next one everywhere: that takes a single pass over prompt and answer. Only an answer that differs is decoded.
 """
@@ -14,7 +14,7 @@ from ..methods.text import Method, first_layer
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
 from ..model.tokens import EmbeddedPrompt, arriving, embedded_text
-from ..search.layer import Walk, divergence, tail, walk
+from ..search.layer import FullRun, divergence, logits_from_layer, run_in_full
 
 
 class Outcome(NamedTuple):
@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
 
 
 def decoded(
-    decoder: Decoder, walked: Walk, method: Method | None, stop_ids: Collection[int], most_tokens: int
+    decoder: Decoder, walked: FullRun, method: Method | None, stop_ids: Collection[int], most_tokens: int
 ) -> list[int]:
     """The greedy answer under a method, from the prompt's part of the walk on. Returns token ids."""
     start, tokens, cache = first_layer(method), len(walked.entering[0]), KVCache(decoder.config)
@@ -50,13 +50,13 @@ def redundancy(
     most_tokens: int = 64,
 ) -> list[Outcome]:
     """One `Outcome` for each of `methods`, compared with the model that is left alone."""
-    walked = walk(decoder, prompt, most_tokens, stop_ids)
+    walked = run_in_full(decoder, prompt, most_tokens, stop_ids)
     outcomes = []
     for method in methods:
         if method is None or first_layer(method) == len(decoder.layers):
             outcomes.append(Outcome(walked.answer, True, 0.0))
             continue
-        said, _ = tail(decoder, walked, method, first_layer(method))  # (answer, vocabulary)
+        said, _ = logits_from_layer(decoder, walked, method, first_layer(method))  # (answer, vocabulary)
         agrees = said.argmax(-1).tolist() == walked.answer
         answer = walked.answer if agrees else decoded(decoder, walked, method, stop_ids, most_tokens)
         outcomes.append(Outcome(answer, agrees, float(divergence(said[0], walked.full[0]))))

@@ -34,9 +34,9 @@ def coming_attention(tokens: Tokens, rows: np.ndarray | list[int]) -> np.ndarray
 
     Returns probabilities (heads, rows, tokens). Raises InputError before layer 0.
     """
-    passed = tokens.behind("attention")
-    index, config, before = passed.index + 1, passed.decoder.config, tokens.cache[passed.index + 1]
-    weights = passed.decoder.layers[index]
+    previous = tokens.previous_layer("attention")
+    index, config, before = previous.index + 1, previous.decoder.config, tokens.cache[previous.index + 1]
+    weights = previous.decoder.layers[index]
     query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
     normed = rms_norm(tokens.hidden, weights.input_norm, config.rms_norm_eps)
     keys = split_heads(linear(normed, weights.qkv.columns(query, query + key_value)), config.kv_heads)
@@ -44,13 +44,13 @@ def coming_attention(tokens: Tokens, rows: np.ndarray | list[int]) -> np.ndarray
     tokens.extra_flops.append(2 * len(tokens) * config.width * key_value)
     if len(before):
         keys = np.concatenate([before.keys, keys], axis=1)
-    looks = tokens.looks(tokens, rows, index, keys, len(before) + 1 + np.arange(len(tokens))[rows])
+    looks = tokens.attention_to(tokens, rows, index, keys, len(before) + 1 + np.arange(len(tokens))[rows])
     return looks[:, :, len(before) :]
 
 
 def normed(tokens: Tokens) -> np.ndarray:
     """Their states as the head would get them, after the decoder's last norm: (tokens, width)."""
-    decoder = tokens.behind("states").decoder
+    decoder = tokens.previous_layer("states").decoder
     return rms_norm(tokens.hidden, decoder.norm, decoder.config.rms_norm_eps)
 
 

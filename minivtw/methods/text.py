@@ -201,7 +201,7 @@ def what_is_missing(came: Tokens, kept: Any) -> str | None:
     if not isinstance(kept, Tokens):
         return f"tokens, not {type(kept).__name__}"
     if any(
-        getattr(kept, name) is not getattr(came, name) for name in ("cache", "passed", "ran", "notes", "extra_flops")
+        getattr(kept, name) is not getattr(came, name) for name in ("cache", "previous", "ran", "notes", "extra_flops")
     ):
         return "tokens of those that it was given, not earlier ones"
     works = np.ones(np.shape(kept.positions), bool) if kept.works is None else kept.works

@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec
 import numpy as np
 
 Arguments = ParamSpec("Arguments")
+RowFunction = Callable[Concatenate[np.ndarray, Arguments], np.ndarray]
 MOST_ROWS = 256  # in a block: enough for a product to run at full speed
 LEAST_ROWS = 48  # fewer are not worth a thread of their own
 
@@ -82,9 +83,7 @@ def row_blocks(rows: int, most: int) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def by_rows(
-    function: Callable[Concatenate[np.ndarray, Arguments], np.ndarray],
-) -> Callable[Concatenate[np.ndarray, Arguments], np.ndarray]:
+def by_rows(function: RowFunction[Arguments]) -> RowFunction[Arguments]:
     """Let a function of (rows, in) that treats each row on its own compute the rows of its (rows, out) in blocks."""
 
     @functools.wraps(function)

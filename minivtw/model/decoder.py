@@ -6,7 +6,7 @@ import numpy as np
 
 from .attention import attention, attention_probabilities, rotary, rotate, split_heads
 from .layers import Linear, Observe, check_finite, linear, rms_norm, swiglu
-from .tokens import Method, Passed, Ran, Tokens
+from .tokens import LayerCount, Method, PreviousLayer, Tokens
 from .weights import Decoder, DecoderConfig
 
 
@@ -46,15 +46,15 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
 
     normed = rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps)
     hidden = hidden + swiglu(normed, layer.gate_up, layer.down)
-    ran = (*tokens.ran, Ran(len(tokens), len(hidden), len(cache), sum(tokens.extra_flops)))
+    ran = (*tokens.ran, LayerCount(len(tokens), len(hidden), len(cache), sum(tokens.extra_flops)))
     if rows is not None:  # the others go on as they came
         hidden, changed = tokens.hidden.copy(), hidden
         hidden[rows] = changed
     if observe:
         observe("attention", attention_probabilities(queries, keys, sees))
         observe("hidden", hidden)
-    passed = Passed(decoder, index, replace(tokens, passed=None))
-    return replace(tokens, hidden=hidden, works=None, passed=passed, ran=ran, extra_flops=[])
+    previous = PreviousLayer(decoder, index, replace(tokens, previous=None))
+    return replace(tokens, hidden=hidden, works=None, previous=previous, ran=ran, extra_flops=[])
 
 
 def forward(

@@ -129,12 +129,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + erf(x * np.float32(math.sqrt(0.5))))
 
 
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "quick_gelu": quick_gelu,
-    "gelu_pytorch_tanh": gelu_tanh,
-    "gelu": gelu,
-    "silu": silu,
-}
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu_pytorch_tanh": gelu_tanh, "gelu": gelu, "silu": silu}
 
 
 @by_rows

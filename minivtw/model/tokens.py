@@ -14,7 +14,7 @@ from .vision import Tower
 from .weights import Decoder
 
 
-class Ran(NamedTuple):
+class LayerCount(NamedTuple):
     """What one layer did: all that its operations are counted from (`counting.py`)."""
 
     entered: int  # tokens whose keys and values were made
@@ -33,9 +33,9 @@ class Tokens:
     cache: KVCache  # what the layers hold already of the conversation
     rotary_positions: np.ndarray  # (tokens,) what rotary embedding turns by: `positions`, unless a method renumbers
     works: np.ndarray | None = None  # (tokens,) booleans: those the next layer works on; the others are read. None: all
-    passed: "Passed | None" = None  # the layer they come from
+    previous: "PreviousLayer | None" = None  # the layer they come from
     tower: Tower | None = None  # what the vision tower knows of the image among them
-    ran: tuple[Ran, ...] = ()  # what every layer so far has done
+    ran: tuple[LayerCount, ...] = ()  # what every layer so far has done
     notes: dict = field(default_factory=dict)  # what a method wants to remember until these tokens reach the end
     extra_flops: list[int] = field(default_factory=list)  # FLOPs of all that methods have asked for at this door
 
@@ -66,15 +66,17 @@ class Tokens:
 
         Returns probabilities (heads, rows, tokens). Raises InputError before layer 0.
         """
-        passed = self.behind("attention")
-        entered = np.searchsorted(passed.entered.positions, self.positions)  # some may have left since
-        keys = passed.cache.keys[:, : passed.before + len(passed.entered)]
-        looks = self.looks(passed.entered, entered[rows], passed.index, keys, passed.before + 1 + entered[rows])
-        return looks[:, :, passed.before + entered]
+        previous = self.previous_layer("attention")
+        entered = np.searchsorted(previous.entered.positions, self.positions)  # some may have left since
+        keys = previous.cache.keys[:, : previous.before + len(previous.entered)]
+        looks = self.attention_to(
+            previous.entered, entered[rows], previous.index, keys, previous.before + 1 + entered[rows]
+        )
+        return looks[:, :, previous.before + entered]
 
-    def looks(self, entering: "Tokens", rows: Any, index: int, keys: np.ndarray, sees: np.ndarray) -> np.ndarray:
+    def attention_to(self, entering: "Tokens", rows: Any, index: int, keys: np.ndarray, sees: np.ndarray) -> np.ndarray:
         """Probabilities (heads, rows, keys) of some of the tokens that are `entering` layer `index`."""
-        decoder = self.behind("attention").decoder
+        decoder = self.previous_layer("attention").decoder
         config, weights = decoder.config, decoder.layers[index]
         query = config.heads * config.head_dim
         normed = rms_norm(entering.hidden[rows], weights.input_norm, config.rms_norm_eps)
@@ -86,20 +88,20 @@ class Tokens:
     @property
     def keys(self) -> np.ndarray:
         """Their keys in the layer that they have just passed, rotated: (kv_heads, tokens, head_dim)."""
-        passed = self.behind("keys")
-        return passed.cache.keys[:, passed.before + np.searchsorted(passed.entered.positions, self.positions)]
+        previous = self.previous_layer("keys")
+        return previous.cache.keys[:, previous.before + np.searchsorted(previous.entered.positions, self.positions)]
 
-    def behind(self, what: str) -> "Passed":
+    def previous_layer(self, what: str) -> "PreviousLayer":
         """The layer just passed. Raises InputError before layer 0."""
-        if self.passed is None:
+        if self.previous is None:
             raise InputError(f"there is no layer before layer 0 whose {what} a method could look at")
-        return self.passed
+        return self.previous
 
 
 Method = Callable[[int, Tokens], Tokens]  # (index of the layer to come, tokens that enter it) -> the tokens that go on
 
 
-class Passed:
+class PreviousLayer:
     """The layer that tokens have just passed: what a method looks at is computed from it when it asks."""
 
     def __init__(self, decoder: Decoder, index: int, entered: Tokens) -> None:

@@ -21,17 +21,17 @@ from ..methods.text import Method
 from ..methods.withdrawal import visual_share, withdraw
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
-from ..model.tokens import EmbeddedPrompt, Ran, Tokens, arriving, embedded_text
+from ..model.tokens import EmbeddedPrompt, LayerCount, Tokens, arriving, embedded_text
 
 ETA = 0.003  # nats; the paper's threshold of the KL divergence
 QUIET_SHARE = 0.1  # of the text's attention: less than this, and a layer hardly looks at the image
 
 
-class Walk(NamedTuple):
+class FullRun(NamedTuple):
     """A prompt and its greedy answer, carried through all layers one at a time, with nothing withdrawn."""
 
     entering: list[Tokens]  # layers + 1: the prompt's tokens as they enter each layer and, last, after all of them
-    following: list[np.ndarray]  # layers + 1: the same of the answer's tokens but the last, (answer - 1, width)
+    answer_states: list[np.ndarray]  # layers + 1: the same of the answer's tokens but the last, (answer - 1, width)
     answer: list[int]  # greedy token ids
     full: np.ndarray  # (answer, vocabulary) the logits that predict each token of the answer
 
@@ -44,8 +44,10 @@ def layer_by_layer(decoder: Decoder, tokens: Tokens) -> list[Tokens]:
     return entering
 
 
-def walk(decoder: Decoder, prompt: EmbeddedPrompt, most_tokens: int = 1, stop_ids: Collection[int] = ()) -> Walk:
-    """Prefill and greedy answer, without withdrawal: `Walk`.
+def run_in_full(
+    decoder: Decoder, prompt: EmbeddedPrompt, most_tokens: int = 1, stop_ids: Collection[int] = ()
+) -> FullRun:
+    """Prefill and greedy answer, without withdrawal: `FullRun`.
 
     The answer ends with a token of `stop_ids` or after `most_tokens`; 1 looks at the next token alone.
     """
@@ -60,24 +62,26 @@ def walk(decoder: Decoder, prompt: EmbeddedPrompt, most_tokens: int = 1, stop_id
         steps.append([tokens.hidden for tokens in layer_by_layer(decoder, said)])
         predictions.append(logits(decoder, steps[-1][-1]))
     following = [np.concatenate(parts) for parts in zip(*steps)] or [prompt.hidden[:0]] * len(entering)
-    return Walk(entering, following, answer, np.concatenate(predictions))
+    return FullRun(entering, following, answer, np.concatenate(predictions))
 
 
-def from_layer(decoder: Decoder, walked: Walk, layer: int) -> tuple[Tokens, Tokens | None]:
+def entering_layer(decoder: Decoder, walked: FullRun, layer: int) -> tuple[Tokens, Tokens | None]:
     """What entered a layer in a walk, ready to go on from there on an empty cache: the prompt and the answer's tokens."""
     cache, prompt = KVCache(decoder.config), walked.entering[layer]
     cache.next_position = len(walked.entering[0])
-    said = walked.following[layer]  # a fixed answer: what was said is fed in as it is (teacher forcing)
+    said = walked.answer_states[layer]  # a fixed answer: what was said is fed in as it is (teacher forcing)
     following = arriving(EmbeddedPrompt(said, np.zeros(len(said), bool)), cache) if len(said) else None
     return replace(prompt, cache=cache, notes={}, extra_flops=[]), following
 
 
-def tail(decoder: Decoder, walked: Walk, method: Method | None, layer: int) -> tuple[np.ndarray, tuple[Ran, ...]]:
+def logits_from_layer(
+    decoder: Decoder, walked: FullRun, method: Method | None, layer: int
+) -> tuple[np.ndarray, tuple[LayerCount, ...]]:
     """Go on from what entered `layer`, with a method that changes nothing before that layer.
 
     Returns the logits that predict the walk's answer, (answer, vocabulary), and what all layers did with the prompt.
     """
-    prompt, following = from_layer(decoder, walked, layer)
+    prompt, following = entering_layer(decoder, walked, layer)
     ended = forward(decoder, prompt, method, start=layer)
     hidden = [ended.hidden[-1:]]
     if following:
@@ -112,12 +116,12 @@ def kl_curve(
 
     With `most_tokens` 1 this is the paper's criterion for one sample: the next token alone.
     """
-    return walked_curve(decoder, walk(decoder, prompt, most_tokens, stop_ids))
+    return walked_curve(decoder, run_in_full(decoder, prompt, most_tokens, stop_ids))
 
 
-def walked_curve(decoder: Decoder, walked: Walk) -> np.ndarray:
+def walked_curve(decoder: Decoder, walked: FullRun) -> np.ndarray:
     """`kl_curve` of a prompt and an answer that have been walked already. (layers,) nats."""
-    tails = (tail(decoder, walked, withdraw(layer), layer) for layer in range(len(decoder.layers)))
+    tails = (logits_from_layer(decoder, walked, withdraw(layer), layer) for layer in range(len(decoder.layers)))
     return np.array([divergence(withdrawn, walked.full).max() for withdrawn, _ in tails])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..counting import cache_bytes, plain_run, prompt_flops, vision_flops
 from ..model.decoder import DecoderConfig
-from ..model.tokens import Ran
+from ..model.tokens import LayerCount
 from ..model.vision import VisionConfig
 
 
@@ -53,7 +53,9 @@ def expect(
 ) -> Expectation:
     """What a prompt of `tokens` with `tiles` takes if no token is spared. Norms and activations are not counted."""
     cache = cache_bytes(decoder, [tokens] * decoder.layers)
-    weights = prompt_flops(decoder, [Ran(1, 1, 0, 0)] * decoder.layers) / 2  # each is multiplied and added once a token
+    weights = (
+        prompt_flops(decoder, [LayerCount(1, 1, 0, 0)] * decoder.layers) / 2
+    )  # each is multiplied and added once a token
     return Expectation(
         see=tiles * vision_flops(vision) / machine.flops if vision else 0.0,
         prefill=prompt_flops(decoder, plain_run(decoder, tokens)) / machine.flops,

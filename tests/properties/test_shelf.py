@@ -16,7 +16,7 @@ from minivtw.methods.withdrawal import own_positions, renumber, then, withdraw
 from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.model.vision import encode
-from minivtw.search.layer import tail, walk
+from minivtw.search.layer import logits_from_layer, run_in_full
 from tests.random_models import (
     assert_close,
     cases,
@@ -323,10 +323,10 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("first", EXAMPLES)
 def test_a_run_from_the_first_layer_that_a_method_names_is_a_run_from_the_bottom(first):
-    """For every method of the shelf, alone and before every other: what `search.tail` and those who use it rely on."""
+    """For every method of the shelf, alone and before every other: what `search.logits_from_layer` and those who use it rely on."""
     decoder, tower = random_decoder(asked_decoder().config._replace(layers=5)), random_tower(4)
     prompt = random_prompt(decoder, [False, *VISUAL * [True], *5 * [False]])
-    walked = walk(decoder, prompt, 3)
+    walked = run_in_full(decoder, prompt, 3)
     for text in [EXAMPLES[first], *(f"{EXAMPLES[first]}+{second}" for second in EXAMPLES.values())]:
         method = method_of(text)
         if any(name in text for name in TOWER_FIRST):
@@ -335,10 +335,10 @@ def test_a_run_from_the_first_layer_that_a_method_names_is_a_run_from_the_bottom
             whole, answer = prefill(decoder, prompt, method), decoder.embedding[walked.answer[:-1]]
         except InputError as error:
             with pytest.raises(InputError, match=re.escape(str(error))):
-                tail(decoder, walked, method, first_layer(method))
+                logits_from_layer(decoder, walked, method, first_layer(method))
             continue
         following = prefill(decoder, EmbeddedPrompt(answer, np.zeros(len(answer), bool)), method, whole.cache)
-        said, ran = tail(decoder, walked, method, first_layer(method))
+        said, ran = logits_from_layer(decoder, walked, method, first_layer(method))
         assert ran == whole.ran, text
         assert_close(said, np.concatenate([whole.logits[-1:], following.logits]))
     assert first_layer(method_of(f"divprune+{EXAMPLES['withdraw']}")) == 0
