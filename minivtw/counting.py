@@ -12,7 +12,7 @@ and as many additions, 2 n i o FLOPs. With n tokens entering, t of them worked o
     gate, up      (t, width) @ (width, 2 mlp_width)
     down          (t, mlp_width) @ (mlp_width, width)
 
-and the head turns the last token alone into logits. What a method asks for at a layer's door, such as where tokens look,
+and the head turns the last token alone into logits. What a method asks for before a layer, such as where tokens look,
 is counted where it is computed (`model.tokens.Tokens`). Norms, rotations and softmax are left out: they grow with n width,
 not with n width^2. Scores are counted in full, masked or not, as the papers do: where a prompt is longer than a block of
 queries, `attention` skips what a whole block cannot see. A test compares this with the matrix products that really happen,
@@ -31,7 +31,7 @@ from .model.vision import VisionConfig
 
 
 def layer_flops(config: DecoderConfig, ran: LayerCount) -> int:
-    """What one layer computed, with what a method asked for at its door."""
+    """What one layer computed, with what a method asked for before it."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     worked = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications a token
     return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value + ran.extra_flops
@@ -61,7 +61,7 @@ def vision_flops(config: VisionConfig) -> int:
 
 
 def plain_run(config: DecoderConfig, tokens: int, before: int = 0) -> list[LayerCount]:
-    """What the layers do without a method, for `tokens` behind the `before` that every cache holds."""
+    """What the layers do without a method, for `tokens` after the `before` that every cache holds."""
     return [LayerCount(tokens, tokens, before + tokens, 0)] * config.layers
 
 

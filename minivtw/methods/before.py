@@ -1,4 +1,4 @@
-"""Published ways of choosing among visual tokens before the decoder: at the door of layer 0, without the question.
+"""Published ways of choosing among visual tokens before layer 0 of the decoder, without the question.
 
 What they drop no layer ever sees: the prompt is shorter, and its positions are counted anew, as in the papers.
 """
@@ -49,7 +49,7 @@ def visionzip(keep: Share = 0.5, merged: Share = 10 / 64) -> Method:
 
     The paper merges the tower's features, this the visual tokens made from them: the same where the connector is linear
     (Idefics3, nanoVLM), not where it is a perceptron (LLaVA). The published code adds the mean to the target, and so
-    does this; it keeps the class token as well, which LLaVA's decoder never sees, and puts the contextual tokens behind
+    does this; it keeps the class token as well, which LLaVA's decoder never sees, and puts the contextual tokens after
     the dominant, where here all stay in the order of the picture.
     """
 

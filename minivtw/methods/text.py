@@ -1,7 +1,7 @@
 """Methods as text: `withdraw:layer=6`, `freeze:layers=4/9/18-23+withdraw:layer=24`, `mine.py:my_method`.
 
 So a method can be typed after `--method`, stored with a model and printed in a table. Parameters are converted and
-checked by the annotations of the function that makes the method; `+` lists methods that are asked one after the other.
+checked by the annotations of the function that makes the method; `+` lists methods that are called one after the other.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The KV cache: the keys and values of every token a layer has seen, one store a layer, each of its own length.
+"""The KV cache: the keys and values of every token a layer has seen, one store per layer, each of its own length.
 
 Without withdrawal all stores are equally long. With it the deep ones hold text only, by construction: a token that
 has left never reaches them.
@@ -70,7 +70,7 @@ class LayerCache:
 
 
 class KVCache:
-    """One `LayerCache` a layer, and the position that the next token takes in every one of them."""
+    """One `LayerCache` per layer, and the position that the next token takes in every one of them."""
 
     def __init__(self, config: DecoderConfig) -> None:
         self.layers = [LayerCache() for _ in range(config.layers)]

@@ -68,7 +68,7 @@ def forward(
     """Carry tokens through the layers. Prefill and decode are this one function, with many tokens or with one.
 
     tokens: `Tokens`, which every layer appends to its cache: a second call with the same ones appends them again.
-    `method(index, tokens)` is asked at the door of every layer which tokens go on from there, and which of them the
+    `method(index, tokens)` says before every layer which tokens go on from there, and which of them the
     layer works on (`methods/withdrawal.py`); None: all, everywhere. `start` and `stop` run a part of the stack. `observe(name,
     array)` sees each layer's attention probabilities and hidden states. Returns the `Tokens` that reached the end.
     """

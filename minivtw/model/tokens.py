@@ -1,4 +1,4 @@
-"""Tokens on their way through the decoder: what a method is given at the door of every layer, and gives back."""
+"""Tokens on their way through the decoder: what a method is given before every layer, and gives back."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,9 +18,9 @@ class LayerCount(NamedTuple):
     """What one layer did: all that its operations are counted from (`counting.py`)."""
 
     entered: int  # tokens whose keys and values were made
-    worked: int  # of these, the tokens that asked, and passed the feed-forward
+    worked: int  # of these, the tokens with queries, which passed the feed-forward
     cached: int  # tokens in the layer's cache afterwards
-    extra_flops: int  # FLOPs, at this layer's door, of what a method asked for, such as where tokens look
+    extra_flops: int  # of what a method asked for before this layer, such as attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Tokens:
     tower: Tower | None = None  # what the vision tower knows of the image among them
     ran: tuple[LayerCount, ...] = ()  # what every layer so far has done
     notes: dict = field(default_factory=dict)  # what a method wants to remember until these tokens reach the end
-    extra_flops: list[int] = field(default_factory=list)  # FLOPs of all that methods have asked for at this door
+    extra_flops: list[int] = field(default_factory=list)  # of what methods have asked for since the last layer
 
     def __len__(self) -> int:
         return len(self.positions)

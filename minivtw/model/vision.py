@@ -1,4 +1,4 @@
-"""The CLIP-like vision encoder: pixels to one feature vector a patch. CLIP and SigLIP differ only in their config."""
+"""The CLIP-like vision encoder: pixels to one feature vector per patch. CLIP and SigLIP differ only in their config."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
