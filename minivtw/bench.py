@@ -67,12 +67,12 @@ def read(
     vlm: VLM, prompt: EmbeddedPrompt, method: Method | None, new_tokens: int
 ) -> tuple[float, float, np.ndarray, Tokens]:
     """(prefill seconds, seconds for one decoded token, the prompt's last logits, its `Tokens`)."""
-    cache, is_text = KVCache(vlm.config), np.zeros(1, bool)
+    cache, newest = KVCache(vlm.config), EmbeddedPrompt(prompt.hidden[:1], np.zeros(1, bool))
     started = time.perf_counter()
-    logits, tokens = vlm.advance(prompt.hidden, prompt.is_visual, cache, method)
+    logits, tokens = vlm.advance(prompt, cache, method)
     prefilled = time.perf_counter()
     for _ in range(new_tokens):
-        vlm.advance(prompt.hidden[:1], is_text, cache, method)
+        vlm.advance(newest, cache, method)
     decoded = time.perf_counter() - prefilled
     return prefilled - started, decoded / new_tokens, logits, tokens
 
@@ -109,10 +109,10 @@ def operations(vlm: VLM, pixels: np.ndarray | None, prompt: EmbeddedPrompt, meth
         counted["vision", "off"] = len(pixels) * vision_flops(encoder.config), len(pixels) * tower
     weights = sum(map(nbytes, vlm.decoder.layers)) + 4 * config.width * config.vocabulary
     for name, method in methods.items():
-        cache, is_text = KVCache(config), np.zeros(1, bool)
-        _, prefilled = vlm.advance(prompt.hidden, prompt.is_visual, cache, method)
+        cache, newest = KVCache(config), EmbeddedPrompt(prompt.hidden[:1], np.zeros(1, bool))
+        _, prefilled = vlm.advance(prompt, cache, method)
         counted["prefill", name] = prompt_flops(config, prefilled.ran), weights
-        _, token = vlm.advance(prompt.hidden[:1], is_text, cache, method)
+        _, token = vlm.advance(newest, cache, method)
         counted["decode", name] = prompt_flops(config, token.ran), weights + cache.nbytes
     return counted
 
@@ -215,7 +215,7 @@ def prepared(chosen: Namespace) -> tuple[VLM, np.ndarray | None, EmbeddedPrompt]
         return vlm, *random_prompt(vlm, chosen.shape, chosen.tiles or 1, chosen.tokens)
     vlm = load(chosen.model)
     prompt = vlm.prepare(chosen.image, chosen.prompt)
-    return vlm, prompt.tiles, EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)
+    return vlm, prompt.tiles, vlm.embed(prompt)
 
 
 def main(arguments: list[str]) -> None:

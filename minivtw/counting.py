@@ -1,6 +1,6 @@
 """How many operations and bytes a decoder takes, counted from what its layers did.
 
-Every layer notes what it did (`model.tokens.Ran`): how many tokens entered, how many of them it worked on, how many its
+Every layer notes what it did (`model.tokens.LayerCount`): how many tokens entered, how many of them it worked on, how many its
 cache held afterwards. So one formula serves every method. A matrix product (n, i) @ (i, o) is n * i * o multiplications
 and as many additions, 2 n i o FLOPs. With n tokens entering, t of them worked on and m in the cache, a layer computes
 
@@ -12,31 +12,32 @@ and as many additions, 2 n i o FLOPs. With n tokens entering, t of them worked o
     gate, up      (t, width) @ (width, 2 mlp_width)
     down          (t, mlp_width) @ (mlp_width, width)
 
-and the head turns the last token alone into logits. What a method asks for at a layer's door, such as where tokens look,
+and the head turns the last token alone into logits. What a method asks for before a layer, such as where tokens look,
 is counted where it is computed (`model.tokens.Tokens`). Norms, rotations and softmax are left out: they grow with n width,
 not with n width^2. Scores are counted in full, masked or not, as the papers do: where a prompt is longer than a block of
 queries, `attention` skips what a whole block cannot see. A test compares this with the matrix products that really happen,
 on prompts of one block.
 """
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from .model.cache import KVCache
 from .model.decoder import DecoderConfig
-from .model.tokens import Ran
+from .model.tokens import LayerCount
 from .model.vision import VisionConfig
 
 
-def layer_flops(config: DecoderConfig, ran: Ran) -> int:
-    """What one layer computed, with what a method asked for at its door."""
+def layer_flops(config: DecoderConfig, ran: LayerCount) -> int:
+    """What one layer computed, with what a method asked for before it."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     worked = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications a token
-    return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value + ran.asked
+    return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value + ran.extra_flops
 
 
-def layers_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
+def layers_flops(config: DecoderConfig, ran: Sequence[LayerCount]) -> int:
     """What layers computed one after the other."""
     return sum(layer_flops(config, one) for one in ran)
 
@@ -46,7 +47,7 @@ def head_flops(config: DecoderConfig) -> int:
     return 2 * config.width * config.vocabulary
 
 
-def prompt_flops(config: DecoderConfig, ran: Sequence[Ran]) -> int:
+def prompt_flops(config: DecoderConfig, ran: Sequence[LayerCount]) -> int:
     """The layers that `ran`, and the logits of the last token."""
     return layers_flops(config, ran) + head_flops(config)
 
@@ -59,9 +60,9 @@ def vision_flops(config: VisionConfig) -> int:
     return 2 * (embedding + config.used_layers * tokens * layer)
 
 
-def plain_run(config: DecoderConfig, tokens: int, before: int = 0) -> list[Ran]:
-    """What the layers do without a method, for `tokens` behind the `before` that every cache holds."""
-    return [Ran(tokens, tokens, before + tokens, 0)] * config.layers
+def plain_run(config: DecoderConfig, tokens: int, before: int = 0) -> list[LayerCount]:
+    """What the layers do without a method, for `tokens` after the `before` that every cache holds."""
+    return [LayerCount(tokens, tokens, before + tokens, 0)] * config.layers
 
 
 def cache_bytes(config: DecoderConfig, tokens_per_layer: Iterable[int]) -> int:
@@ -72,16 +73,20 @@ def cache_bytes(config: DecoderConfig, tokens_per_layer: Iterable[int]) -> int:
 def turn_counts(
     config: DecoderConfig,
     cache: KVCache,
-    tokens: int,
+    is_visual: np.ndarray,
     start: int,
-    prefilled: Sequence[Ran],
-    decoded: list[Sequence[Ran]],
+    prefilled: Sequence[LayerCount],
+    decoded: list[Sequence[LayerCount]],
+    generated: int,
 ) -> dict[str, dict[str, Any]]:
-    """What a turn of `tokens` took, behind the `start` that came before: the parts of `Answer.stats` that are counted.
+    """What a turn took after the `start` tokens that came before: the parts of `Answer.stats` that are counted.
 
-    prefilled: what each layer did with the prompt; decoded: the same for each token that was fed back.
+    is_visual: (tokens,) booleans, of the prompt; prefilled: what each layer did with it; decoded: the same for each token
+    that was fed back; generated: tokens of the answer.
     """
+    tokens, visual = len(is_visual), int(is_visual.sum())
     return {
+        "tokens": {"visual": visual, "text": tokens - visual, "generated": generated},
         "prefill": {"entered": [ran.entered for ran in prefilled], "worked": [ran.worked for ran in prefilled]},
         "cache": {
             "tokens_per_layer": cache.tokens_per_layer,
@@ -94,17 +99,3 @@ def turn_counts(
             "decode": sum(prompt_flops(config, ran) for ran in decoded),
         },
     }
-
-
-class Clock:
-    """Seconds of each phase, one after the other."""
-
-    def __init__(self, load_seconds: float = 0.0):
-        self.seconds = {"load": load_seconds}
-        self._last = time.perf_counter()
-
-    def stop(self, phase: str) -> None:
-        """The phase that ends now began when the one before it ended."""
-        now = time.perf_counter()
-        self.seconds[phase] = now - self._last
-        self._last = now

@@ -11,7 +11,6 @@ from . import VLM, Answer, Chat, load
 from .cli.options import Parser, add_model_option, methods_to_try
 from .cli.terminal import command, progress_line
 from .cli.writing import check_writable, write_whole
-from .counting import Clock
 from .errors import InputError
 from .inputs.questions import Question, check_questions, read_questions
 from .inputs.scoring import score
@@ -78,13 +77,12 @@ def evaluate(
     """
     tallies = [Tally(name, method) for name, method in methods.items()]
     for number, question in enumerate(questions, 1):
-        prompt, tower = vlm.prepare(question.image, question.question), vlm.tower()
-        hidden = vlm.embed(prompt, tower=tower)  # (tokens, width)
+        prompt = vlm.embed(vlm.prepare(question.image, question.question))
         answers = dict[int, list[Answer]]()  # a method itself, whatever its name -> an Answer for every turn
         for method in (None, *methods.values()):
             if id(method) not in answers:
                 chat = Chat(vlm, None, method)
-                first = chat.respond(prompt, hidden, Sampler(), max_new_tokens, Clock(), tower=tower)
+                first = chat.respond(prompt, Sampler(), max_new_tokens)
                 later = [chat.ask(turn.question, max_new_tokens=max_new_tokens) for turn in question.then]
                 answers[id(method)] = [first, *later]
         for tally in tallies:
@@ -146,7 +144,7 @@ def share(value: float, spread: float | None = None) -> str:
 
 def title(run: dict[str, Any]) -> str:
     """A row's heading."""
-    if run["withdraw_layer"] is None:
+    if run["method"] != f"withdraw:layer={run['withdraw_layer']}":
         return run["name"] if run["name"] != "auto" else f"{run['method']} (auto)"
     return f"K={run['withdraw_layer']}" + " (auto)" * (run["name"] == "auto")
 

@@ -7,7 +7,8 @@ print(answer.text, answer.stats["flops"])
 
 import copy
 import pathlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,18 +17,18 @@ from tokenizers import Tokenizer
 from .checkpoints.hub import model_name
 from .checkpoints.parts import Parts
 from .checkpoints.stored import STORED, stored_method
-from .counting import Clock, turn_counts
+from .counting import turn_counts
 from .errors import InputError, whole
 from .inputs.opening import open_image
 from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, encode, expand_marks, refuse_marks
 from .methods.shelf import method_of
-from .methods.text import Method, check, spec_of, withdrawal_layer
+from .methods.text import Method, NamedMethod, check, spec_of, withdrawal_layer
 from .methods.withdrawal import withdraw as withdraw_before
 from .model.cache import KVCache
 from .model.decoder import forward, logits
-from .model.layers import check_finite
+from .model.layers import Observe, check_finite
 from .model.sampling import Sampler
-from .model.tokens import Tokens, arriving
+from .model.tokens import EmbeddedPrompt, LayerCount, Tokens, arriving, embedded_text
 from .model.vision import Tower
 from .model.vision import encode as encode_image
 
@@ -78,7 +79,7 @@ class VLM:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        observe: Callable[[str, np.ndarray], None] | None = None,
+        observe: Observe | None = None,
         stream: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer one question about an image: a path, a Pillow image, a list of these, or None.
@@ -92,7 +93,7 @@ class VLM:
             seed=seed, observe=observe, stream=stream,
         )  # fmt: skip
 
-    def method(self, withdraw: str | int | None = "auto", method: Method | str | None = None) -> Method | None:
+    def method(self, withdraw: str | int | None = "auto", method: Method | str | None = None) -> NamedMethod | None:
         """What the two arguments of `answer` mean for this model, checked; None: every token goes through every layer."""
         if method is not None and withdraw not in ("auto", "off", None):
             raise InputError("withdraw and method both say which tokens go on; give one of them")
@@ -104,7 +105,7 @@ class VLM:
             method = withdraw_before(withdraw)
         return check(method, self.config.layers)
 
-    def _stored_method(self):
+    def _stored_method(self) -> NamedMethod | None:
         """What `minivtw.calibrate` stored with this model; half the depth until something is stored."""
         text = stored_method(self.folder)
         if text is None:
@@ -137,25 +138,16 @@ class VLM:
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
         return Prompt(token_ids, is_visual, tiles, tuple((image.height, image.width) for image in opened))
 
-    def tower(self) -> Tower | None:
-        """What `embed` can fill with what the vision tower knows of a prompt; `advance` gives it to the method. None where
-        visual tokens are not its patches one by one: LLaVA-OneVision packs them, with a mark at each line's end."""
-        vision = self.parts.vision
-        return Tower(vision.encoder, []) if vision and not vision.pack else None
-
-    def embed(
-        self,
-        prompt: Prompt,
-        observe: Callable[[str, np.ndarray], None] | None = None,
-        tower: Tower | None = None,
-    ) -> np.ndarray:
-        """The decoder's input, (tokens, width): embedded text, and what it sees at the visual tokens' places."""
+    def embed(self, prompt: Prompt, observe: Observe | None = None) -> EmbeddedPrompt:
+        """The decoder's input: embedded text, with the image's features at the visual tokens' places."""
         # A visual token's own embedding is never used, and some models have none: any row stands in for it.
         hidden = self.decoder.embedding[np.where(prompt.is_visual, 0, prompt.token_ids)]  # (tokens, width)
-        vision = self.parts.vision
+        vision, tower = self.parts.vision, None
         if vision and prompt.tiles is not None:
             if observe:
                 observe("vision.pixels", prompt.tiles)
+            if not vision.pack:  # else, as in LLaVA-OneVision, visual tokens are not the tower's patches one by one
+                tower = Tower(vision.encoder, [])
             seen = [vision.connect(encode_image(vision.encoder, tile, observe, tower)) for tile in prompt.tiles]
             visual = vision.pack(seen, prompt.sizes, self.max_tiles) if vision.pack else np.concatenate(seen)
             hidden[prompt.is_visual] = visual  # (visual tokens, width)
@@ -163,25 +155,18 @@ class VLM:
                 observe("connector.output", visual)
         if observe:
             observe("decoder.embeddings", hidden)
-        return check_finite(hidden, "what enters the decoder")
+        return EmbeddedPrompt(check_finite(hidden, "what enters the decoder"), prompt.is_visual, tower)
 
     def advance(
-        self,
-        hidden: np.ndarray,
-        is_visual: np.ndarray,
-        cache: KVCache,
-        method: Method | None = None,
-        observe: Callable[[str, np.ndarray], None] | None = None,
-        tower: Tower | None = None,
+        self, prompt: EmbeddedPrompt, cache: KVCache, method: Method | None = None, observe: Observe | None = None
     ) -> tuple[np.ndarray, Tokens]:
         """Carry new tokens through the decoder: the prompt (prefill), or one token fed back (decode).
 
-        hidden: (tokens, width); is_visual: (tokens,) booleans; cache: gains the tokens; tower: what `embed` filled, for
-        methods that ask where the vision tower looked. Returns the last token's logits, (vocabulary,), and the `Tokens`
-        at the end. Raises InputError where a method let the last one go, or `specs.check` refuses it.
+        cache: gains the tokens. Returns the last token's logits, (vocabulary,), and the `Tokens` at the end. Raises
+        InputError where a method let the last one go, or `methods.text.check` refuses it.
         """
         method = check(method, self.config.layers)
-        tokens = forward(self.decoder, arriving(hidden, is_visual, cache, tower), method, observe=observe)
+        tokens = forward(self.decoder, arriving(prompt, cache), method, observe=observe)
         if not len(tokens) or tokens.positions[-1] != cache.next_position - 1:
             raise InputError("the method withdrew the prompt's last token, whose state becomes the answer")
         last = logits(self.decoder, tokens.hidden[-1:])[0]  # (vocabulary,)
@@ -224,7 +209,7 @@ class Chat:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        observe: Callable[[str, np.ndarray], None] | None = None,
+        observe: Observe | None = None,
         stream: Callable[[str], None] | None = None,
     ) -> Answer:
         """The next turn: a question and, if there is a new one, an image (a path, a Pillow image, a list of these).
@@ -233,27 +218,58 @@ class Chat:
         sees every intermediate array by its name; `stream` gets the answer piece by piece. Raises InputError. Whatever
         goes wrong, in here or in the callbacks, the conversation is then as it was before.
         """
-        sampler, clock = Sampler(temperature, top_k, top_p, seed), Clock(self.vlm.load_seconds)
+        sampler, started = Sampler(temperature, top_k, top_p, seed), time.perf_counter()
         max_new_tokens = whole(max_new_tokens, "max-new-tokens")
-        turn = self.prepare(prompt, image)  # 1. tokens
-        tower = self.vlm.tower()
-        hidden = self.vlm.embed(turn, observe, tower)  # 2. what the tower sees, at the places of the visual tokens
-        clock.stop("vision")
-        return self.respond(turn, hidden, sampler, max_new_tokens, clock, observe, stream, tower)
+        embedded = self.vlm.embed(self.prepare(prompt, image), observe)  # 1. tokens, and 2. what the vision tower sees
+        seconds = {"load": self.vlm.load_seconds, "vision": time.perf_counter() - started}
+        return self.respond(embedded, sampler, max_new_tokens, observe, stream, seconds)
 
-    def respond(self, turn, hidden, sampler, max_new_tokens, clock, observe=None, stream=None, tower=None):
-        """3. prefill, 4. decode: answer a `Prompt` that is embedded, hidden (tokens, width), by the `Tower` that saw it."""
-        start = self.cache.next_position
+    def respond(
+        self,
+        prompt: EmbeddedPrompt,
+        sampler: Callable[[np.ndarray], int],
+        max_new_tokens: int,
+        observe: Observe | None = None,
+        stream: Callable[[str], None] | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> Answer:
+        """3. prefill, 4. decode until a stop token, `max_new_tokens` or the last position: answer an embedded prompt.
+
+        sampler: logits (vocabulary,) to a token id; seconds: of the phases before, for the answer's stats.
+        """
+        vlm, cache, start, began = self.vlm, self.cache, self.cache.next_position, time.perf_counter()
+        token_ids, decoded, words = list[int](), list[Sequence[LayerCount]](), TextStream(vlm.tokenizer, vlm.stop_ids)
         try:
-            next_logits, tokens = self.vlm.advance(hidden, turn.is_visual, self.cache, self.method, observe, tower)
-            clock.stop("prefill")
-            token_ids, text, decoded = self._decode(next_logits, sampler, max_new_tokens, observe, stream)
-            clock.stop("decode")
+            next_logits, tokens = vlm.advance(prompt, cache, self.method, observe)
+            prefilled = time.perf_counter()
+            while len(token_ids) < max_new_tokens:
+                token_ids.append(sampler(next_logits))
+                if stream:
+                    stream(words.add(token_ids[-1]))
+                is_full = cache.next_position == vlm.config.max_positions
+                if token_ids[-1] in vlm.stop_ids or len(token_ids) == max_new_tokens or is_full:
+                    break
+                newest = embedded_text(vlm.decoder, token_ids[-1:])
+                next_logits, said = vlm.advance(newest, cache, self.method, observe)
+                decoded.append(said.ran)
+            if stream:
+                stream(words.end())
+            text, ended = answer_text(vlm.tokenizer, token_ids, vlm.stop_ids), time.perf_counter()
         except BaseException:  # a broken callback, Ctrl-C, numbers that are not finite: the turn has not happened
-            self.cache.trim(start)
+            cache.trim(start)
             raise
         self._said = token_ids[-1:]
-        return Answer(text, token_ids, self._stats(turn, token_ids, start, tokens.ran, decoded, clock.seconds))
+        has_seen = prompt.is_visual.any() or cache.next_position > min(cache.tokens_per_layer)  # in this turn or before
+        seconds = {**(seconds or {}), "prefill": prefilled - began, "decode": ended - prefilled}
+        stats = {
+            "model": model_name(vlm.folder),
+            "layers": vlm.config.layers,
+            "method": spec_of(self.method),
+            "withdraw_layer": withdrawal_layer(self.method) if has_seen else None,
+            **turn_counts(vlm.config, cache, prompt.is_visual, start, tokens.ran, decoded, len(token_ids)),
+            "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        }
+        return Answer(text, token_ids, stats)
 
     def prepare(self, prompt: str, image: Any = None) -> Prompt:
         """The next turn's tokens after the last turn's newest one. Raises InputError where they find no positions."""
@@ -267,38 +283,3 @@ class Chat:
         token_ids = np.concatenate([np.array(before, np.int64), turn.token_ids])  # (tokens,)
         self.cache.check_room(len(token_ids))
         return turn._replace(token_ids=token_ids, is_visual=np.pad(turn.is_visual, (len(before), 0)))
-
-    def _decode(self, next_logits, sampler, max_new_tokens, observe, stream):
-        """Token by token until the answer ends, is long enough, or no position is left.
-
-        Returns the token ids, their text, and what ran: one tuple of `Ran` for each token that was fed back.
-        """
-        vlm, token_ids, decoded = self.vlm, list[int](), []
-        words, is_text = TextStream(vlm.tokenizer, vlm.stop_ids), np.zeros(1, bool)
-        while len(token_ids) < max_new_tokens:
-            token_ids.append(sampler(next_logits))
-            if stream:
-                stream(words.add(token_ids[-1]))
-            is_full = self.cache.next_position == vlm.config.max_positions
-            if token_ids[-1] in vlm.stop_ids or len(token_ids) == max_new_tokens or is_full:
-                break
-            hidden = vlm.decoder.embedding[token_ids[-1:]]  # (1, width)
-            next_logits, tokens = vlm.advance(hidden, is_text, self.cache, self.method, observe)
-            decoded.append(tokens.ran)
-        if stream:
-            stream(words.end())
-        return token_ids, answer_text(vlm.tokenizer, token_ids, vlm.stop_ids), decoded
-
-    def _stats(self, turn, token_ids, start, prefilled, decoded, seconds):
-        """What the turn took: the object that `--json` prints beside the answer."""
-        cache, visual = self.cache, int(turn.is_visual.sum())
-        has_seen = visual or cache.next_position > min(cache.tokens_per_layer)  # an image, in this turn or before
-        return {
-            "model": model_name(self.vlm.folder),
-            "layers": self.vlm.config.layers,
-            "method": spec_of(self.method),
-            "withdraw_layer": withdrawal_layer(self.method) if has_seen else None,
-            "tokens": {"visual": visual, "text": len(turn.token_ids) - visual, "generated": len(token_ids)},
-            **turn_counts(self.vlm.config, cache, len(turn.token_ids), start, prefilled, decoded),
-            "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        }

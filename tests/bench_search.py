@@ -9,11 +9,12 @@ import time
 import numpy as np
 
 import minivtw
+from minivtw.counting import layers_flops, plain_run, prompt_flops
 from minivtw.methods.withdrawal import withdraw
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import DecoderConfig, forward, logits
-from minivtw.model.tokens import EmbeddedPrompt, arriving
-from minivtw.search.layer import divergence, kl_curve, naive_flops, search_flops
+from minivtw.model.tokens import LayerCount, arriving
+from minivtw.search.layer import divergence, kl_curve
 
 from .random_models import random_decoder, random_prompt
 
@@ -28,11 +29,24 @@ def naive_kl_curve(decoder, asked):
     layers = decoder.config.layers
 
     def next_logits(method):
-        hidden = forward(decoder, arriving(*asked, KVCache(decoder.config)), method).hidden
+        hidden = forward(decoder, arriving(asked, KVCache(decoder.config)), method).hidden
         return logits(decoder, hidden[-1:])[0]  # (vocabulary,)
 
     full = next_logits(None)
     return np.array([divergence(next_logits(withdraw(layer)), full) for layer in range(layers)])
+
+
+def search_flops(config: DecoderConfig, tokens: int, staying: int) -> int:
+    """FLOPs of `kl_curve` for a prompt of `tokens`, `staying` of them text: the naive search less the beginnings."""
+    beginnings = sum(layers_flops(config, plain_run(config, tokens)[:layer]) for layer in range(config.layers))
+    return naive_flops(config, tokens, staying) - beginnings
+
+
+def naive_flops(config: DecoderConfig, tokens: int, staying: int) -> int:
+    """FLOPs of the published search: one prefill without withdrawal, and one from the bottom for every candidate."""
+    plain, text = plain_run(config, tokens), LayerCount(staying, staying, staying, 0)
+    runs = [plain[:layer] + [text] * (config.layers - layer) for layer in range(config.layers)]
+    return sum(prompt_flops(config, run) for run in [plain, *runs])
 
 
 def seconds(search, decoder, asked):
@@ -64,11 +78,11 @@ def main():
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     vlm = minivtw.load()
     prompt = vlm.prepare(next(iter((vlm.folder / "samples").glob("*.png"))), "What color is the star?")
-    print(row(vlm.folder.name, vlm.decoder, EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)), flush=True)
+    print(row(vlm.folder.name, vlm.decoder, vlm.embed(prompt)), flush=True)
     decoder = random_decoder(SMOLLM2)
     for visual in (64, 832):  # one tile of SmolVLM's; thirteen, of a picture of 3:4
         is_visual = [False] * 4 + [True] * visual + [False] * 20
-        print(row("SmolLM2-135M's size", decoder, EmbeddedPrompt(*random_prompt(decoder, is_visual))), flush=True)
+        print(row("SmolLM2-135M's size", decoder, random_prompt(decoder, is_visual)), flush=True)
 
 
 if __name__ == "__main__":

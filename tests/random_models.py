@@ -1,5 +1,6 @@
 """Random decoders, encoders and prompts for tests that hold for any weights."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -7,10 +8,11 @@ from hypothesis import strategies as st
 
 from minivtw.methods.withdrawal import renumber, then, withdraw
 from minivtw.model.cache import KVCache
-from minivtw.model.decoder import Decoder, DecoderConfig, DecoderLayer, forward, logits
+from minivtw.model.decoder import forward, logits
 from minivtw.model.layers import LayerNorm, Linear
 from minivtw.model.tokens import EmbeddedPrompt, arriving
 from minivtw.model.vision import Tower, Vision, VisionConfig, VisionLayer, encode
+from minivtw.model.weights import Decoder, DecoderConfig, DecoderLayer
 
 
 def random_decoder(config, seed=0):
@@ -91,6 +93,11 @@ def random_tower(side, class_token=True, drop_first=True, width=8, seed=0):
     return tower
 
 
+def with_tower(method, tower):
+    """The same method, on tokens that know what a vision tower knows."""
+    return then(lambda index, tokens: replace(tokens, tower=tower) if index == 0 else tokens, method)
+
+
 def renumbered(layer):
     """The paper's ablation: the visual tokens leave before a layer, and the others are renumbered from there on."""
     return then(withdraw(layer), renumber(layer))
@@ -126,7 +133,7 @@ class Run(NamedTuple):
 
 def prefill(decoder, prompt, method=None, cache=None, observe=None):
     cache = cache or KVCache(decoder.config)
-    tokens = forward(decoder, arriving(*prompt, cache), method, observe=observe)
+    tokens = forward(decoder, arriving(prompt, cache), method, observe=observe)
     return Run(tokens.hidden, logits(decoder, tokens.hidden), cache, tokens.ran)
 
 

@@ -1,6 +1,7 @@
 """The door `python -m minivtw.bench`. What it measures is not tested: time is not a property of the code."""
 
 import json
+from inspect import signature
 from unittest import mock
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 
 from minivtw.bench import main, read, see
 from minivtw.counting import vision_flops
+from minivtw.methods.shelf import METHODS
+from minivtw.methods.text import Layer, Layers
 from minivtw.methods.withdrawal import withdraw
 from minivtw.timing import rounds as timing
 from minivtw.timing import shapes
@@ -54,6 +57,18 @@ def test_every_work_is_timed_under_every_method(small, asked):
         assert 0 < low <= row["seconds"] <= high and row["of_ceiling"] > 0 and "times_transformers" not in row
     saved = {row["method"]: row["flops_saved"] for row in result["rows"] if "flops_saved" in row}
     assert 0 < saved["auto"] < saved["0"] < 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_the_shelf_can_be_timed(small, asked, name):
+    layers = {Layer: "layer=1", Layers: "layers=1"}
+    needed = [
+        layers[one.annotation] for one in signature(METHODS[name]).parameters.values() if one.default is one.empty
+    ]
+    text = ":".join([name, *needed])
+    ran = run(main, *asked, "--method", text, "--repeats", "1", "--new-tokens", "1", "--alone", "--json")
+    assert ran.code == 0 and ran.err == ""
+    assert {row["method"] for row in json.loads(ran.out)["rows"]} == {"off", "auto", text}
 
 
 def test_a_shape_has_the_sizes_that_are_asked_for(small):

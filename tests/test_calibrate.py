@@ -12,7 +12,6 @@ from minivtw import InputError, calibrate
 from minivtw.inputs.questions import digest, read_questions
 from minivtw.loading import embedded_folder
 from minivtw.methods.text import withdrawal_layer
-from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.search import layer as search
 
 from . import doors
@@ -70,7 +69,7 @@ def test_curve_is_the_mean_over_the_samples(criterion, embedded, samples, capsys
     for line in (samples / "questions.jsonl").read_text(encoding="utf-8").splitlines():
         sample = json.loads(line)
         prompt = embedded.prepare(samples / sample["image"], sample["question"])
-        asked = EmbeddedPrompt(embedded.embed(prompt), prompt.is_visual)
+        asked = embedded.embed(prompt)
         curves.append(search.CRITERIA[criterion].curve(embedded.decoder, asked, embedded.stop_ids))
     np.testing.assert_allclose(printed["curve"], np.mean(curves, axis=0), rtol=1e-5)
     assert printed["samples"]["count"] == 3

@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw.counting import cache_bytes, layer_flops, plain_run, prompt_flops
-from minivtw.methods.before import with_tower
 from minivtw.methods.shelf import dart, divprune, fastervlm, fastv, looked_at, pyramiddrop, sparsevlm, visionzip
 from minivtw.methods.withdrawal import adaptive, freeze, random_tokens, then, withdraw
-from minivtw.model.decoder import DecoderConfig, DecoderLayer
 from minivtw.model.layers import Linear
-from minivtw.model.tokens import EmbeddedPrompt, Ran
+from minivtw.model.tokens import EmbeddedPrompt, LayerCount
+from minivtw.model.weights import DecoderConfig, DecoderLayer
 from tests.random_models import cases, decoders, prefill, random_prompt, random_tower, renumbered
 
 
@@ -114,9 +113,9 @@ def test_what_a_method_asks_of_the_tower_is_counted(decoder, make, class_token, 
     tower = random_tower(4, class_token, drop_first=class_token)
     view = [layer._replace(qkv=Linear(*(part.view(Counted) for part in layer.qkv))) for layer in tower.vision.layers]
     tower = tower._replace(vision=dataclasses.replace(tower.vision, layers=view))
-    prompt = random_prompt(decoder, [False] + 16 * [True] + 3 * [False])
+    prompt = random_prompt(decoder, [False] + 16 * [True] + 3 * [False])._replace(tower=tower)
     Counted.flops = 0
-    run = prefill(counted(decoder), prompt, with_tower(make(keep), tower))
+    run = prefill(counted(decoder), prompt, make(keep))
     assert Counted.flops - own_logits(decoder, run) == prompt_flops(decoder.config, run.ran)
 
 
@@ -126,7 +125,7 @@ def test_a_layer_by_hand():
     products = (
         2 * 4 * 6 + 2 * 2 * 5 + 2 * 5 * 2 + 2 * 2 * 4 + 2 * 4 * 6 + 2 * 3 * 4
     )  # qkv scores context output gate_up down
-    assert layer_flops(config, Ran(entered=2, worked=2, cached=5, asked=7)) == 2 * products + 7
+    assert layer_flops(config, LayerCount(entered=2, worked=2, cached=5, extra_flops=7)) == 2 * products + 7
 
 
 LLAVA_7B = DecoderConfig(32000, 4096, 32, 32, 32, 128, 11008, 1e-5, 1e4, 4096)  # Vicuna-7B in LLaVA-1.5
@@ -153,7 +152,7 @@ def test_the_same_in_the_way_of_fastv():
 
     for tokens in (64, 640):
         third_matrix = tokens * width * mlp_width
-        assert layer_flops(LLAVA_7B, Ran(tokens, tokens, tokens, 0)) == 2 * (fastv(tokens) + third_matrix)
+        assert layer_flops(LLAVA_7B, LayerCount(tokens, tokens, tokens, 0)) == 2 * (fastv(tokens) + third_matrix)
     assert 32 * fastv(640) == pytest.approx(3.3e12, rel=0.01)
-    ours = [layer_flops(LLAVA_7B, Ran(tokens, tokens, tokens, 0)) for tokens in (64, 640)]
+    ours = [layer_flops(LLAVA_7B, LayerCount(tokens, tokens, tokens, 0)) for tokens in (64, 640)]
     assert fastv(64) / fastv(640) == pytest.approx(ours[0] / ours[1], abs=0.002)

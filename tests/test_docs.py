@@ -55,7 +55,7 @@ def test_the_method_of_the_last_page_is_withdrawal_when_it_keeps_nothing(monkeyp
     prompt = vlm.prepare(PICTURE, question)
 
     def next_logits(method):
-        return vlm.advance(vlm.embed(prompt), prompt.is_visual, KVCache(vlm.config), method)[0]
+        return vlm.advance(vlm.embed(prompt), KVCache(vlm.config), method)[0]
 
     keeping = {keep: next_logits(functools.partial(names["most_looked_at"], keep=keep)) for keep in (0, 8, 64)}
     assert np.array_equal(keeping[0], next_logits(withdraw(3))) and np.array_equal(keeping[64], next_logits(None))

@@ -118,8 +118,8 @@ def test_eyes_are_the_attention_that_observe_sees(vlm, explorer):
 
     picture = explorer.picture(explorer.samples[0]["picture"])
     vlm.answer(picture, "Describe the image.", withdraw=5, max_new_tokens=1, observe=observe)
-    last = len(asked.hidden) - 1
-    prompt = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual)
+    last = len(asked.embedded.hidden) - 1
+    prompt = asked.embedded
     traces = watching.traces(vlm.decoder, prompt, frame["ids"], vlm.method(5), [last, last + 1])
     text = np.flatnonzero(~asked.prompt.is_visual)
     for layer in range(vlm.config.layers):
@@ -137,7 +137,7 @@ def test_eyes_are_the_attention_that_observe_sees(vlm, explorer):
 def test_a_patch_that_has_left_looks_at_nothing(vlm, explorer):
     asked = explorer.question(asking(explorer))
     patch = int(asked.prompt.is_visual.argmax())
-    prompt = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual)
+    prompt = asked.embedded
     traces = watching.traces(vlm.decoder, prompt, asked.answer.token_ids, vlm.method(4), [patch])
     assert (
         traces.attention[0, :4].any((1, 2)).all()
@@ -165,23 +165,23 @@ def test_a_picture_swapped_in_everywhere_is_the_other_picture(explorer):
 def test_swapping_inside_a_window_is_swapping_what_the_text_reads_there(vlm, explorer):
     """The same by hand: in the layers of the window, the keys and values of the image are the other picture's."""
     one, other = (explorer.question(asking(explorer, sample)) for sample in (0, 2))
-    prompts = [EmbeddedPrompt(each.hidden, each.prompt.is_visual) for each in (one, other)]
+    prompts = [each.embedded for each in (one, other)]
     first, stop, visual = 3, 6, one.prompt.is_visual
     caches = [KVCache(vlm.config), KVCache(vlm.config)]
-    theirs = arriving(*prompts[1], caches[1])
-    ours = arriving(*prompts[0], caches[0])
+    theirs = arriving(prompts[1], caches[1])
+    ours = arriving(prompts[0], caches[0])
     for layer in range(vlm.config.layers):
         own = forward(vlm.decoder, ours, start=layer, stop=layer + 1)
         if first <= layer < stop:
             mixed = KVCache(vlm.config)
             hidden = np.where(visual[:, None], theirs.hidden, ours.hidden)
-            together = arriving(hidden, visual, mixed)
+            together = arriving(EmbeddedPrompt(hidden, visual), mixed)
             read = forward(vlm.decoder, together, start=layer, stop=layer + 1)
             own.hidden[~visual] = read.hidden[~visual]
         theirs, ours = forward(vlm.decoder, theirs, start=layer, stop=layer + 1), own
     entering = (migration.walk_through(vlm.decoder, each) for each in prompts)
     method = migration.swapped(*entering, range(first, stop))
-    swapped = forward(vlm.decoder, arriving(*prompts[0], KVCache(vlm.config)), method)
+    swapped = forward(vlm.decoder, arriving(prompts[0], KVCache(vlm.config)), method)
     np.testing.assert_allclose(swapped.hidden[~visual], ours.hidden[~visual], atol=1e-3)
 
 
@@ -196,10 +196,10 @@ def test_patches_taken_away_are_in_no_layer(explorer):
 
 def test_an_unfolded_layer_shows_what_ran(vlm, explorer):
     asked = explorer.question(asking(explorer))
-    tokens = forward(vlm.decoder, arriving(asked.hidden, asked.prompt.is_visual, KVCache(vlm.config)), stop=2)
+    tokens = forward(vlm.decoder, arriving(asked.embedded, KVCache(vlm.config)), stop=2)
     called = unfolding.unfolded(decoder_layer, vlm.decoder, 2, tokens)
     made = {name: array for step in called.steps for name, array in step.arrays.items()}
-    again = forward(vlm.decoder, arriving(asked.hidden, asked.prompt.is_visual, KVCache(vlm.config)), stop=3)
+    again = forward(vlm.decoder, arriving(asked.embedded, KVCache(vlm.config)), stop=3)
     np.testing.assert_array_equal(made["hidden"], again.hidden)
     for step in called.steps:
         lines = (unfolding.PACKAGE / step.file).read_text(encoding="utf-8").splitlines()
@@ -496,7 +496,7 @@ def test_clicking_a_token_lights_what_it_looks_at(browser, server, vlm):
     browser.run("wall.chooseLayer(3)")
     content, _ = shown(browser)
     asked = server.explorer.question(content)
-    prompt = EmbeddedPrompt(asked.hidden, asked.prompt.is_visual)
+    prompt = asked.embedded
     traces = watching.traces(vlm.decoder, prompt, asked.answer.token_ids, None, [last])
     looks = traces.attention[0, 3].mean(0)[: last + 1][asked.prompt.is_visual]
     dark = np.array(browser.run("return [...document.querySelectorAll('.patch')].map(p => +p.style.fillOpacity)"))

@@ -13,7 +13,7 @@ from minivtw import InputError
 from minivtw.counting import cache_bytes, plain_run, prompt_flops
 from minivtw.generate import main
 from minivtw.methods.withdrawal import random_tokens, withdraw
-from minivtw.model.tokens import Ran
+from minivtw.model.tokens import LayerCount
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import CONFIG, random_tensors, write_folder
 
@@ -161,7 +161,7 @@ def test_stats_count_what_was_saved(vlm, picture):
     with_image, config = vlm.answer(picture, "Hm?", withdraw=1, max_new_tokens=0).stats, vlm.config
     tokens = with_image["tokens"]["visual"] + with_image["tokens"]["text"]
     text = with_image["tokens"]["text"]
-    withdrawn = [Ran(tokens, tokens, tokens, 0)] + [Ran(text, text, text, 0)] * (LAYERS - 1)
+    withdrawn = [LayerCount(tokens, tokens, tokens, 0)] + [LayerCount(text, text, text, 0)] * (LAYERS - 1)
     assert with_image["flops"]["prefill"] == prompt_flops(config, withdrawn)
     assert with_image["flops"]["prefill_without_withdrawal"] == prompt_flops(config, plain_run(config, tokens))
     assert with_image["prefill"] == {

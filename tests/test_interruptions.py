@@ -24,6 +24,8 @@ DOORS = {
 WRITTEN = {"calibrate": "model/withdrawal.json", "evaluate": "figures.json", "report": "page.html"}
 OLD = b'{"withdraw_layer": 1}'
 SLOW = {"report": 6, "evaluate": 3}  # these are given fewer examples
+# What the garbage collector runs is interrupted as well, and Python says so itself, of whatever ends there.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 MOMENTS = st.integers(0, 10**4)  # in ten-thousandths of the calls that a whole run makes
 
 

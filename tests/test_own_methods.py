@@ -108,14 +108,30 @@ def test_a_method_that_is_given_to_advance_is_checked_too(vlm):
         (then(lambda index, tokens: tokens[:-1]), "<lambda> must return the last token, to be worked on"),
     ):
         with pytest.raises(InputError, match=words):
-            vlm.advance(vlm.embed(prompt), prompt.is_visual, KVCache(vlm.config), method)
+            vlm.advance(vlm.embed(prompt), KVCache(vlm.config), method)
+
+
+def test_the_vision_tower_is_known_where_a_turn_has_an_image(vlm):
+    tower = vlm.embed(vlm.prepare(PICTURE, "Hm?")).tower
+    assert tower is not None and len(tower.entering) == 1
+    assert vlm.embed(vlm.prepare(None, "Hm?")).tower is None
+
+
+def test_the_k_of_whatever_withdraws_is_told(vlm):
+    told = [
+        ("freeze:layers=1+withdraw:layer=2", 2),
+        ("withdraw:layer=3+withdraw:layer=1", 1),
+        ("freeze:layers=1", None),
+    ]
+    for method, layer in told:
+        assert vlm.answer(PICTURE, "Hm?", method=method, max_new_tokens=1).stats["withdraw_layer"] == layer
 
 
 def test_a_prompt_that_ends_with_the_image_is_refused_where_the_image_leaves(vlm):
     prompt = vlm.prepare(PICTURE, "Hm?")
     ends = np.arange(len(prompt.token_ids)) > 3
     with pytest.raises(InputError, match="the method withdrew the prompt's last token"):
-        vlm.advance(vlm.embed(prompt), ends, KVCache(vlm.config), withdraw(2))
+        vlm.advance(vlm.embed(prompt)._replace(is_visual=ends), KVCache(vlm.config), withdraw(2))
 
 
 def test_what_a_method_may_do_is_not_refused(vlm):
@@ -159,10 +175,10 @@ def test_what_a_method_writes_into_the_first_layers_tokens_stays_there(vlm):
         return tokens
 
     prompt = vlm.prepare(PICTURE, "Hm?")
-    hidden = vlm.embed(prompt)
-    kept = hidden.copy()
-    vlm.advance(hidden, prompt.is_visual, KVCache(vlm.config), loud)
-    assert np.array_equal(hidden, kept)
+    embedded = vlm.embed(prompt)
+    kept = embedded.hidden.copy()
+    vlm.advance(embedded, KVCache(vlm.config), loud)
+    assert np.array_equal(embedded.hidden, kept)
 
 
 FAULTS = ["BrokenPipeError('mine')", "OSError(2, 'mine', '/nowhere')", "MemoryError('mine')", "LookupError('mine')"]

@@ -206,7 +206,7 @@ def test_a_token_cannot_be_forbidden_to_see_itself():
 @given(seeing)
 def test_answer_probability_is_that_of_decoding_it(case):
     decoder, asked, _ = case
-    answer = search.walk(decoder, asked, most_tokens=3).answer
+    answer = search.run_in_full(decoder, asked, most_tokens=3).answer
     run = prefill(decoder, asked)
     expected, scores = 1.0, run.logits[-1]
     for token in answer:
@@ -222,7 +222,7 @@ def test_answer_probability_is_that_of_decoding_it(case):
 @given(seeing, st.integers(1, 3))
 def test_if_only_the_last_token_may_look_the_others_are_cut_off(case, most_tokens):
     decoder, prompt, layer = case
-    answer, deep = search.walk(decoder, prompt, most_tokens).answer, range(layer, len(decoder.layers))
+    answer, deep = search.run_in_full(decoder, prompt, most_tokens).answer, range(layer, len(decoder.layers))
     whole, left = instruments.only_one_attends(decoder, prompt, answer, deep)
     image, question, last = migration.roles(migration.with_answer(decoder, prompt, answer).is_visual, len(answer))
     assert len(left) == question.sum() + 1
@@ -280,7 +280,7 @@ def test_a_swap_gives_the_text_other_keys_and_values(pair):
 @given(pairs(), st.integers(1, 3))
 def test_what_is_said_after_a_swap_is_what_decoding_says(pair, most_tokens):
     decoder, prompt, other, layers = pair
-    own, others = (search.walk(decoder, each, most_tokens) for each in (prompt, other))
+    own, others = (search.run_in_full(decoder, each, most_tokens) for each in (prompt, other))
     said, _, is_clear = greedy(decoder, prompt, migration.swapped(own.entering, others.entering, layers), most_tokens)
     assume(is_clear)
     for answer in (own.answer, others.answer, said):
@@ -367,7 +367,7 @@ def test_redundancy_counts_what_a_withdrawal_changes(case):
     if layer < layers:
         assert method.kl == pytest.approx(search.kl_curve(decoder, asked)[layer], rel=1e-5, abs=1e-6)
     assert method.agrees == (method.answer == nothing.answer)
-    assert nothing.answer == search.walk(decoder, asked, 3).answer
+    assert nothing.answer == search.run_in_full(decoder, asked, 3).answer
     if layer == layers:
         assert all(outcome == nothing for outcome in ablations)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import minivtw
+from minivtw.model.tokens import EmbeddedPrompt
 
 RECIPE = pathlib.Path(__file__).parent.parent / "weights" / "recipe"
 EMBEDDED = RECIPE.parent / "minivtw-tiny"
@@ -51,7 +52,7 @@ def sent():
         said = vlm.tokenizer.encode(f" {answer}</s>", add_special_tokens=False).ids
         ids += [*prompt.token_ids, *said]
         visual += [*prompt.is_visual, *[False] * len(said)]
-        hidden += [vlm.embed(prompt), vlm.decoder.embedding[said]]
+        hidden += [vlm.embed(prompt).hidden, vlm.decoder.embedding[said]]
     return vlm, np.array(ids), np.array(visual), np.concatenate(hidden)
 
 
@@ -86,5 +87,5 @@ def test_training_withdraws_as_the_library_does(recipe, packed, sent, layer):
         state = model.decoder.run(state, 0 if layer is None else layer, last)
         expected = model.logits(state.hidden[:, -1:])[0, 0].numpy()  # (vocabulary,)
     chat = minivtw.Chat(vlm, layer)
-    logits, _ = vlm.advance(hidden, is_visual, chat.cache, chat.method)
+    logits, _ = vlm.advance(EmbeddedPrompt(hidden, is_visual), chat.cache, chat.method)
     np.testing.assert_allclose(logits, expected, atol=1e-4)

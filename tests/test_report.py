@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 import minivtw
 from minivtw import report
 from minivtw.inputs.opening import open_image
-from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.page import charts, page, watching
 from minivtw.page import story as stories
 from minivtw.search import layer as search
@@ -73,7 +72,7 @@ def test_page_is_one_file_without_network(story):
 def test_the_wall_tells_what_the_model_did_at_every_layer(vlm, story):
     data = data_of(stories.report_html(story))
     assert len(data["frames"]) == vlm.config.layers + 1 and data["layer"] == K
-    asked = EmbeddedPrompt(*(lambda prompt: (vlm.embed(prompt), prompt.is_visual))(vlm.prepare(scene(), QUESTION)))
+    asked = vlm.embed(vlm.prepare(scene(), QUESTION))
     curve = [*search.kl_curve(vlm.decoder, asked), 0]
     for layer, frame in enumerate(data["frames"]):
         answer = vlm.answer(scene(), QUESTION, withdraw=layer, max_new_tokens=watching.LONGEST_ANSWER)
@@ -172,7 +171,7 @@ def test_where_tokens_are_packed_only_the_whole_view_has_patches(tmp_path):
     prompt = vlm.prepare(scene().crop((0, 0, 250, 160)), "What?")
     tiles = prompt.tiles.copy()
     tiles[0] += 1
-    embedded, other = vlm.embed(prompt), vlm.embed(prompt._replace(tiles=tiles))
+    embedded, other = vlm.embed(prompt).hidden, vlm.embed(prompt._replace(tiles=tiles)).hidden
     changed = (embedded != other).any(1)[prompt.is_visual]
     assert story.patches == [9] + [0] * (len(tiles) - 1) and len(tiles) > 2 and len(changed) > 9
     assert changed.nonzero()[0].tolist() == list(range(9))

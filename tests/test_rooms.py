@@ -56,16 +56,16 @@ def test_no_two_files_import_each_other():
 def test_what_is_read_in_one_sitting_stays_short():
     """Numbers to be lowered, and raised only on purpose."""
     model = [*(PACKAGE / "model").glob("*.py")]
-    assert lines(*model) <= 1020
+    assert lines(*model) <= 950
     path = [file for file in model if file.name != "blocks.py"]  # which is about speed alone
     path += [PACKAGE / name for name in ("methods/withdrawal.py", "vlm.py", "inputs/images.py", "inputs/prompts.py")]
-    assert lines(*path) <= 1400
-    assert lines(*PACKAGE.rglob("*.py")) <= 9900
+    assert lines(*path) <= 1403
+    assert lines(*PACKAGE.rglob("*.py")) <= 9600
 
 
 def test_no_file_is_longer_than_300_lines():
     paths = [*PACKAGE.rglob("*.py"), *(ROOT / "weights" / "recipe").glob("*.py")]
-    too_long = {path.name: lines(path) for path in paths if lines(path) > 310}
+    too_long = {path.name: lines(path) for path in paths if lines(path) > 300}
     assert not too_long
 
 

@@ -21,7 +21,7 @@ from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.search import layer as search
 from minivtw.search import notebook
 from minivtw.search import schedule as schedules
-from minivtw.search.schedule import Schedule, Thinned
+from minivtw.search.schedule import Pruning, Schedule
 
 from .doors import copied
 from .random_models import prefill, random_decoder, random_prompt
@@ -39,7 +39,7 @@ def samples():
     prompts = [
         random_prompt(decoder, [False, *[True] * visual, False, False], seed) for seed, visual in enumerate((9, 6, 12))
     ]
-    return decoder, prompts, [search.walk(decoder, prompt, 4) for prompt in prompts]
+    return decoder, prompts, [search.run_in_full(decoder, prompt, 4) for prompt in prompts]
 
 
 def plainly(decoder, prompts, walks, schedule):
@@ -61,20 +61,20 @@ def plainly(decoder, prompts, walks, schedule):
 
 def bench_on(samples, leaves=CONFIG.layers - 1):
     decoder, prompts, walks = samples
-    return schedules.Bench(decoder, prompts, walks.__getitem__, Schedule(leaves))
+    return schedules.Trials(decoder, prompts, walks.__getitem__, Schedule(leaves))
 
 
 def searched(samples, save=None, threshold=None):
-    """The path of a search, and a bench with all that it measured."""
+    """The path of a search, and a trials with all that it measured."""
     decoder, prompts, walks = samples
     known = {}
     path = schedules.search(decoder, prompts, walks.__getitem__, CONFIG.layers - 1, save, threshold, known)
-    return path, schedules.Bench(decoder, prompts, walks.__getitem__, path[0].schedule, known)
+    return path, schedules.Trials(decoder, prompts, walks.__getitem__, path[0].schedule, known)
 
 
 def some_schedules(layers):
     thinned = st.sampled_from(
-        [None, Thinned("uniform", 1, 0.5), Thinned("looked_at", 2, 0.75), Thinned("uniform", 0, 0.5)]
+        [None, Pruning("uniform", 1, 0.5), Pruning("looked_at", 2, 0.75), Pruning("uniform", 0, 0.5)]
     )
     return st.builds(
         lambda leaves, frozen, thin: Schedule(layers, frozen, thin).leaving(leaves),
@@ -86,19 +86,19 @@ def some_schedules(layers):
 @given(st.lists(some_schedules(CONFIG.layers), min_size=1, max_size=4, unique=True))
 def test_what_schedules_share_changes_no_price(samples, chosen):
     decoder, prompts, walks = samples
-    bench = bench_on(samples)
-    for measured in bench.measure(chosen, len(walks)):
+    trials = bench_on(samples)
+    for measured in trials.measure(chosen, len(walks)):
         changed, saved = plainly(decoder, prompts, walks, measured.schedule)
         assert measured.changed == pytest.approx(changed, rel=1e-3, abs=1e-5)
         assert measured.saved == pytest.approx(saved, abs=1e-12)
-    assert len(bench.known) == len(walks) * len({Schedule(CONFIG.layers - 1), *chosen})
+    assert len(trials.known) == len(walks) * len({Schedule(CONFIG.layers - 1), *chosen})
 
 
 @settings(max_examples=60)
 @given(some_schedules(CONFIG.layers))
 def test_what_is_counted_is_what_runs(samples, schedule):
-    bench = bench_on(samples)
-    measured, counted = bench.measure([schedule], bench.count)[0].saved, bench.saved(schedule)
+    trials = bench_on(samples)
+    measured, counted = trials.measure([schedule], trials.count)[0].saved, trials.saved(schedule)
     if schedule.thinned and schedule.thinned.name == "looked_at":
         # what it asks for is counted as on the longest sample
         assert counted <= measured + 1e-12 and counted == pytest.approx(measured, abs=0.01)
@@ -109,13 +109,13 @@ def test_what_is_counted_is_what_runs(samples, schedule):
 @settings(max_examples=100)
 @given(some_schedules(CONFIG.layers), st.permutations(range(CONFIG.layers)), st.floats(0, 0.9), st.integers(0, 4))
 def test_a_fitted_schedule_saves_enough_and_freezes_no_layer_that_it_need_not(samples, schedule, order, goal, held):
-    bench = bench_on(samples)
-    fitted = bench.fitted(schedule, order, goal, [held])
-    assert bench.saved(fitted) >= goal or fitted.leaves == 0
+    trials = bench_on(samples)
+    fitted = trials.fitted(schedule, order, goal, [held])
+    assert trials.saved(fitted) >= goal or fitted.leaves == 0
     if held < fitted.leaves:
         assert (held in fitted.frozen) == (held in schedule.frozen)
     for layer in fitted.frozen - {held}:
-        assert bench.saved(fitted.without(layer)) < goal
+        assert trials.saved(fitted._replace(frozen=fitted.frozen - {layer})) < goal
     if fitted.leaves == schedule.leaves and not schedule.thinned:
         # every layer saves as much, so the first in order are added
         added = [order.index(layer) for layer in fitted.frozen - schedule.frozen]
@@ -126,14 +126,14 @@ def test_a_fitted_schedule_saves_enough_and_freezes_no_layer_that_it_need_not(sa
 @pytest.mark.parametrize("save", [0.2, 0.5, 0.7])
 def test_the_last_of_the_path_is_the_best_that_was_measured(samples, save):
     decoder, prompts, walks = samples
-    path, bench = searched(samples, save)
-    assert path[0] == bench.start and path[0].schedule == Schedule(CONFIG.layers - 1)
+    path, trials = searched(samples, save)
+    assert path[0] == trials.start and path[0].schedule == Schedule(CONFIG.layers - 1)
     changed, saved = plainly(decoder, prompts, walks, path[-1].schedule)
     assert path[-1].changed == pytest.approx(changed, rel=1e-3, abs=1e-5) and saved == pytest.approx(path[-1].saved)
-    every = {text: [bench.known[index, text] for index in range(len(walks))] for _, text in bench.known}
+    every = {text: [trials.known[index, text] for index in range(len(walks))] for _, text in trials.known}
     means = {text: np.mean(seen, axis=0) for text, seen in every.items()}
     enough = {text: changed for text, (changed, flops, plain) in means.items() if 1 - flops / plain >= save}
-    best = max(min(enough.values()) - bench.start.changed, schedules.NOISE)
+    best = max(min(enough.values()) - trials.start.changed, schedules.NOISE)
     assert spec_of(path[-1].schedule.method()) in enough and path[-1].cost == pytest.approx(best)
     costs = [one.cost for one in path[1:]]
     assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
@@ -154,31 +154,31 @@ def test_it_beats_or_equals_the_contiguous_schedules(samples, save, monkeypatch)
 
 def test_in_a_race_the_worse_half_leaves_each_time(samples, monkeypatch):
     monkeypatch.setattr(schedules, "FIRST", 1)
-    bench = bench_on(samples)
+    trials = bench_on(samples)
     runners = [Schedule(4, frozenset(frozen)) for frozen in ([0], [1], [2], [3], [0, 1], [1, 2], [2, 3])]
-    worst = max(bench.measure(runners, 1), key=lambda one: one.cost).schedule
-    winner = schedules.race(bench, runners, 0.0, [worst])
-    seen = {one: sum(text == spec_of(one.method()) for _, text in bench.known) for one in runners}
+    worst = max(trials.measure(runners, 1), key=lambda one: one.cost).schedule
+    winner = schedules.race(trials, runners, 0.0, [worst])
+    seen = {one: sum(text == spec_of(one.method()) for _, text in trials.known) for one in runners}
     assert sorted(seen.values()) == [1, 1, 2, 3, 3, 3, 3]  # 7, then 4 and who stays, then 3 and who stays
-    finalists = bench.measure([one for one in runners if seen[one] == 3], 3)
+    finalists = trials.measure([one for one in runners if seen[one] == 3], 3)
     assert seen[worst] == 3 and winner == min(finalists, key=lambda one: one.cost)
 
 
 def test_of_equals_the_one_at_hand_wins_and_else_the_simpler(samples, monkeypatch):
     monkeypatch.setattr(schedules, "NOISE", 1.0)  # so that nothing changes more
-    bench = bench_on(samples)
-    thin, frozen = Schedule(4, thinned=Thinned("uniform", 1, 0.5)), Schedule(4, frozenset([1, 2]))
-    assert schedules.race(bench, [thin, frozen], 0.0).schedule == frozen
-    assert schedules.race(bench, [thin, frozen], 0.0, [thin]).schedule == thin
-    assert schedules.freezing_order(bench, 4) == [3, 2, 1, 0]  # and the deepest layer first
+    trials = bench_on(samples)
+    thin, frozen = Schedule(4, thinned=Pruning("uniform", 1, 0.5)), Schedule(4, frozenset([1, 2]))
+    assert schedules.race(trials, [thin, frozen], 0.0).schedule == frozen
+    assert schedules.race(trials, [thin, frozen], 0.0, [thin]).schedule == thin
+    assert schedules.freezing_order(trials, 4) == [3, 2, 1, 0]  # and the deepest layer first
 
 
 @given(some_schedules(CONFIG.layers), st.permutations(range(CONFIG.layers)))
 def test_neighbours_save_enough_and_differ_in_what_was_changed(samples, schedule, order):
-    bench = bench_on(samples)
-    goal = min(bench.saved(schedule), 0.5)
-    around = list(schedules.neighbours(bench, schedule, order, goal))
-    assert all(bench.saved(one) >= goal for one in around if one.leaves)
+    trials = bench_on(samples)
+    goal = min(trials.saved(schedule), 0.5)
+    around = list(schedules.neighbours(trials, schedule, order, goal))
+    assert all(trials.saved(one) >= goal for one in around if one.leaves)
     for layer, one in zip([layer for layer in order if layer < schedule.leaves], around):
         assert one.leaves < schedule.leaves or (layer in one.frozen) != (layer in schedule.frozen)
     assert {one.leaves for one in around} - {schedule.leaves} or schedule.leaves in (0, CONFIG.layers)
@@ -215,10 +215,10 @@ def test_only_the_first_samples_are_kept_walked(monkeypatch):
 
     def counted(decoder, prompt, *options):
         walked.append(len(prompt.hidden))
-        return search.walk(decoder, prompt, *options)
+        return search.run_in_full(decoder, prompt, *options)
 
     every = notebook.find_schedule(vlm, samples, 0.6)
-    monkeypatch.setattr(notebook, "walk", counted)
+    monkeypatch.setattr(notebook, "run_in_full", counted)
     assert notebook.find_schedule(vlm, samples, 0.6) == every and len(walked) == 3
     monkeypatch.setattr(notebook, "FIRST", 1)
     assert notebook.find_schedule(vlm, samples, 0.6)["saved"] >= 0.6 and len(walked) > 2 * 3
@@ -245,15 +245,15 @@ def test_a_search_goes_on_from_what_it_kept(tmp_path, capsys, monkeypatch):
     notes = tmp_path / "notes.jsonl"
     find(None)
     whole = json.loads(capsys.readouterr().out)
-    on_sample, asked = schedules.Bench.on_sample, []
+    on_sample, asked = schedules.Trials.on_sample, []
 
-    def broken_off(bench, index, chosen):
+    def broken_off(trials, index, chosen):
         asked.append(len(chosen))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return on_sample(bench, index, chosen)
+        return on_sample(trials, index, chosen)
 
-    monkeypatch.setattr(schedules.Bench, "on_sample", broken_off)
+    monkeypatch.setattr(schedules.Trials, "on_sample", broken_off)
     with pytest.raises(KeyboardInterrupt):
         find(notes)
     kept = notes.read_text(encoding="utf-8").splitlines()
@@ -290,8 +290,8 @@ def test_a_file_that_holds_something_else_stays_as_it_is(tmp_path, content):
 def test_a_broken_line_is_named(tmp_path, line):
     notes = tmp_path / "notes.jsonl"
     about = {"model": "m", "samples": {}}
-    notebook.Notebook(notes, about)[0, "withdraw:layer=4"] = schedules.Seen(0.1, 1, 2)
-    assert notebook.Notebook(notes, about) == {(0, "withdraw:layer=4"): schedules.Seen(0.1, 1, 2)}
+    notebook.Notebook(notes, about)[0, "withdraw:layer=4"] = schedules.SampleChange(0.1, 1, 2)
+    assert notebook.Notebook(notes, about) == {(0, "withdraw:layer=4"): schedules.SampleChange(0.1, 1, 2)}
     with notes.open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
     with pytest.raises(InputError, match="line 3: is not what --measured writes"):

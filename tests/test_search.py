@@ -24,7 +24,7 @@ from minivtw.model.decoder import DecoderConfig, logits
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.search import layer as search
 
-from .bench_search import naive_kl_curve
+from .bench_search import naive_flops, naive_kl_curve, search_flops
 from .random_models import cases, places_with_visual, prefill, random_decoder, random_prompt
 
 GOLDEN = pathlib.Path(os.environ.get("MINIVTW_GOLDEN", pathlib.Path(__file__).parent / "golden" / "vtw"))
@@ -79,7 +79,7 @@ def test_answer_criterion_is_the_worst_token_of_the_teacher_forced_answer(case, 
     decoder, asked, layer = case
     if layer == len(decoder.layers):
         return
-    answer = search.walk(decoder, asked, most_tokens).answer
+    answer = search.run_in_full(decoder, asked, most_tokens).answer
     assert len(answer) == most_tokens
     hidden = np.concatenate([asked.hidden, decoder.embedding[answer[:-1]]])
     forced = EmbeddedPrompt(hidden, np.concatenate([asked.is_visual, np.zeros(most_tokens - 1, bool)]))
@@ -94,10 +94,10 @@ def test_answer_criterion_is_the_worst_token_of_the_teacher_forced_answer(case, 
 
 
 def test_answer_ends_with_an_end_token(decoder, asked):
-    answer = search.walk(decoder, asked, 5).answer
-    cut = search.walk(decoder, asked, 5, stop_ids={answer[2]})
+    answer = search.run_in_full(decoder, asked, 5).answer
+    cut = search.run_in_full(decoder, asked, 5, stop_ids={answer[2]})
     assert cut.answer == answer[: answer.index(answer[2]) + 1]
-    assert len(cut.full) == len(cut.answer) and len(cut.following[0]) == len(cut.answer) - 1
+    assert len(cut.full) == len(cut.answer) and len(cut.answer_states[0]) == len(cut.answer) - 1
 
 
 def test_first_token_can_hide_a_loss(decoder, asked):
@@ -169,10 +169,10 @@ def test_flops_are_those_of_the_layers_that_run(decoder, asked, monkeypatch):
     monkeypatch.setattr(decoder_module, "decoder_layer", counting_layer)
     heads, text = (CONFIG.layers + 1) * head_flops(CONFIG), int((~asked.is_visual).sum())
     search.kl_curve(decoder, asked)
-    assert counted + heads == search.search_flops(CONFIG, len(asked.hidden), text)
+    assert counted + heads == search_flops(CONFIG, len(asked.hidden), text)
     counted = 0
     naive_kl_curve(decoder, asked)
-    assert counted + heads == search.naive_flops(CONFIG, len(asked.hidden), text)
+    assert counted + heads == naive_flops(CONFIG, len(asked.hidden), text)
 
 
 @given(case=cases(layers=st.integers(2, 5)), share=st.sampled_from([0.0, 0.3, 0.6, 1.0]), quiet=st.integers(1, 2))
@@ -196,10 +196,12 @@ def test_adaptive_prefill_decides_anew_for_the_next_image_of_a_conversation(deco
 
 
 def test_logits_of_a_tail_belong_to_the_predictions(decoder, asked):
-    walked = search.walk(decoder, asked, 3)
+    walked = search.run_in_full(decoder, asked, 3)
     fixed = prefill(decoder, asked, withdraw(4))
     np.testing.assert_allclose(
-        search.tail(decoder, walked, withdraw(4), 4)[0][0], logits(decoder, fixed.hidden[-1:])[0], atol=1e-5
+        search.logits_from_layer(decoder, walked, withdraw(4), 4)[0][0],
+        logits(decoder, fixed.hidden[-1:])[0],
+        atol=1e-5,
     )
 
 

@@ -30,10 +30,9 @@ def model(request, tmp_path_factory):
 def test_who_is_kept_and_what_is_said(model, text, seed):
     (tower, vlm), kept = model, []
     token_ids, tiles = question(seed)
-    prompt, looked = Prompt(token_ids, token_ids == IMAGE_TOKEN, tiles, ((SIDE, SIDE),)), vlm.tower()
+    prompt = Prompt(token_ids, token_ids == IMAGE_TOKEN, tiles, ((SIDE, SIDE),))
     note = lambda index, tokens: kept.append(tokens.positions[tokens.is_visual].tolist()) or tokens
-    hidden = vlm.embed(prompt, tower=looked)
-    logits, _ = vlm.advance(hidden, prompt.is_visual, KVCache(vlm.config), then(method_of(text), note), tower=looked)
+    logits, _ = vlm.advance(vlm.embed(prompt), KVCache(vlm.config), then(method_of(text), note))
     expected = RECORDED[tower][text][seed]
     assert kept == expected["kept"] and len(kept[-1]) < VISUAL
     assert relative_error(logits[: len(expected["logits"])], np.array(expected["logits"])) < 1e-4

@@ -48,9 +48,8 @@ def test_who_is_kept_and_what_is_said(models, text, seed):
     kept, expected = carry(torch_model, arrays["decoder.embeddings"], is_visual, *RULES[text.split(":")[0]](seen))
     assert len(kept[-1]) < 36
 
-    ours, prompt, looked = [], vlm.prepare([picture(seed)], QUESTION), vlm.tower()
+    ours, prompt = [], vlm.prepare([picture(seed)], QUESTION)
     note = lambda index, tokens: ours.append(tokens.positions[tokens.is_visual].tolist()) or tokens
-    hidden = vlm.embed(prompt, tower=looked)
-    logits, _ = vlm.advance(hidden, prompt.is_visual, KVCache(vlm.config), then(method_of(text), note), tower=looked)
+    logits, _ = vlm.advance(vlm.embed(prompt), KVCache(vlm.config), then(method_of(text), note))
     assert ours == kept
     assert relative_error(logits, expected) < 1e-5

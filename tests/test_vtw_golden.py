@@ -14,7 +14,7 @@ from minivtw.checkpoints.fields import Fields
 from minivtw.methods.withdrawal import withdraw
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward, logits
-from minivtw.model.tokens import arriving
+from minivtw.model.tokens import EmbeddedPrompt, arriving
 
 from .random_models import renumbered
 
@@ -47,13 +47,13 @@ def test_published_code_is_matched(folder, case):
     hidden = expected["inputs_embeds"]  # (tokens, width)
     is_visual = np.zeros(len(hidden), bool)
     is_visual[meta["system_tokens"] : meta["system_tokens"] + meta["image_tokens"]] = True
-    prefilled = logits(decoder, forward(decoder, arriving(hidden, is_visual, cache), method).hidden)
+    prefilled = logits(decoder, forward(decoder, arriving(EmbeddedPrompt(hidden, is_visual), cache), method).hidden)
     assert np.abs(prefilled - expected[f"{case['name']}.prefill_logits"]).max() < TOLERANCE
 
     steps = [prefilled[-1]]
     for _ in range(meta["steps"]):
         embedded = decoder.embedding[[steps[-1].argmax()]]  # (1, width)
-        said = forward(decoder, arriving(embedded, np.zeros(1, bool), cache), method)
+        said = forward(decoder, arriving(EmbeddedPrompt(embedded, np.zeros(1, bool)), cache), method)
         steps.append(logits(decoder, said.hidden)[0])
     assert np.abs(np.array(steps) - expected[f"{case['name']}.step_logits"]).max() < TOLERANCE
     assert [int(step.argmax()) for step in steps[:-1]] == case["greedy_ids"]

@@ -17,7 +17,8 @@ DATA = HERE.parent / "data" / "withdrawn-by-layer.json"
 
 def kept(content):
     """What the chapter needs of an evaluation: a row for each K, the last without withdrawal."""
-    runs = sorted(content["runs"], key=lambda run: 99 if run["withdraw_layer"] is None else run["withdraw_layer"])
+    alone = [run for run in content["runs"] if "+" not in (run["method"] or "")]  # withdrawal and nothing else
+    runs = sorted(alone, key=lambda run: 99 if run["withdraw_layer"] is None else run["withdraw_layer"])
     rows = [
         {
             "withdraw_layer": run["withdraw_layer"],

@@ -42,7 +42,7 @@ def criteria(about):
 
 def left_at(vlm, prompt, method):
     """The first layer that a prompt's visual tokens do not enter, or "none"."""
-    ran = forward(vlm.decoder, arriving(*prompt, KVCache(vlm.config)), method).ran
+    ran = forward(vlm.decoder, arriving(prompt, KVCache(vlm.config)), method).ran
     return next((layer for layer, one in enumerate(ran) if one.entered < len(prompt.hidden)), "none")
 
 

@@ -13,7 +13,6 @@ from drawing import standalone
 
 from minivtw.checkpoints.hub import shipped_folder
 from minivtw.inputs.questions import read_questions
-from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.vlm import VLM
 
 HERE = pathlib.Path(__file__).parent
@@ -67,7 +66,7 @@ def some_of(questions, most):
 def embedded(vlm, picture, question):
     """A question about a picture as the decoder gets it."""
     prompt = vlm.prepare(picture, question)
-    return EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)
+    return vlm.embed(prompt)
 
 
 def embedded_all(vlm, questions):

@@ -1,7 +1,7 @@
 """Instruments that these pictures and the tests alone use: redundancy, the lens, image maps, and what a swap says.
 
 Redundancy: what is lost when the visual tokens leave before layer K, and when something else is done in their place.
-Layers before the first one that a method names do the same for every method, so they run once (`search.walk`). And the
+Layers before the first one that a method names do the same for every method, so they run once (`search.run_in_full`). And the
 greedy answers of two models are the same if and only if, along the answer of the one, the other's likeliest token is
 the next one everywhere: that takes a single pass over prompt and answer. Only an answer that differs is decoded.
 """
@@ -18,8 +18,8 @@ from minivtw.analysis.settling import observed_attention
 from minivtw.methods.text import Method, first_layer
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import Decoder, forward, logits
-from minivtw.model.tokens import EmbeddedPrompt, Tokens, arriving
-from minivtw.search.layer import Walk, divergence, log_softmax, tail, walk
+from minivtw.model.tokens import EmbeddedPrompt, Tokens, arriving, embedded_text
+from minivtw.search.layer import FullRun, divergence, log_softmax, logits_from_layer, run_in_full
 
 
 class Outcome(NamedTuple):
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 def decoded(
-    decoder: Decoder, walked: Walk, method: Method | None, stop_ids: Collection[int], most_tokens: int
+    decoder: Decoder, walked: FullRun, method: Method | None, stop_ids: Collection[int], most_tokens: int
 ) -> list[int]:
     """The greedy answer under a method, from the prompt's part of the walk on. Returns token ids."""
     start, tokens, cache = first_layer(method), len(walked.entering[0]), KVCache(decoder.config)
@@ -42,7 +42,7 @@ def decoded(
     prompt = replace(walked.entering[start], cache=cache, notes={})
     answer = [int(logits(decoder, forward(decoder, prompt, method, start=start).hidden[-1:])[0].argmax())]
     while answer[-1] not in stop_ids and len(answer) < most_tokens:
-        said = arriving(decoder.embedding[answer[-1:]], np.zeros(1, bool), cache)
+        said = arriving(embedded_text(decoder, answer[-1:]), cache)
         answer.append(int(logits(decoder, forward(decoder, said, method).hidden)[0].argmax()))
     return answer
 
@@ -55,13 +55,13 @@ def redundancy(
     most_tokens: int = 64,
 ) -> list[Outcome]:
     """One `Outcome` for each of `methods`, compared with the model that is left alone."""
-    walked = walk(decoder, prompt, most_tokens, stop_ids)
+    walked = run_in_full(decoder, prompt, most_tokens, stop_ids)
     outcomes = []
     for method in methods:
         if method is None or first_layer(method) == len(decoder.layers):
             outcomes.append(Outcome(walked.answer, True, 0.0))
             continue
-        said, _ = tail(decoder, walked, method, first_layer(method))  # (answer, vocabulary)
+        said, _ = logits_from_layer(decoder, walked, method, first_layer(method))  # (answer, vocabulary)
         agrees = said.argmax(-1).tolist() == walked.answer
         answer = walked.answer if agrees else decoded(decoder, walked, method, stop_ids, most_tokens)
         outcomes.append(Outcome(answer, agrees, float(divergence(said[0], walked.full[0]))))
@@ -110,7 +110,7 @@ def last_states(
         if name.endswith("hidden"):
             states.append(array[-predictions:])
 
-    forward(decoder, arriving(*prompt, KVCache(decoder.config)), method, observe=observe)
+    forward(decoder, arriving(prompt, KVCache(decoder.config)), method, observe=observe)
     return np.stack(states, axis=1)
 
 

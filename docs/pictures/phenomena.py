@@ -98,7 +98,7 @@ def crossing(about):
         }
         left, read = defaultdict(list), []
         for prompt in embedded_all(vlm, about.some("crossing")):
-            answer = search.walk(vlm.decoder, prompt, search.LONGEST_ANSWER, vlm.stop_ids).answer
+            answer = search.run_in_full(vlm.decoder, prompt, search.LONGEST_ANSWER, vlm.stop_ids).answer
             image = migration.with_answer(vlm.decoder, prompt, answer).is_visual
             for cut, ranges in cuts.items():
                 whole, shares = migration.knock_outs(

@@ -10,7 +10,7 @@ from filling import HERE, embedded, fill, names, table, write
 from minivtw.analysis import migration
 from minivtw.methods.withdrawal import withdraw
 from minivtw.page import charts, page
-from minivtw.search.layer import LONGEST_ANSWER, walk
+from minivtw.search.layer import LONGEST_ANSWER, run_in_full
 
 WINDOW = 3  # layers
 STAR = ("scene.png", "What color is the star?")
@@ -28,7 +28,7 @@ def routes(about):
     cut_in = [range(first, min(first + WINDOW, layers)) for first in range(0, layers, 2 if layers > 20 else 1)]
     for question in about.some("routes"):
         prompt = embedded(vlm, question.image, question.question)
-        answer = walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids).answer
+        answer = run_in_full(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids).answer
         left = by_family.setdefault(question.family, [])
         ranges = [range(layers), *(cut_in if len(left) < about.counts["crossing"] else ())]
         shares = cut_ways(vlm, prompt, answer, ranges)  # (ways, ranges)
@@ -96,7 +96,7 @@ def said_alone(about):
     """One example, in a line."""
     vlm, picture, question = about.vlm, HERE / STAR[0], STAR[1]
     prompt = embedded(vlm, picture, question)
-    left = shares_alone(about, prompt, walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids).answer)
+    left = shares_alone(about, prompt, run_in_full(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids).answer)
     said = [word.strip().replace("\\|", "|") or "\\n" for word in words_after(vlm, picture, question)]
     parts = [f"`{word}` {share:.0%}" for word, share in zip(said, left)]
     return f"About `scene.png`, each token of the prompt as the only one: {', '.join(parts)}."

@@ -19,7 +19,7 @@ from minivtw.inputs.questions import read_questions
 from minivtw.methods.shelf import method_of
 from minivtw.methods.withdrawal import then
 from minivtw.model.cache import KVCache
-from minivtw.model.tokens import Ran
+from minivtw.model.tokens import LayerCount
 from minivtw.page.charts import LEFT, RIGHT, WIDTH, line, rectangle, svg, text
 
 HERE = pathlib.Path(__file__).parent
@@ -58,7 +58,7 @@ def shelf(depth):
 def saving(config, visual, words, entered, worked=None):
     """The share of the prefill's FLOPs that is saved where these numbers of visual tokens enter and are worked on."""
     worked = worked or entered
-    run = [Ran(words + some, words + busy, words + some, 0) for some, busy in zip(entered, worked)]
+    run = [LayerCount(words + some, words + busy, words + some, 0) for some, busy in zip(entered, worked)]
     return 1 - prompt_flops(config, run) / prompt_flops(config, plain_run(config, visual + words))
 
 
@@ -158,14 +158,13 @@ def table(content):
 
 def left_before(vlm, picture, question, method):
     """For each visual token the layer before which it left; the depth for those that stayed to the end."""
-    prompt, tower = vlm.prepare(picture, question), vlm.tower()
-    hidden, last = vlm.embed(prompt, tower=tower), {}
+    prompt, last = vlm.prepare(picture, question), {}
 
     def note(index, tokens):
         last.update({place: index + 1 for place in tokens.positions[tokens.is_visual].tolist()})
         return tokens
 
-    vlm.advance(hidden, prompt.is_visual, KVCache(vlm.config), then(method, note), tower=tower)
+    vlm.advance(vlm.embed(prompt), KVCache(vlm.config), then(method, note))
     return [last.get(place, 0) for place in prompt.is_visual.nonzero()[0].tolist()]
 
 

@@ -16,7 +16,7 @@ import minivtw
 from minivtw.inputs.prompts import encode
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import forward, logits
-from minivtw.model.tokens import arriving
+from minivtw.model.tokens import arriving, embedded_text
 from minivtw.search.layer import log_softmax
 
 PAGE = "data/09-a-language-model-that-sees.md"
@@ -38,7 +38,7 @@ QUESTIONS = (
 def losses(vlm, text):
     """-log p of each token of a text but its first, nats, (tokens - 1,)."""
     token_ids = encode(vlm.tokenizer, text)
-    tokens = arriving(vlm.decoder.embedding[token_ids], np.zeros(len(token_ids), bool), KVCache(vlm.config))
+    tokens = arriving(embedded_text(vlm.decoder, token_ids), KVCache(vlm.config))
     said = log_softmax(logits(vlm.decoder, forward(vlm.decoder, tokens).hidden[:-1]))  # (tokens - 1, vocabulary)
     return -said[np.arange(len(said)), token_ids[1:]]
 

@@ -22,7 +22,7 @@ from minivtw.cli.writing import write_whole
 from minivtw.inputs.opening import open_image
 from minivtw.inputs.questions import digest
 from minivtw.page import charts
-from minivtw.search.layer import LONGEST_ANSWER, walk
+from minivtw.search.layer import LONGEST_ANSWER, run_in_full
 
 DATA = HERE.parent / "data"
 CHAPTERS = {"smol": "09-a-language-model-that-sees.md", "tiny": "05-attention-leaves.md"}
@@ -56,7 +56,7 @@ def pairs_of(questions, kind):
 def whose_answer(vlm, picture, other, question, windows):
     """For each window, whether the answer becomes the other picture's; None where the model answers both alike."""
     prompt, others_prompt = (embedded(vlm, each, question) for each in (picture, other))
-    own, others = (walk(vlm.decoder, each, LONGEST_ANSWER, vlm.stop_ids) for each in (prompt, others_prompt))
+    own, others = (run_in_full(vlm.decoder, each, LONGEST_ANSWER, vlm.stop_ids) for each in (prompt, others_prompt))
     if own.answer == others.answer:
         return None
     longer = migration.walk_through(vlm.decoder, migration.with_answer(vlm.decoder, prompt, others.answer))

@@ -78,7 +78,7 @@ def with_answer(decoder: Decoder, prompt: EmbeddedPrompt, answer: Sequence[int])
 
 def walk_through(decoder: Decoder, prompt: EmbeddedPrompt) -> list[Tokens]:
     """A prompt as it enters each layer and, last, after all of them, with nothing changed: `entering`."""
-    return layer_by_layer(decoder, arriving(*prompt, KVCache(decoder.config)))
+    return layer_by_layer(decoder, arriving(prompt, KVCache(decoder.config)))
 
 
 def answer_probability(decoder: Decoder, hidden: np.ndarray, answer: Sequence[int]) -> float:

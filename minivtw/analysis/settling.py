@@ -64,7 +64,7 @@ def observed_attention(decoder: Decoder, prompt: EmbeddedPrompt, method: Method 
 
     The row of a token that does not ask in a layer is zero there, and so is the column of one that has left.
     """
-    tokens, attended = arriving(*prompt, KVCache(decoder.config)), []
+    tokens, attended = arriving(prompt, KVCache(decoder.config)), []
     for index in range(len(decoder.layers)):
         if method:
             tokens = method(index, tokens)

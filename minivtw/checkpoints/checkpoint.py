@@ -84,11 +84,12 @@ class Shard:
 
     def pieces(self, name: str) -> Iterator[np.ndarray]:
         """The numbers of one tensor, as stored, a piece at a time: what is mapped would die with a file that is cut off."""
-        left = math.prod(self.shapes[name])
+        left, stored = math.prod(self.shapes[name]), np.dtype(STORED[self.dtypes[name]])
         with reading(self.path), open(self.path, "rb") as file:
             file.seek(self._starts[name])
             while left:
-                piece = np.fromfile(file, STORED[self.dtypes[name]], min(left, PIECE))
+                content = file.read(stored.itemsize * min(left, PIECE))
+                piece = np.frombuffer(content, stored, len(content) // stored.itemsize)
                 if not len(piece):
                     raise InputError(f"{self.path} ends in {name}: it has become shorter since it was opened")
                 yield widen_bfloat16(piece) if self.dtypes[name] == "BF16" else piece

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ..inputs.images import Levels, resized
-from ..model.decoder import MOST_LAYERS
 from ..model.layers import ACTIVATIONS, LayerNorm, Linear
 from ..model.vision import Vision, VisionConfig, VisionLayer
+from ..model.weights import MOST_LAYERS
 from .checkpoint import Checkpoint
 from .fields import REQUIRED, Fields
 from .files import file_of, read_json

@@ -6,8 +6,8 @@ As a whole model they are language models that see nothing (`LlamaForCausalLM`, 
 import pathlib
 from typing import NamedTuple
 
-from ..model.decoder import MOST_LAYERS, Decoder, DecoderConfig, DecoderLayer
 from ..model.layers import Linear
+from ..model.weights import MOST_LAYERS, Decoder, DecoderConfig, DecoderLayer
 from .checkpoint import Checkpoint
 from .fields import Fields
 from .layouts import CHATML, folder_layout

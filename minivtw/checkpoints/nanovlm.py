@@ -22,9 +22,9 @@ from PIL import Image
 from ..inputs.images import Levels, resized
 from ..inputs.prompts import MARK
 from ..model.connector import ShuffleConnector, shuffle_connect
-from ..model.decoder import MOST_LAYERS, Decoder, DecoderConfig
 from ..model.layers import Linear
 from ..model.vision import Vision, VisionConfig
+from ..model.weights import MOST_LAYERS, Decoder, DecoderConfig
 from . import clip, llama
 from .checkpoint import Checkpoint
 from .fields import Fields

@@ -1,4 +1,4 @@
-"""Published ways of choosing among visual tokens before the decoder: at the door of layer 0, without the question.
+"""Published ways of choosing among visual tokens before layer 0 of the decoder, without the question.
 
 What they drop no layer ever sees: the prompt is shorter, and its positions are counted anew, as in the papers.
 """
@@ -9,10 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..model.tokens import Tokens
-from ..model.vision import Tower
 from .looking import keep_best, product, tower_looks
-from .text import Method, NamedMethod, Share, named, spec_of
-from .withdrawal import renumber, then
+from .text import Method, Share, named
+from .withdrawal import renumber
 
 
 def beforehand(choose: Callable[[Tokens], Tokens]) -> Method:
@@ -23,12 +22,6 @@ def beforehand(choose: Callable[[Tokens], Tokens]) -> Method:
         return shorter(index, choose(tokens) if index == 0 and tokens.is_visual.any() else tokens)
 
     return method
-
-
-def with_tower(method: Method, tower: Tower | None) -> NamedMethod:
-    """The same method, for a decoder that is run without a `VLM`: its tokens know what the vision tower knows."""
-    knowing = then(lambda index, tokens: replace(tokens, tower=tower) if index == 0 else tokens, method)
-    return replace(knowing, spec=str(spec_of(method)))
 
 
 @named
@@ -56,7 +49,7 @@ def visionzip(keep: Share = 0.5, merged: Share = 10 / 64) -> Method:
 
     The paper merges the tower's features, this the visual tokens made from them: the same where the connector is linear
     (Idefics3, nanoVLM), not where it is a perceptron (LLaVA). The published code adds the mean to the target, and so
-    does this; it keeps the class token as well, which LLaVA's decoder never sees, and puts the contextual tokens behind
+    does this; it keeps the class token as well, which LLaVA's decoder never sees, and puts the contextual tokens after
     the dominant, where here all stay in the order of the picture.
     """
 

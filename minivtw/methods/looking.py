@@ -34,30 +34,30 @@ def coming_attention(tokens: Tokens, rows: np.ndarray | list[int]) -> np.ndarray
 
     Returns probabilities (heads, rows, tokens). Raises InputError before layer 0.
     """
-    passed = tokens.behind("attention")
-    index, config, before = passed.index + 1, passed.decoder.config, tokens.cache[passed.index + 1]
-    weights = passed.decoder.layers[index]
+    previous = tokens.previous_layer("attention")
+    index, config, before = previous.index + 1, previous.decoder.config, tokens.cache[previous.index + 1]
+    weights = previous.decoder.layers[index]
     query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
     normed = rms_norm(tokens.hidden, weights.input_norm, config.rms_norm_eps)
     keys = split_heads(linear(normed, weights.qkv.columns(query, query + key_value)), config.kv_heads)
     keys = rotate(keys, *rotary(tokens.rotary_positions, config.head_dim, config.rope_theta))
-    tokens.asked.append(2 * len(tokens) * config.width * key_value)
+    tokens.extra_flops.append(2 * len(tokens) * config.width * key_value)
     if len(before):
         keys = np.concatenate([before.keys, keys], axis=1)
-    looks = tokens.looks(tokens, rows, index, keys, len(before) + 1 + np.arange(len(tokens))[rows])
+    looks = tokens.attention_to(tokens, rows, index, keys, len(before) + 1 + np.arange(len(tokens))[rows])
     return looks[:, :, len(before) :]
 
 
 def normed(tokens: Tokens) -> np.ndarray:
     """Their states as the head would get them, after the decoder's last norm: (tokens, width)."""
-    decoder = tokens.behind("states").decoder
+    decoder = tokens.previous_layer("states").decoder
     return rms_norm(tokens.hidden, decoder.norm, decoder.config.rms_norm_eps)
 
 
 def product(tokens: Tokens, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """left @ right, counted as what a method asked for."""
     result = left @ right
-    tokens.asked.append(2 * result.size * left.shape[-1])
+    tokens.extra_flops.append(2 * result.size * left.shape[-1])
     return result
 
 
@@ -66,13 +66,13 @@ def tower_looks(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
     (visual tokens, channels). Raises InputError where there is no tower that has looked at each of them.
     """
     has_gaps = len(tokens) <= tokens.positions[-1] - tokens.positions[0]
-    if tokens.tower is None or not tokens.tower.entering or has_gaps:
+    if tokens.tower is None or has_gaps:
         raise InputError(
             "this method asks where the vision tower looked at each visual token; that is not known here, but only "
             "where they are its patches, without line ends, and no other method has chosen among them"
         )
     looks, keys, flops = last_look(tokens.tower, int(tokens.is_visual.sum()))
-    tokens.asked.append(flops)
+    tokens.extra_flops.append(flops)
     return looks, keys
 
 

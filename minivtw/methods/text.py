@@ -1,7 +1,7 @@
 """Methods as text: `withdraw:layer=6`, `freeze:layers=4/9/18-23+withdraw:layer=24`, `mine.py:my_method`.
 
 So a method can be typed after `--method`, stored with a model and printed in a table. Parameters are converted and
-checked by the annotations of the function that makes the method; `+` lists methods that are asked one after the other.
+checked by the annotations of the function that makes the method; `+` lists methods that are called one after the other.
 """
 
 import functools
@@ -17,14 +17,13 @@ from typing import Annotated, Any
 import numpy as np
 
 from ..errors import InputError, whole
-from ..model.decoder import MOST_LAYERS
-from ..model.tokens import Tokens
+from ..model.tokens import Method, Tokens
+from ..model.weights import MOST_LAYERS
 
 MOST_TEXT = 10_000  # characters of a method's text, wherever it comes from
 MOST_PARTS = 100  # methods in it
 FILE = re.compile(r"\s*(.+?\.py):(\w+)\s*\+", re.S)  # the name of a file may hold + and : as well
 
-Method = Callable[[int, Tokens], Tokens]  # (index of the layer to come, tokens at its door) -> the tokens that go on
 Layer = Annotated[int, "a layer of the decoder"]
 Layers = Annotated[Collection[int], "layers of the decoder"]
 Share = Annotated[float, "from 0 to 1"]
@@ -34,11 +33,12 @@ Seed = Annotated[int, "0 or more"]
 
 @dataclass(frozen=True, eq=False)
 class NamedMethod:
-    """A method that knows its text and the layers that it names; 0 stands for one that names none."""
+    """A method that knows its text."""
 
     function: Method
     spec: str
-    layers: tuple[int, ...] = (0,)
+    layers: tuple[int, ...] = (0,)  # that it names; 0 stands for one that names none
+    withdraw_layer: int | None = None  # K, the layer before which all visual tokens leave, if it is `withdraw`
 
     def __call__(self, index: int, tokens: Tokens) -> Tokens:
         return self.function(index, tokens)
@@ -59,7 +59,8 @@ def named(make: Callable[..., Method]) -> Callable[..., NamedMethod]:
             layers |= {value} if kind is Layer else value if kind is Layers else set()
         texts = [f"{name}={written(value)}" for name, value in bound.arguments.items()]
         spec = f"{make.__name__}:{','.join(texts)}" if texts else make.__name__
-        return NamedMethod(make(*bound.args, **bound.kwargs), spec, tuple(sorted(layers)) or (0,))
+        withdraw_layer = bound.arguments["layer"] if make.__name__ == "withdraw" else None
+        return NamedMethod(make(*bound.args, **bound.kwargs), spec, tuple(sorted(layers)) or (0,), withdraw_layer)
 
     return made
 
@@ -199,7 +200,9 @@ def what_is_missing(came: Tokens, kept: Any) -> str | None:
     """What a method that was given the tokens that `came` must return, and did not; None if nothing is missing."""
     if not isinstance(kept, Tokens):
         return f"tokens, not {type(kept).__name__}"
-    if any(getattr(kept, name) is not getattr(came, name) for name in ("cache", "passed", "ran", "notes", "asked")):
+    if any(
+        getattr(kept, name) is not getattr(came, name) for name in ("cache", "previous", "ran", "notes", "extra_flops")
+    ):
         return "tokens of those that it was given, not earlier ones"
     works = np.ones(np.shape(kept.positions), bool) if kept.works is None else kept.works
     for name in ("positions", "hidden", "is_visual", "rotary_positions", "works"):
@@ -241,6 +244,5 @@ def check(method: Method | None, layers: int) -> NamedMethod | None:
 
 
 def withdrawal_layer(method: Method | None) -> int | None:
-    """K, where a method is `withdraw` and nothing else."""
-    match = re.fullmatch(r"withdraw:layer=(\d+)", spec_of(method) or "")
-    return int(match.group(1)) if match else None
+    """K, the layer before which all visual tokens leave, where a method withdraws, whatever else it does."""
+    return getattr(method, "withdraw_layer", None)

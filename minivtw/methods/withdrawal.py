@@ -1,6 +1,6 @@
 """Which tokens go on, and on which of them a layer works: Visual Tokens Withdrawal, and what stands beside it.
 
-A method is a function of two arguments, asked at the door of every layer, in prefill and in decode alike:
+A method is a function of two arguments, called before every layer, in prefill and in decode alike:
 
     method(index, tokens) -> tokens
 
@@ -87,7 +87,7 @@ def own_positions() -> Method:
 
 
 def then(*methods: Method) -> NamedMethod:
-    """Methods asked one after the other at every layer, each with the tokens that the one before it gave back."""
+    """Methods called one after the other before every layer, each with the tokens that the one before it gave back."""
     parts = [known(one) for one in methods]
 
     def method(index: int, tokens: Tokens) -> Tokens:
@@ -95,4 +95,7 @@ def then(*methods: Method) -> NamedMethod:
             tokens = one(index, tokens)
         return tokens
 
-    return NamedMethod(method, "+".join(one.spec for one in parts), sum((one.layers for one in parts), ()))
+    withdraw_layer = min((one.withdraw_layer for one in parts if one.withdraw_layer is not None), default=None)
+    return NamedMethod(
+        method, "+".join(one.spec for one in parts), sum((one.layers for one in parts), ()), withdraw_layer
+    )

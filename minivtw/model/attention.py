@@ -9,7 +9,7 @@ from .layers import softmax
 
 
 @functools.lru_cache(maxsize=4)
-def rotary_table(length, head_dim, theta):
+def rotary_table(length: int, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     """`rotary` for the positions 0 … length - 1, computed once: every layer and every token asks."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = 1 / np.float32(theta) ** exponents  # (head_dim / 2,)
@@ -18,7 +18,7 @@ def rotary_table(length, head_dim, theta):
     return np.concatenate([cosines, cosines], axis=1), np.concatenate([-sines, sines], axis=1)
 
 
-def rotary(positions, head_dim, theta):
+def rotary(positions: np.ndarray, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of rotary position embedding (Su et al. 2021, RoFormer, equation 34).
 
     Channel pair i of a head turns by the angle position * theta^(-2i / head_dim). positions: (tokens,) integers.
@@ -29,7 +29,7 @@ def rotary(positions, head_dim, theta):
     return cosines[positions], sines[positions]
 
 
-def rotate(x, cosines, sines):
+def rotate(x: np.ndarray, cosines: np.ndarray, sines: np.ndarray) -> np.ndarray:
     """Turn each channel pair of x by its angle. Hugging Face's Llama pairs channel i with i + head_dim / 2.
 
     x: (heads, tokens, head_dim); cosines and sines: (tokens, head_dim). Returns (heads, tokens, head_dim).
@@ -41,7 +41,7 @@ def rotate(x, cosines, sines):
     return turned
 
 
-def split_heads(x, heads):
+def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
     """(tokens, heads * head_dim) -> (heads, tokens, head_dim)."""
     return x.reshape(len(x), heads, x.shape[1] // heads).swapaxes(0, 1)
 
@@ -49,7 +49,7 @@ def split_heads(x, heads):
 MOST_QUERIES = 128  # in a block: their scores are all that is ever held of (heads, new, tokens)
 
 
-def attention(queries, keys, values, sees=None):
+def attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, sees: np.ndarray | None = None) -> np.ndarray:
     """Grouped-query attention (Ainslie et al. 2023): softmax(q k^T / sqrt(head_dim)) v.
 
     queries: (heads, new, head_dim); keys, values: (kv_heads, tokens, head_dim), heads a multiple of kv_heads; sees:
@@ -62,7 +62,7 @@ def attention(queries, keys, values, sees=None):
     grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads, new, head_dim)
     context = np.empty((new, heads, head_dim), np.float32)
 
-    def work(rows):
+    def work(rows: slice) -> None:
         first, last = sees[rows][0], sees[rows][-1]  # all see the keys before `first`, none those after `last`
         scores = grouped[:, :, rows] @ keys[:, None, :last].swapaxes(-1, -2)  # (kv_heads, heads a key head, rows, last)
         if first < last:
@@ -78,7 +78,7 @@ def attention(queries, keys, values, sees=None):
     return context.reshape(new, heads * head_dim)
 
 
-def attention_probabilities(queries, keys, sees=None):
+def attention_probabilities(queries: np.ndarray, keys: np.ndarray, sees: np.ndarray | None = None) -> np.ndarray:
     """softmax(q k^T / sqrt(head_dim)) as it is written. Arguments as for `attention`. Returns (heads, new, tokens)."""
     (heads, new, head_dim), (kv_heads, tokens, _) = queries.shape, keys.shape
     grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads, new, head_dim)

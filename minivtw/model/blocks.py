@@ -10,15 +10,19 @@ import functools
 import os
 import pathlib
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
+Arguments = ParamSpec("Arguments")
+RowFunction = Callable[Concatenate[np.ndarray, Arguments], np.ndarray]
 MOST_ROWS = 256  # in a block: enough for a product to run at full speed
 LEAST_ROWS = 48  # fewer are not worth a thread of their own
 
 
-def blas_function(name):
+def blas_function(name: str) -> Any:
     """A function of the OpenBLAS that came with NumPy; None where NumPy has another BLAS."""
     package = pathlib.Path(np.__file__).parent
     for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
@@ -31,7 +35,7 @@ def blas_function(name):
 
 get_blas_threads, set_blas_threads = blas_function("get_num_threads"), blas_function("set_num_threads")
 # Every core, or what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says.
-THREADS = get_blas_threads() if set_blas_threads else 1
+THREADS = get_blas_threads() if get_blas_threads else 1
 WORKERS: ThreadPoolExecutor
 BUSY: threading.Lock  # held while the workers work
 
@@ -51,7 +55,7 @@ if hasattr(os, "register_at_fork"):  # all but Windows
     os.register_at_fork(after_in_child=prepare)
 
 
-def side_by_side(work, blocks):
+def side_by_side(work: Callable[[slice], object], blocks: Sequence[slice]) -> None:
     """work(block) for every block, on all cores, with one BLAS thread to each.
 
     A block within a block is computed where it is, and so is everything while another thread has the workers.
@@ -69,7 +73,7 @@ def side_by_side(work, blocks):
         BUSY.release()
 
 
-def row_blocks(rows, most):
+def row_blocks(rows: int, most: int) -> list[slice]:
     """Slices that cover `rows` rows: `most` in each at most, and a block for every core if there are rows enough.
 
     Their number is a power of two, so that cores share evenly.
@@ -79,17 +83,19 @@ def row_blocks(rows, most):
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def by_rows(function):
+def by_rows(function: RowFunction[Arguments]) -> RowFunction[Arguments]:
     """Let a function of (rows, in) that treats each row on its own compute the rows of its (rows, out) in blocks."""
 
     @functools.wraps(function)
-    def in_blocks(x, *arguments):
+    def in_blocks(x: np.ndarray, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> np.ndarray:
         if len(x) < 2 * LEAST_ROWS or BUSY.locked():
-            return function(x, *arguments)
-        out = np.empty((len(x), function(x[:0], *arguments).shape[1]), np.float32)  # no rows at all tell its width
+            return function(x, *arguments, **options)
+        out = np.empty(
+            (len(x), function(x[:0], *arguments, **options).shape[1]), np.float32
+        )  # no rows at all tell its width
 
-        def work(rows):
-            out[rows] = function(x[rows], *arguments)
+        def work(rows: slice) -> None:
+            out[rows] = function(x[rows], *arguments, **options)
 
         side_by_side(work, row_blocks(len(x), MOST_ROWS))
         return out

@@ -1,4 +1,4 @@
-"""The KV cache: the keys and values of every token a layer has seen, one store a layer, each of its own length.
+"""The KV cache: the keys and values of every token a layer has seen, one store per layer, each of its own length.
 
 Without withdrawal all stores are equally long. With it the deep ones hold text only, by construction: a token that
 has left never reaches them.
@@ -9,12 +9,13 @@ import bisect
 import numpy as np
 
 from ..errors import InputError
+from .weights import DecoderConfig
 
 
 class LayerCache:
     """Keys, values and original positions of the tokens that reached one layer. Keys are stored already rotated."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         # (2, kv_heads, capacity, head_dim) float32: keys, values; the first append knows the sizes
         self._store = np.empty((2, 0, 0, 0), np.float32)
         self._positions: list[int] = []  # ascending
@@ -35,7 +36,7 @@ class LayerCache:
         self._positions.extend(positions.tolist())
         return self.keys, self.values
 
-    def _grow(self, length, shape):
+    def _grow(self, length: int, shape: tuple[int, ...]) -> None:
         """Make room for `length` tokens. Capacity at least doubles: n tokens, one at a time, cost O(n) copies in all."""
         kv_heads, _, head_dim = shape
         grown = np.empty((2, kv_heads, max(length, 2 * len(self)), head_dim), np.float32)
@@ -44,22 +45,22 @@ class LayerCache:
         self._store = grown
 
     @property
-    def keys(self):
+    def keys(self) -> np.ndarray:
         """(kv_heads, length, head_dim), rotated to their positions."""
         return self._store[0, :, : len(self)]
 
     @property
-    def values(self):
+    def values(self) -> np.ndarray:
         """(kv_heads, length, head_dim)."""
         return self._store[1, :, : len(self)]
 
     @property
-    def positions(self):
+    def positions(self) -> np.ndarray:
         """(length,) the place of each token in the whole prompt, ascending."""
         return np.array(self._positions, np.int64)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of the keys and values held (the room reserved for more does not count)."""
         return self.keys.nbytes + self.values.nbytes
 
@@ -69,10 +70,9 @@ class LayerCache:
 
 
 class KVCache:
-    """One `LayerCache` a layer, and the position that the next token takes in every one of them."""
+    """One `LayerCache` per layer, and the position that the next token takes in every one of them."""
 
-    def __init__(self, config):
-        """config: a `DecoderConfig`, which says how many layers there are and how many positions."""
+    def __init__(self, config: DecoderConfig) -> None:
         self.layers = [LayerCache() for _ in range(config.layers)]
         self.max_positions = config.max_positions
         self.next_position = 0
@@ -102,7 +102,7 @@ class KVCache:
         return [len(layer) for layer in self.layers]
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of all keys and values held."""
         return sum(layer.nbytes for layer in self.layers)
 

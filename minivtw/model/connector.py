@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from .layers import ACTIVATIONS, Linear, linear, mlp
 
 
@@ -14,7 +16,7 @@ class Connector(NamedTuple):
     activation: str  # a key of layers.ACTIVATIONS
 
 
-def connect(connector, features):
+def connect(connector: Connector, features: np.ndarray) -> np.ndarray:
     """features: (features, vision width). Returns visual tokens (features, decoder width)."""
     return mlp(features, connector.up, connector.down, ACTIVATIONS[connector.activation])
 
@@ -26,7 +28,7 @@ class ShuffleConnector(NamedTuple):
     factor: int  # factor x factor patches become one visual token
 
 
-def pixel_shuffle(features, factor):
+def pixel_shuffle(features: np.ndarray, factor: int) -> np.ndarray:
     """Join each factor x factor square of patches (Shi et al. 2016, the way back). features: (side * side, width).
 
     Returns ((side / factor)^2, width * factor^2): the squares row by row, in each its patches row by row.
@@ -37,6 +39,6 @@ def pixel_shuffle(features, factor):
     return grid.swapaxes(1, 2).reshape(squares * squares, factor * factor * width)
 
 
-def shuffle_connect(connector, features):
+def shuffle_connect(connector: ShuffleConnector, features: np.ndarray) -> np.ndarray:
     """features: (features, vision width). Returns visual tokens (features / factor^2, decoder width)."""
     return linear(pixel_shuffle(features, connector.factor), connector.projection)

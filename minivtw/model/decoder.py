@@ -1,58 +1,18 @@
 """The decoder: a stack of Llama layers, and in its loop the one place where a method says which tokens go on."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
 from .attention import attention, attention_probabilities, rotary, rotate, split_heads
-from .layers import Linear, check_finite, linear, rms_norm, swiglu
-from .tokens import Passed, Ran
-
-MOST_LAYERS = 1_000  # of a model, and in a method's text
-
-
-class DecoderConfig(NamedTuple):
-    """The sizes of a decoder, in the names that the code uses for its axes."""
-
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_positions: int
-    qkv_bias: bool = False  # Qwen2 has biases on q, k and v; Llama has none
-    tied_head: bool = False  # the head is the embedding, transposed
+from .layers import Linear, Observe, check_finite, linear, rms_norm, swiglu
+from .tokens import LayerCount, Method, PreviousLayer, Tokens
+from .weights import Decoder, DecoderConfig
 
 
-class DecoderLayer(NamedTuple):
-    """The weights of one layer. q, k and v are one matrix, and so are gate and up: one BLAS call instead of five."""
-
-    input_norm: np.ndarray  # (width,)
-    qkv: Linear  # (width, (heads + 2 * kv_heads) * head_dim)
-    output: np.ndarray  # (heads * head_dim, width)
-    mlp_norm: np.ndarray  # (width,)
-    gate_up: np.ndarray  # (width, 2 * mlp_width)
-    down: np.ndarray  # (mlp_width, width)
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """A decoder's config and weights."""
-
-    config: DecoderConfig
-    embedding: np.ndarray  # (vocabulary, width)
-    layers: Sequence[DecoderLayer]
-    norm: np.ndarray  # (width,)
-    head: np.ndarray | None  # (width, vocabulary); None: tied, the head is the embedding transposed
-
-
-def queries_keys_values(normed, rows, qkv, config):
+def queries_keys_values(
+    normed: np.ndarray, rows: np.ndarray | None, qkv: Linear, config: DecoderConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Queries of the rows that are worked on, (heads, rows, head_dim); keys, values of all, (kv_heads, tokens, head_dim)."""
     heads, kv_heads, query = config.heads, config.kv_heads, config.heads * config.head_dim
     if rows is None:
@@ -64,7 +24,7 @@ def queries_keys_values(normed, rows, qkv, config):
 
 
 @np.errstate(all="ignore")  # some BLAS builds warn of nothing; what is not finite is found where a layer ends
-def decoder_layer(decoder, index, tokens, observe=None):
+def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe | None = None) -> Tokens:
     """One pre-norm layer: attention over the cache and the tokens, then the feed-forward, each added to `hidden`.
 
     The layer's cache gains the keys and values of all `tokens`; those that are not worked on do nothing else here, and
@@ -86,22 +46,29 @@ def decoder_layer(decoder, index, tokens, observe=None):
 
     normed = rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps)
     hidden = hidden + swiglu(normed, layer.gate_up, layer.down)
-    ran = (*tokens.ran, Ran(len(tokens), len(hidden), len(cache), sum(tokens.asked)))
+    ran = (*tokens.ran, LayerCount(len(tokens), len(hidden), len(cache), sum(tokens.extra_flops)))
     if rows is not None:  # the others go on as they came
         hidden, changed = tokens.hidden.copy(), hidden
         hidden[rows] = changed
     if observe:
         observe("attention", attention_probabilities(queries, keys, sees))
         observe("hidden", hidden)
-    passed = Passed(decoder, index, replace(tokens, passed=None))
-    return replace(tokens, hidden=hidden, works=None, passed=passed, ran=ran, asked=[])
+    previous = PreviousLayer(decoder, index, replace(tokens, previous=None))
+    return replace(tokens, hidden=hidden, works=None, previous=previous, ran=ran, extra_flops=[])
 
 
-def forward(decoder, tokens, method=None, start=0, stop=None, observe=None):
+def forward(
+    decoder: Decoder,
+    tokens: Tokens,
+    method: Method | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    observe: Observe | None = None,
+) -> Tokens:
     """Carry tokens through the layers. Prefill and decode are this one function, with many tokens or with one.
 
     tokens: `Tokens`, which every layer appends to its cache: a second call with the same ones appends them again.
-    `method(index, tokens)` is asked at the door of every layer which tokens go on from there, and which of them the
+    `method(index, tokens)` says before every layer which tokens go on from there, and which of them the
     layer works on (`methods/withdrawal.py`); None: all, everywhere. `start` and `stop` run a part of the stack. `observe(name,
     array)` sees each layer's attention probabilities and hidden states. Returns the `Tokens` that reached the end.
     """
@@ -115,7 +82,7 @@ def forward(decoder, tokens, method=None, start=0, stop=None, observe=None):
 
 
 @np.errstate(all="ignore")
-def logits(decoder, hidden):
+def logits(decoder: Decoder, hidden: np.ndarray) -> np.ndarray:
     """Final norm and head. hidden: (tokens, width). Returns (tokens, vocabulary)."""
     head = decoder.embedding.T if decoder.head is None else decoder.head
     return check_finite(rms_norm(hidden, decoder.norm, decoder.config.rms_norm_eps) @ head, "the decoder's head")

@@ -4,6 +4,7 @@ All arrays are float32. A linear weight has shape (in, out), so that `x @ weight
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,10 @@ import numpy as np
 from ..errors import InputError
 from .blocks import by_rows
 
+Observe = Callable[[str, np.ndarray], None]  # sees an intermediate array by its name
 
-def rms_norm(x, weight, eps):
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """Root-mean-square norm (Zhang & Sennrich 2019): x / sqrt(mean(x^2) + eps) * weight.
 
     x: (tokens, width); weight: (width,). Returns (tokens, width).
@@ -22,7 +25,7 @@ def rms_norm(x, weight, eps):
     return normed
 
 
-def check_finite(x, where):
+def check_finite(x: np.ndarray, where: str) -> np.ndarray:
     """x, unless a number of it is not finite: then InputError, which names `where` it was computed."""
     if not np.isfinite(x).all():
         raise InputError(f"numbers stop being finite in {where}; python -m minivtw.doctor MODEL names damaged weights")
@@ -36,7 +39,7 @@ class LayerNorm(NamedTuple):
     bias: np.ndarray
 
 
-def layer_norm(x, norm, eps):
+def layer_norm(x: np.ndarray, norm: LayerNorm, eps: float) -> np.ndarray:
     """Layer norm (Ba et al. 2016): (x - mean) / sqrt(variance + eps) * weight + bias.
 
     x: (tokens, width). Returns (tokens, width).
@@ -54,13 +57,13 @@ class Linear(NamedTuple):
     weight: np.ndarray
     bias: np.ndarray | None = None
 
-    def columns(self, start, stop):
+    def columns(self, start: int, stop: int | None) -> "Linear":
         """The map to some of the outputs; nothing is copied."""
         return Linear(self.weight[:, start:stop], None if self.bias is None else self.bias[start:stop])
 
 
 @by_rows
-def linear(x, parameters):
+def linear(x: np.ndarray, parameters: Linear) -> np.ndarray:
     """x @ weight + bias. x: (tokens, in). Returns (tokens, out)."""
     projected = x @ parameters.weight  # (tokens, out)
     if parameters.bias is not None:
@@ -68,7 +71,7 @@ def linear(x, parameters):
     return projected
 
 
-def softmax(scores):
+def softmax(scores: np.ndarray) -> np.ndarray:
     """Softmax over the last axis; -inf is allowed as long as one entry of the axis is finite."""
     # The largest exponent is 0: no overflow. With `initial`, zero rows are fine.
     shifted = scores - np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
@@ -77,7 +80,7 @@ def softmax(scores):
     return exponentials
 
 
-def gated(x, z):
+def gated(x: np.ndarray, z: np.ndarray) -> np.ndarray:
     """x * sigmoid(z) = x / (1 + exp(-z)). z is used up: it becomes 1 + exp(-z)."""
     with np.errstate(over="ignore"):  # exp of a very negative z is infinite, and x / infinity is the 0 that is right
         np.exp(np.negative(z, out=z), out=z)
@@ -85,17 +88,17 @@ def gated(x, z):
     return np.divide(x, z, out=z)
 
 
-def silu(x):
+def silu(x: np.ndarray) -> np.ndarray:
     """x * sigmoid(x), the gate of SwiGLU."""
     return gated(x, x.copy())
 
 
-def quick_gelu(x):
+def quick_gelu(x: np.ndarray) -> np.ndarray:
     """x * sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with."""
     return gated(x, x * np.float32(1.702))
 
 
-def gelu_tanh(x):
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
     """The tanh approximation of GELU (Hendrycks & Gimpel 2016), `gelu_pytorch_tanh` in SigLIP.
 
     x / 2 * (1 + tanh(z)) with z = sqrt(2 / pi) (x + 0.044715 x^3), and (1 + tanh(z)) / 2 is sigmoid(2 z).
@@ -113,7 +116,7 @@ ERF_STEPS = 4096  # per unit of x
 ERF_TABLE = np.array([math.erf(step / ERF_STEPS) for step in range(4 * ERF_STEPS + 2)])  # float64
 
 
-def erf(x):
+def erf(x: np.ndarray) -> np.ndarray:
     """The error function of a float32 array, within 3e-8 of the exact value before rounding."""
     steps = np.fmin(np.abs(x), 4.0).astype(np.float64) * ERF_STEPS
     below = steps.astype(np.int64)
@@ -121,7 +124,7 @@ def erf(x):
     return np.copysign(left + (steps - below) * (right - left), x).astype(np.float32)
 
 
-def gelu(x):
+def gelu(x: np.ndarray) -> np.ndarray:
     """Exact GELU: x * Phi(x) = x / 2 * (1 + erf(x / sqrt 2))."""
     return 0.5 * x * (1 + erf(x * np.float32(math.sqrt(0.5))))
 
@@ -130,13 +133,13 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu_pytorch_tanh": gelu_tanh, "gelu":
 
 
 @by_rows
-def mlp(x, up, down, activation):
+def mlp(x: np.ndarray, up: Linear, down: Linear, activation: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Two linear maps with an activation between: vision layers and LLaVA's connector. x: (tokens, in)."""
     return linear(activation(linear(x, up)), down)
 
 
 @by_rows
-def swiglu(x, gate_up, down):
+def swiglu(x: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:
     """SwiGLU feed-forward (Shazeer 2020): (silu(x Wg) * (x Wu)) Wd, with Wg and Wu side by side in one matrix.
 
     x: (tokens, width); gate_up: (width, 2 * mlp_width); down: (mlp_width, width). Returns (tokens, width).

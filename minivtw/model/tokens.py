@@ -1,5 +1,6 @@
-"""Tokens on their way through the decoder: what a method is given at the door of every layer, and gives back."""
+"""Tokens on their way through the decoder: what a method is given before every layer, and gives back."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -10,15 +11,16 @@ from .attention import attention_probabilities, rotary, rotate, split_heads
 from .cache import KVCache
 from .layers import linear, rms_norm
 from .vision import Tower
+from .weights import Decoder
 
 
-class Ran(NamedTuple):
+class LayerCount(NamedTuple):
     """What one layer did: all that its operations are counted from (`counting.py`)."""
 
     entered: int  # tokens whose keys and values were made
-    worked: int  # of these, the tokens that asked, and passed the feed-forward
+    worked: int  # of these, the tokens with queries, which passed the feed-forward
     cached: int  # tokens in the layer's cache afterwards
-    asked: int  # FLOPs, at this layer's door, of what a method asked for, such as where tokens look
+    extra_flops: int  # of what a method asked for before this layer, such as attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +33,11 @@ class Tokens:
     cache: KVCache  # what the layers hold already of the conversation
     rotary_positions: np.ndarray  # (tokens,) what rotary embedding turns by: `positions`, unless a method renumbers
     works: np.ndarray | None = None  # (tokens,) booleans: those the next layer works on; the others are read. None: all
-    passed: "Passed | None" = None  # the layer they come from
+    previous: "PreviousLayer | None" = None  # the layer they come from
     tower: Tower | None = None  # what the vision tower knows of the image among them
-    ran: tuple[Ran, ...] = ()  # what every layer so far has done
+    ran: tuple[LayerCount, ...] = ()  # what every layer so far has done
     notes: dict = field(default_factory=dict)  # what a method wants to remember until these tokens reach the end
-    asked: list[int] = field(default_factory=list)  # FLOPs of all that methods have asked for at this door
+    extra_flops: list[int] = field(default_factory=list)  # of what methods have asked for since the last layer
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -64,57 +66,65 @@ class Tokens:
 
         Returns probabilities (heads, rows, tokens). Raises InputError before layer 0.
         """
-        passed = self.behind("attention")
-        entered = np.searchsorted(passed.entered.positions, self.positions)  # some may have left since
-        keys = passed.cache.keys[:, : passed.before + len(passed.entered)]
-        looks = self.looks(passed.entered, entered[rows], passed.index, keys, passed.before + 1 + entered[rows])
-        return looks[:, :, passed.before + entered]
+        previous = self.previous_layer("attention")
+        entered = np.searchsorted(previous.entered.positions, self.positions)  # some may have left since
+        keys = previous.cache.keys[:, : previous.before + len(previous.entered)]
+        looks = self.attention_to(
+            previous.entered, entered[rows], previous.index, keys, previous.before + 1 + entered[rows]
+        )
+        return looks[:, :, previous.before + entered]
 
-    def looks(self, entering: "Tokens", rows: Any, index: int, keys: np.ndarray, sees: np.ndarray) -> np.ndarray:
+    def attention_to(self, entering: "Tokens", rows: Any, index: int, keys: np.ndarray, sees: np.ndarray) -> np.ndarray:
         """Probabilities (heads, rows, keys) of some of the tokens that are `entering` layer `index`."""
-        decoder = self.behind("attention").decoder
+        decoder = self.previous_layer("attention").decoder
         config, weights = decoder.config, decoder.layers[index]
         query = config.heads * config.head_dim
         normed = rms_norm(entering.hidden[rows], weights.input_norm, config.rms_norm_eps)
         queries = split_heads(linear(normed, weights.qkv.columns(0, query)), config.heads)
         turned = rotate(queries, *rotary(entering.rotary_positions[rows], config.head_dim, config.rope_theta))
-        self.asked.append(2 * len(normed) * query * (config.width + keys.shape[1]))
+        self.extra_flops.append(2 * len(normed) * query * (config.width + keys.shape[1]))
         return attention_probabilities(turned, keys, sees)
 
     @property
     def keys(self) -> np.ndarray:
         """Their keys in the layer that they have just passed, rotated: (kv_heads, tokens, head_dim)."""
-        passed = self.behind("keys")
-        return passed.cache.keys[:, passed.before + np.searchsorted(passed.entered.positions, self.positions)]
+        previous = self.previous_layer("keys")
+        return previous.cache.keys[:, previous.before + np.searchsorted(previous.entered.positions, self.positions)]
 
-    def behind(self, what: str) -> "Passed":
+    def previous_layer(self, what: str) -> "PreviousLayer":
         """The layer just passed. Raises InputError before layer 0."""
-        if self.passed is None:
+        if self.previous is None:
             raise InputError(f"there is no layer before layer 0 whose {what} a method could look at")
-        return self.passed
+        return self.previous
 
 
-class Passed:
+Method = Callable[[int, Tokens], Tokens]  # (index of the layer to come, tokens that enter it) -> the tokens that go on
+
+
+class PreviousLayer:
     """The layer that tokens have just passed: what a method looks at is computed from it when it asks."""
 
-    def __init__(self, decoder, index, entered):
+    def __init__(self, decoder: Decoder, index: int, entered: Tokens) -> None:
         self.decoder, self.index, self.entered = decoder, index, entered
         self.cache = entered.cache[index]
         self.before = len(self.cache) - len(entered)  # tokens of earlier turns; later on, more may have followed
 
 
 class EmbeddedPrompt(NamedTuple):
-    """A prompt as the decoder gets it."""
+    """A prompt as the decoder takes it: what `VLM.embed` returns."""
 
     hidden: np.ndarray  # (tokens, width) float32
     is_visual: np.ndarray  # (tokens,) booleans
+    tower: Tower | None = None  # what the vision tower knows of the image; None for text, and where it is not known
 
 
-def arriving(hidden: np.ndarray, is_visual: np.ndarray, cache: KVCache, tower: Tower | None = None) -> Tokens:
-    """Embedded tokens at the bottom of the stack, behind what the cache holds.
+def embedded_text(decoder: Decoder, token_ids: Sequence[int]) -> EmbeddedPrompt:
+    """Text as the decoder takes it, such as a token that is fed back."""
+    return EmbeddedPrompt(decoder.embedding[token_ids], np.zeros(len(token_ids), bool))
 
-    hidden: (tokens, width); is_visual: (tokens,) booleans; tower: what the vision tower knows of the visual ones.
-    Raises InputError where no position is left for them.
-    """
-    positions = cache.claim(len(hidden))
-    return Tokens(hidden.copy(), positions, is_visual, cache, positions, tower=tower)  # a method may write into it
+
+def arriving(prompt: EmbeddedPrompt, cache: KVCache) -> Tokens:
+    """A prompt as it enters layer 0, after what the cache holds. Raises InputError where no position is left for it."""
+    positions = cache.claim(len(prompt.hidden))
+    hidden = prompt.hidden.copy()  # a method may write into it
+    return Tokens(hidden, positions, prompt.is_visual, cache, positions, tower=prompt.tower)

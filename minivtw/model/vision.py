@@ -1,4 +1,4 @@
-"""The CLIP-like vision encoder: pixels to one feature vector a patch. CLIP and SigLIP differ only in their config."""
+"""The CLIP-like vision encoder: pixels to one feature vector per patch. CLIP and SigLIP differ only in their config."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .attention import attention, attention_probabilities, split_heads
-from .layers import ACTIVATIONS, LayerNorm, Linear, check_finite, layer_norm, linear, mlp
+from .layers import ACTIVATIONS, LayerNorm, Linear, Observe, check_finite, layer_norm, linear, mlp
 
 
 class VisionConfig(NamedTuple):
@@ -28,17 +28,17 @@ class VisionConfig(NamedTuple):
     drop_first: bool  # LLaVA's `default` selection drops the first token, CLIP's class token; `full` keeps all
 
     @property
-    def patches(self):
+    def patches(self) -> int:
         """Patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
-    def features(self):
+    def features(self) -> int:
         """Feature vectors that an image becomes."""
         return self.patches + self.class_token - self.drop_first
 
     @property
-    def used_layers(self):
+    def used_layers(self) -> int:
         """How many layers the selected feature needs. Hidden state 0 is the embedding, state i layer i's output."""
         return self.feature_layer if self.feature_layer >= 0 else self.layers + 1 + self.feature_layer
 
@@ -64,10 +64,10 @@ class Vision:
     position_embedding: np.ndarray  # (class token and patches, width)
     pre_norm: LayerNorm | None
     layers: Sequence[VisionLayer]
-    post_norm: LayerNorm | None
+    post_norm: LayerNorm
 
 
-def patchify(pixels, patch_size):
+def patchify(pixels: np.ndarray, patch_size: int) -> np.ndarray:
     """Cut an image into patches, row by row. pixels: (channels, height, width).
 
     Returns (patches, channels * patch_size * patch_size), each patch laid out like a convolution kernel.
@@ -80,7 +80,9 @@ def patchify(pixels, patch_size):
     return grid.transpose(1, 3, 0, 2, 4).reshape(rows * columns, channels * patch_size**2)
 
 
-def vision_layer(hidden, layer, config, observe=None):
+def vision_layer(
+    hidden: np.ndarray, layer: VisionLayer, config: VisionConfig, observe: Observe | None = None
+) -> np.ndarray:
     """One pre-norm layer with bidirectional attention. hidden: (tokens, width). Returns the new hidden (tokens, width).
 
     `observe("attention", probabilities)` gets (heads, tokens, tokens), which are made for it alone.
@@ -96,7 +98,9 @@ def vision_layer(hidden, layer, config, observe=None):
 
 
 @np.errstate(all="ignore")  # as in `decoder_layer`
-def encode(vision, pixels, observe=None, tower=None):
+def encode(
+    vision: Vision, pixels: np.ndarray, observe: Observe | None = None, tower: "Tower | None" = None
+) -> np.ndarray:
     """Pixels to features (Radford et al. 2021; Dosovitskiy et al. 2021).
 
     pixels: (channels, height, width) float32, normalised. `observe(name, array)` sees every layer; `tower`, a `Tower`,
@@ -104,10 +108,10 @@ def encode(vision, pixels, observe=None, tower=None):
     """
     config = vision.config
     hidden = linear(patchify(pixels, config.patch_size), vision.patch_embedding)  # (patches, width)
-    if config.class_token:
+    if vision.class_embedding is not None:
         hidden = np.concatenate([vision.class_embedding[None], hidden])  # (1 + patches, width)
     hidden = hidden + vision.position_embedding
-    if config.pre_norm:
+    if vision.pre_norm is not None:
         hidden = layer_norm(hidden, vision.pre_norm, config.layer_norm_eps)
     if observe:
         observe("vision.embeddings", hidden)

@@ -15,9 +15,8 @@ from ..errors import InputError
 from ..inputs.opening import open_image
 from ..inputs.questions import read_questions
 from ..loading import embedded_folder
-from ..methods.before import with_tower
 from ..methods.shelf import METHODS, method_of
-from ..methods.text import Method, check, spec_of
+from ..methods.text import Method, check, spec_of, withdrawal_layer
 from ..methods.withdrawal import then
 from ..model.cache import KVCache
 from ..model.decoder import decoder_layer, forward
@@ -91,15 +90,14 @@ class Explorer:
         if not isinstance(swap, dict):
             raise InputError("the request has a swap that is no object")
         if spec:  # its text is checked before anything runs; a file may only be the one that the page was started with
-            method = check(method_of(spec, files=spec == self.own), self.vlm.config.layers) or then()
-            parts.append(with_tower(method, self.question(content).tower))
+            parts.append(check(method_of(spec, files=spec == self.own), self.vlm.config.layers) or then())
         if swap:
             first, stop = sorted(indices([swap.get("first"), swap.get("stop")], self.vlm.config.layers + 1))
             both = self.question(content), self.question(content | swap, "other")
             own, other = (walk_through(self.vlm.decoder, each.embedded) for each in both)
             parts.insert(0, swapped(own, other, range(first, stop)))
         if content.get("gone"):
-            places = len(self.question(content).hidden)
+            places = len(self.question(content).embedded.hidden)
             parts.insert(0, watching.without(indices(content["gone"], places)))
         return then(*parts) if len(parts) > 1 else parts[0] if parts else None
 
@@ -107,7 +105,7 @@ class Explorer:
 
     def start(self, content: dict) -> dict:
         """What the page begins with."""
-        layer = watching.wall_layer(self.method)
+        layer = withdrawal_layer(self.method)
         return {
             "model": model_name(self.vlm.folder),
             "layers": self.vlm.config.layers,
@@ -154,7 +152,7 @@ class Explorer:
         """One token: what it attends to, what attends to it, what the lens reads there, layer by layer."""
         question, answer = self.question(content), content.get("ids")
         ids = indices(answer, self.vlm.config.vocabulary)[: watching.LONGEST_ANSWER] or [0]
-        token = indices([content.get("token")], len(question.hidden) + len(ids) - 1)
+        token = indices([content.get("token")], len(question.embedded.hidden) + len(ids) - 1)
         traces = watching.traces(self.vlm.decoder, question.embedded, ids, self.requested_method(content), token)
         return packed(traces.attention[0]) | {
             "heads": self.vlm.config.heads,
@@ -167,7 +165,7 @@ class Explorer:
         """The arithmetic of a layer under a method: every statement that ran, with its arrays."""
         prompt, method = self.question(content).embedded, self.requested_method(content)
         (layer,) = indices([content.get("layer")], self.vlm.config.layers)
-        tokens = forward(self.vlm.decoder, arriving(*prompt, KVCache(self.vlm.config)), method, stop=layer)
+        tokens = forward(self.vlm.decoder, arriving(prompt, KVCache(self.vlm.config)), method, stop=layer)
         tokens = method(layer, tokens) if method else tokens
         return called_json(unfolded(decoder_layer, self.vlm.decoder, layer, tokens))
 

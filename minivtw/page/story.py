@@ -12,14 +12,13 @@ from PIL import Image
 from ..analysis.settling import GROUPS, even_shares, settling
 from ..checkpoints.stored import stored_search
 from ..errors import InputError
-from ..methods.before import with_tower
-from ..methods.text import Method, withdrawal_layer
+from ..methods.text import Method, spec_of, withdrawal_layer
 from ..methods.withdrawal import withdraw
 from ..search.layer import ETA, kl_curve
 from ..vlm import VLM, Answer
 from .charts import line_chart, stacked_bars
 from .page import as_json, as_seen, data_url, filled, packed, page_css, part, patches
-from .watching import LONGEST_ANSWER, EmbeddedQuestion, ask, frame, readings, responded, token_text, traces, wall_layer
+from .watching import LONGEST_ANSWER, EmbeddedQuestion, ask, frame, readings, responded, token_text, traces
 
 REPEATS = 5  # of each timed answer; the fastest counts
 
@@ -45,7 +44,7 @@ class Story(NamedTuple):
 
 def timed(vlm: VLM, question: EmbeddedQuestion, methods: tuple[Method | None, ...]) -> list[Answer]:
     """The greedy answer under each method, with the seconds of its fastest run; taken in turns."""
-    answered = lambda method: responded(vlm, question.prompt, question.hidden, method)[0]
+    answered = lambda method: responded(vlm, question.embedded, method)[0]
     rounds = [[answered(method) for method in methods] for _ in range(REPEATS)]
     for answers in zip(*rounds):
         fastest = {phase: min(answer.stats["seconds"][phase] for answer in answers) for phase in ("prefill", "decode")}
@@ -62,7 +61,7 @@ def stored_eta(folder: pathlib.Path) -> float:
 
 def framed(vlm: VLM, question: EmbeddedQuestion, method: Method | None) -> dict[str, Any]:
     """A position of the wall, and what the answering token would say after each layer."""
-    answering = [len(question.hidden) - 1]
+    answering = [len(question.embedded.hidden) - 1]
     states = traces(vlm.decoder, question.embedded, question.answer.token_ids[:1], method, answering).states[0]
     return frame(vlm, question, method) | {"readings": readings(vlm, states)}
 
@@ -77,10 +76,8 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None) -> Story:
     question = ask(vlm, image, text)
     prompt, is_visual, tiles = question.embedded, question.prompt.is_visual, question.prompt.tiles
     assert tiles is not None  # there was an image
-    leaves = wall_layer(method) if method else layers
-    is_own = method is not None and withdrawal_layer(method) is None
-    if method:  # some methods ask what the vision tower knows
-        method = with_tower(method, question.tower)
+    leaves = withdrawal_layer(method) if method else layers
+    is_own = method is not None and spec_of(method) != f"withdraw:layer={leaves}"
     timings = timed(vlm, question, (method, None))
     attention = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)
     words = np.flatnonzero(~is_visual).tolist()

@@ -5,21 +5,18 @@ is one position of the wall: an answer with what it took. The page of `minivtw.e
 `minivtw.report` writes all of them into its page beforehand.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..analysis.migration import answer_probability
-from ..counting import Clock
 from ..inputs.prompts import Prompt
 from ..methods.text import Method, spec_of
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
 from ..model.layers import softmax
-from ..model.tokens import EmbeddedPrompt, Tokens, arriving
-from ..model.vision import Tower
+from ..model.tokens import EmbeddedPrompt, Tokens, arriving, embedded_text
 from ..search.layer import divergence
 from ..vlm import VLM, Answer, Chat
 
@@ -32,33 +29,26 @@ class EmbeddedQuestion(NamedTuple):
     """A question about an image, embedded, and what the model says to it when it is left alone."""
 
     prompt: Prompt
-    hidden: np.ndarray  # (tokens, width) float32
+    embedded: EmbeddedPrompt
     answer: Answer
     logits: np.ndarray  # (vocabulary,) of the answer's first token
-    tower: Tower | None  # what the vision tower knows, for methods that ask (`before.with_tower`)
-
-    @property
-    def embedded(self) -> EmbeddedPrompt:
-        return EmbeddedPrompt(self.hidden, self.prompt.is_visual)
 
     def __sizeof__(self) -> int:
         """Bytes of its arrays, which are nearly all of it."""
-        arrays = self.hidden, self.logits, self.prompt.tiles, *(self.tower.entering if self.tower else [])
+        tower = self.embedded.tower
+        arrays = self.embedded.hidden, self.logits, self.prompt.tiles, *(tower.entering if tower else [])
         return sum(array.nbytes for array in arrays if array is not None)
 
 
 def ask(vlm: VLM, image: Any, text: str) -> EmbeddedQuestion:
     """Embed a question and answer it with every token in every layer. Raises InputError."""
     prompt = vlm.prepare(image, text)
-    tower = vlm.tower()
-    hidden = vlm.embed(prompt, tower=tower)
-    answer, first, _ = responded(vlm, prompt, hidden, None)
-    return EmbeddedQuestion(prompt, hidden, answer, first, tower)
+    embedded = vlm.embed(prompt)
+    answer, first, _ = responded(vlm, embedded, None)
+    return EmbeddedQuestion(prompt, embedded, answer, first)
 
 
-def responded(
-    vlm: VLM, prompt: Prompt, hidden: np.ndarray, method: Method | None
-) -> tuple[Answer, np.ndarray, np.ndarray]:
+def responded(vlm: VLM, prompt: EmbeddedPrompt, method: Method | None) -> tuple[Answer, np.ndarray, np.ndarray]:
     """The greedy answer under a method, its first token's logits (vocabulary,), and what became of each token of the
     prompt in each layer: (layers, tokens) of GONE, READ, WORKED."""
     marks: list[np.ndarray] = []
@@ -67,7 +57,7 @@ def responded(
     def marking(index: int, tokens: Tokens) -> Tokens:
         tokens = method(index, tokens) if method else tokens
         if index == len(marks):  # the prompt comes first; tokens that are fed back find every layer marked
-            marks.append(np.full(len(prompt.token_ids), GONE, np.uint8))
+            marks.append(np.full(len(prompt.hidden), GONE, np.uint8))
             marks[index][tokens.positions] = READ
             marks[index][worked_on(tokens)] = WORKED
         return tokens
@@ -76,7 +66,7 @@ def responded(
         first.append(scores)
         return int(scores.argmax())
 
-    answer = Chat(vlm, method=marking).respond(prompt, hidden, likeliest_token, LONGEST_ANSWER, Clock())
+    answer = Chat(vlm, method=marking).respond(prompt, likeliest_token, LONGEST_ANSWER)
     return answer, first[0], np.array(marks)
 
 
@@ -85,15 +75,9 @@ def worked_on(tokens: Tokens) -> np.ndarray:
     return tokens.positions if tokens.works is None else tokens.positions[tokens.works]
 
 
-def wall_layer(method: Method | None) -> int | None:
-    """K, where a method withdraws, whatever else it does."""
-    match = re.search(r"\bwithdraw:layer=(\d+)", spec_of(method) or "")
-    return int(match.group(1)) if match else None
-
-
 def frame(vlm: VLM, question: EmbeddedQuestion, method: Method | None) -> dict[str, Any]:
     """One position of the wall: the answer under a method, what each layer carried, and what that cost and changed."""
-    answer, first, marks = responded(vlm, question.prompt, question.hidden, method)
+    answer, first, marks = responded(vlm, question.embedded, method)
     flops, cache = answer.stats["flops"], answer.stats["cache"]
     return {
         "method": spec_of(method),
@@ -111,9 +95,9 @@ def frame(vlm: VLM, question: EmbeddedQuestion, method: Method | None) -> dict[s
 def probability(decoder: Decoder, prompt: EmbeddedPrompt, answer: Sequence[int], method: Method | None) -> float:
     """How likely a whole answer is under a method, token after token."""
     cache = KVCache(decoder.config)
-    hidden = forward(decoder, arriving(*prompt, cache), method).hidden[-1:]
+    hidden = forward(decoder, arriving(prompt, cache), method).hidden[-1:]
     if len(answer) > 1:
-        following = arriving(decoder.embedding[answer[:-1]], np.zeros(len(answer) - 1, bool), cache)
+        following = arriving(embedded_text(decoder, answer[:-1]), cache)
         hidden = np.concatenate([hidden, forward(decoder, following, method).hidden])
     return answer_probability(decoder, hidden, answer)
 
@@ -154,9 +138,9 @@ def traces(
     attention = np.zeros((len(chosen), config.layers, config.heads, total), np.float32)
     received = np.zeros((len(chosen), config.layers, total), np.float32)
     states = np.full((len(chosen), config.layers + 1, config.width), np.nan, np.float32)
-    said = EmbeddedPrompt(decoder.embedding[answer[:-1]], np.zeros(len(answer) - 1, bool))
+    said = embedded_text(decoder, answer[:-1])
     for part in (prompt, said)[: 1 + (len(answer) > 1)]:
-        tokens = arriving(*part, cache)
+        tokens = arriving(part, cache)
         note_states(states[:, 0], chosen, tokens)
         for index in range(config.layers):
             tokens = method(index, tokens) if method else tokens

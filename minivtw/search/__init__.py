@@ -1,5 +1,17 @@
 """Which layer the visual tokens leave before (`layer.py`), and what each layer does with them (`schedule.py`)."""
 
-from .layer import CRITERIA, ETA, attention_curve, choose, divergence, kl_curve, mean_curve, tail, walk
+from .layer import (
+    CRITERIA,
+    ETA,
+    attention_curve,
+    choose,
+    divergence,
+    kl_curve,
+    logits_from_layer,
+    mean_curve,
+    run_in_full,
+)
 
-__all__ = ["CRITERIA", "ETA", "attention_curve", "choose", "divergence", "kl_curve", "mean_curve", "tail", "walk"]
+__all__ = [
+    "CRITERIA", "ETA", "attention_curve", "choose", "divergence", "kl_curve", "logits_from_layer", "mean_curve", "run_in_full",
+]  # fmt: skip

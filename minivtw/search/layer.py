@@ -7,86 +7,81 @@ from layer K up. With f(n) the FLOPs of one layer on n tokens, L layers and t te
     naive    L f(n)  +  sum over K of ( K f(n) + (L - K) f(t) )    every candidate from the bottom, as published
     shared   L f(n)  +  sum over K of            (L - K) f(t)      the same numbers
 
-and L + 1 times the head, either way. `naive_flops` and `search_flops` count this.
+and L + 1 times the head, either way. `tests/bench_search.py` counts this.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from ..counting import layers_flops, plain_run, prompt_flops
 from ..errors import InputError
 from ..methods.text import Method
 from ..methods.withdrawal import visual_share, withdraw
 from ..model.cache import KVCache
-from ..model.decoder import Decoder, DecoderConfig, forward, logits
-from ..model.tokens import EmbeddedPrompt, Ran, Tokens, arriving
+from ..model.decoder import Decoder, forward, logits
+from ..model.tokens import EmbeddedPrompt, LayerCount, Tokens, arriving, embedded_text
 
 ETA = 0.003  # nats; the paper's threshold of the KL divergence
 QUIET_SHARE = 0.1  # of the text's attention: less than this, and a layer hardly looks at the image
 
 
-class Walk(NamedTuple):
+class FullRun(NamedTuple):
     """A prompt and its greedy answer, carried through all layers one at a time, with nothing withdrawn."""
 
     entering: list[Tokens]  # layers + 1: the prompt's tokens as they enter each layer and, last, after all of them
-    following: list[np.ndarray]  # layers + 1: the same of the answer's tokens but the last, (answer - 1, width)
+    answer_states: list[np.ndarray]  # layers + 1: the same of the answer's tokens but the last, (answer - 1, width)
     answer: list[int]  # greedy token ids
     full: np.ndarray  # (answer, vocabulary) the logits that predict each token of the answer
 
 
-def layer_by_layer(
-    decoder: Decoder, tokens: Tokens, observe: Callable[[str, np.ndarray], None] | None = None
-) -> list[Tokens]:
+def layer_by_layer(decoder: Decoder, tokens: Tokens) -> list[Tokens]:
     """Tokens as they enter each layer and, last, after all of them: layers + 1 `Tokens`."""
     entering = [tokens]
     for index in range(len(decoder.layers)):
-        entering.append(forward(decoder, entering[-1], start=index, stop=index + 1, observe=observe))
+        entering.append(forward(decoder, entering[-1], start=index, stop=index + 1))
     return entering
 
 
-def walk(
-    decoder: Decoder,
-    prompt: EmbeddedPrompt,
-    most_tokens: int = 1,
-    stop_ids: Collection[int] = (),
-    observe: Callable[[str, np.ndarray], None] | None = None,
-) -> Walk:
-    """Prefill and greedy answer, without withdrawal: `Walk`.
+def run_in_full(
+    decoder: Decoder, prompt: EmbeddedPrompt, most_tokens: int = 1, stop_ids: Collection[int] = ()
+) -> FullRun:
+    """Prefill and greedy answer, without withdrawal: `FullRun`.
 
     The answer ends with a token of `stop_ids` or after `most_tokens`; 1 looks at the next token alone.
     """
     cache = KVCache(decoder.config)
-    entering = layer_by_layer(decoder, arriving(*prompt, cache), observe)
+    entering = layer_by_layer(decoder, arriving(prompt, cache))
     predictions, answer, steps = [logits(decoder, entering[-1].hidden[-1:])], [], []
     while True:
         answer.append(int(predictions[-1].argmax()))
         if answer[-1] in stop_ids or len(answer) >= most_tokens:
             break
-        said = arriving(decoder.embedding[answer[-1:]], np.zeros(1, bool), cache)
-        steps.append([tokens.hidden for tokens in layer_by_layer(decoder, said, observe)])
+        said = arriving(embedded_text(decoder, answer[-1:]), cache)
+        steps.append([tokens.hidden for tokens in layer_by_layer(decoder, said)])
         predictions.append(logits(decoder, steps[-1][-1]))
     following = [np.concatenate(parts) for parts in zip(*steps)] or [prompt.hidden[:0]] * len(entering)
-    return Walk(entering, following, answer, np.concatenate(predictions))
+    return FullRun(entering, following, answer, np.concatenate(predictions))
 
 
-def from_layer(decoder: Decoder, walked: Walk, layer: int) -> tuple[Tokens, Tokens | None]:
+def entering_layer(decoder: Decoder, walked: FullRun, layer: int) -> tuple[Tokens, Tokens | None]:
     """What entered a layer in a walk, ready to go on from there on an empty cache: the prompt and the answer's tokens."""
     cache, prompt = KVCache(decoder.config), walked.entering[layer]
     cache.next_position = len(walked.entering[0])
-    said = walked.following[layer]  # a fixed answer: what was said is fed in as it is (teacher forcing)
-    following = arriving(said, np.zeros(len(said), bool), cache) if len(said) else None
-    return replace(prompt, cache=cache, notes={}, asked=[]), following
+    said = walked.answer_states[layer]  # a fixed answer: what was said is fed in as it is (teacher forcing)
+    following = arriving(EmbeddedPrompt(said, np.zeros(len(said), bool)), cache) if len(said) else None
+    return replace(prompt, cache=cache, notes={}, extra_flops=[]), following
 
 
-def tail(decoder: Decoder, walked: Walk, method: Method | None, layer: int) -> tuple[np.ndarray, tuple[Ran, ...]]:
+def logits_from_layer(
+    decoder: Decoder, walked: FullRun, method: Method | None, layer: int
+) -> tuple[np.ndarray, tuple[LayerCount, ...]]:
     """Go on from what entered `layer`, with a method that changes nothing before that layer.
 
     Returns the logits that predict the walk's answer, (answer, vocabulary), and what all layers did with the prompt.
     """
-    prompt, following = from_layer(decoder, walked, layer)
+    prompt, following = entering_layer(decoder, walked, layer)
     ended = forward(decoder, prompt, method, start=layer)
     hidden = [ended.hidden[-1:]]
     if following:
@@ -94,13 +89,13 @@ def tail(decoder: Decoder, walked: Walk, method: Method | None, layer: int) -> t
     return logits(decoder, np.concatenate(hidden)), ended.ran
 
 
-def divergence(withdrawn, full):
+def divergence(withdrawn: np.ndarray, full: np.ndarray) -> np.ndarray:
     """KL( withdrawn || full ) = sum p_w (log p_w - log p_f), in nats. Logits (…, vocabulary) to (…,) float64."""
     withdrawn, full = log_softmax(withdrawn), log_softmax(full)
     return np.sum(np.exp(withdrawn) * (withdrawn - full), axis=-1)
 
 
-def total_variation(one, other):
+def total_variation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """1/2 sum |p - q|: how often a token that is drawn from one comes out otherwise than from the other, at the least.
 
     Logits (…, vocabulary) to (…,) float64 from 0 to 1.
@@ -108,7 +103,7 @@ def total_variation(one, other):
     return np.abs(np.exp(log_softmax(one)) - np.exp(log_softmax(other))).sum(axis=-1) / 2
 
 
-def log_softmax(scores):
+def log_softmax(scores: np.ndarray) -> np.ndarray:
     """log softmax over the last axis, in float64: divergences near the threshold are sums of tiny differences."""
     shifted = scores.astype(np.float64) - scores.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -121,28 +116,28 @@ def kl_curve(
 
     With `most_tokens` 1 this is the paper's criterion for one sample: the next token alone.
     """
-    return walked_curve(decoder, walk(decoder, prompt, most_tokens, stop_ids))
+    return walked_curve(decoder, run_in_full(decoder, prompt, most_tokens, stop_ids))
 
 
-def walked_curve(decoder: Decoder, walked: Walk) -> np.ndarray:
+def walked_curve(decoder: Decoder, walked: FullRun) -> np.ndarray:
     """`kl_curve` of a prompt and an answer that have been walked already. (layers,) nats."""
-    tails = (tail(decoder, walked, withdraw(layer), layer) for layer in range(len(decoder.layers)))
+    tails = (logits_from_layer(decoder, walked, withdraw(layer), layer) for layer in range(len(decoder.layers)))
     return np.array([divergence(withdrawn, walked.full).max() for withdrawn, _ in tails])
 
 
 def attention_curve(decoder: Decoder, prompt: EmbeddedPrompt) -> np.ndarray:
     """The image's share of the text's attention in each layer, nothing withdrawn. (layers,), from 0 to 1."""
-    entering = layer_by_layer(decoder, arriving(*prompt, KVCache(decoder.config)))
+    entering = layer_by_layer(decoder, arriving(prompt, KVCache(decoder.config)))
     return np.array([visual_share(tokens) for tokens in entering[1:]])
 
 
-def first_at_most(curve, threshold):
+def first_at_most(curve: np.ndarray, threshold: float) -> int | None:
     """The paper's rule: the first layer whose value is at most the threshold; None if there is none."""
     met = np.flatnonzero(np.asarray(curve) <= threshold)
     return int(met[0]) if len(met) else None
 
 
-def first_settled(curve, threshold):
+def first_settled(curve: np.ndarray, threshold: float) -> int | None:
     """The first layer from which on every value stays under the threshold; None if the last one does not."""
     loud = np.flatnonzero(np.asarray(curve) >= threshold)
     layer = int(loud[-1]) + 1 if len(loud) else 0
@@ -173,12 +168,14 @@ CRITERIA = {
 }
 
 
-def mean_curve(decoder, samples, criterion, stop_ids=()):
+def mean_curve(
+    decoder: Decoder, samples: Iterable[EmbeddedPrompt], criterion: str, stop_ids: Collection[int] = ()
+) -> np.ndarray:
     """A criterion's curve, averaged over `samples`, any iterable of `EmbeddedPrompt`. (layers,)"""
     return np.mean([CRITERIA[criterion].curve(decoder, prompt, stop_ids) for prompt in samples], axis=0)
 
 
-def choose(curve, criterion, threshold):
+def choose(curve: np.ndarray, criterion: str, threshold: float) -> int:
     """K by a criterion's rule. Raises InputError where no layer meets it."""
     layer = CRITERIA[criterion].rule(curve, threshold)
     if layer is None:
@@ -188,16 +185,3 @@ def choose(curve, criterion, threshold):
             f"the lowest value is {curve[lowest]:.4g}, at layer {lowest}"
         )
     return layer
-
-
-def search_flops(config: DecoderConfig, tokens: int, staying: int) -> int:
-    """FLOPs of `kl_curve` for a prompt of `tokens`, `staying` of them text: the naive search less the beginnings."""
-    beginnings = sum(layers_flops(config, plain_run(config, tokens)[:layer]) for layer in range(config.layers))
-    return naive_flops(config, tokens, staying) - beginnings
-
-
-def naive_flops(config: DecoderConfig, tokens: int, staying: int) -> int:
-    """FLOPs of the published search: one prefill without withdrawal, and one from the bottom for every candidate."""
-    plain, text = plain_run(config, tokens), Ran(staying, staying, staying, 0)
-    runs = [plain[:layer] + [text] * (config.layers - layer) for layer in range(config.layers)]
-    return sum(prompt_flops(config, run) for run in [plain, *runs])

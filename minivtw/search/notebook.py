@@ -14,8 +14,8 @@ from ..inputs.questions import Question, digest
 from ..methods.text import spec_of
 from ..model.tokens import EmbeddedPrompt
 from ..vlm import VLM
-from .layer import CRITERIA, LONGEST_ANSWER, Walk, choose, mean_curve, walk, walked_curve
-from .schedule import FIRST, Seen, search
+from .layer import CRITERIA, LONGEST_ANSWER, FullRun, choose, mean_curve, run_in_full, walked_curve
+from .schedule import FIRST, SampleChange, search
 
 CHANGED = 0.01  # of the answers' tokens, by a schedule that is to save as much as it can
 
@@ -26,7 +26,7 @@ def embedded(
     """The samples as the decoder gets them, one after the other."""
     for done, sample in enumerate(samples, 1):
         prompt = vlm.prepare(sample.image, sample.question)
-        yield EmbeddedPrompt(vlm.embed(prompt), prompt.is_visual)
+        yield vlm.embed(prompt)._replace(tower=None)  # no search asks it, and it holds more than all else
         progress(done)
 
 
@@ -76,11 +76,15 @@ def find_schedule(
     known = {} if measured is None else Notebook(measured, {"model": fingerprint(vlm.folder), "samples": about})
     mixed = [samples[index] for index in np.random.default_rng(0).permutation(len(samples))]
     prompts = list(embedded(vlm, mixed))
-    first = [walk(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in prompts[:FIRST]]
+    first = [run_in_full(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in prompts[:FIRST]]
 
     # Every schedule is measured on the first; keeping them all would take 20 MB each on minivtw-smol.
-    def walked(index: int) -> Walk:
-        return first[index] if index < len(first) else walk(vlm.decoder, prompts[index], LONGEST_ANSWER, vlm.stop_ids)
+    def walked(index: int) -> FullRun:
+        return (
+            first[index]
+            if index < len(first)
+            else run_in_full(vlm.decoder, prompts[index], LONGEST_ANSWER, vlm.stop_ids)
+        )
 
     curve = np.mean([walked_curve(vlm.decoder, one) for one in first], axis=0)
     limit = CHANGED if threshold is None and save is None else threshold
@@ -100,7 +104,7 @@ def find_schedule(
     }
 
 
-class Notebook(dict[tuple[int, str], Seen]):
+class Notebook(dict[tuple[int, str], SampleChange]):
     """What a search has measured, for `schedule.Bench`, kept in a file too: a line each, after a first one about what.
 
     Raises InputError for a file that holds anything else.
@@ -122,10 +126,10 @@ class Notebook(dict[tuple[int, str], Seen]):
                     raise ValueError("no measurement")
             except (ValueError, TypeError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: is not what --measured writes") from error
-            super().__setitem__((index, method), Seen(*seen))
+            super().__setitem__((index, method), SampleChange(*seen))
         write_whole(path, whole)
 
-    def __setitem__(self, key: tuple[int, str], seen: Seen) -> None:
+    def __setitem__(self, key: tuple[int, str], seen: SampleChange) -> None:
         super().__setitem__(key, seen)
         with reading(self._path, "write"), open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps([*key, *seen]) + "\n")

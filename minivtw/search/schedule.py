@@ -32,8 +32,8 @@ from ..methods.shelf import method_of
 from ..methods.text import Method, first_layer, spec_of
 from ..methods.withdrawal import freeze, then, withdraw
 from ..model.decoder import Decoder
-from ..model.tokens import EmbeddedPrompt, Ran
-from .layer import Walk, tail, total_variation
+from ..model.tokens import EmbeddedPrompt, LayerCount
+from .layer import FullRun, logits_from_layer, total_variation
 
 NOISE = 1e-4  # of the tokens: who changes no more than this, beyond what the start changes, is as good as the start
 FIRST = 35  # samples that a race begins with
@@ -44,7 +44,7 @@ FINER = 0.05  # ... and by how much a change moves them
 GOALS = tuple(round(0.05 * step, 2) for step in range(1, 20))  # shares to save, where only a threshold is given
 
 
-class Thinned(NamedTuple):
+class Pruning(NamedTuple):
     """A method of the shelf that keeps some of the visual tokens before one layer."""
 
     name: str
@@ -60,7 +60,7 @@ class Schedule(NamedTuple):
 
     leaves: int  # K, the layer before which they all leave
     frozen: frozenset[int] = frozenset()  # layers before K in which they are read, and not worked on
-    thinned: Thinned | None = None
+    thinned: Pruning | None = None
 
     def method(self) -> Method:
         """The schedule as a method, which is stored and used by its text."""
@@ -68,17 +68,13 @@ class Schedule(NamedTuple):
         steps += [freeze(self.frozen)] if self.frozen else []
         return then(*steps, withdraw(self.leaves)) if steps else withdraw(self.leaves)
 
-    def without(self, layer: int) -> "Schedule":
-        """The same, worked on in this layer."""
-        return self._replace(frozen=self.frozen - {layer})
-
     def leaving(self, layer: int) -> "Schedule":
         """The same, with another K."""
         thinned = self.thinned if self.thinned and self.thinned.layer < layer else None
         return Schedule(layer, frozenset(one for one in self.frozen if one < layer), thinned)
 
 
-class Seen(NamedTuple):
+class SampleChange(NamedTuple):
     """What a schedule did to one sample."""
 
     changed: float  # share of the answer's tokens, from 0 to 1
@@ -86,7 +82,7 @@ class Seen(NamedTuple):
     plain: int  # ... with everything left as it is
 
 
-class Measured(NamedTuple):
+class Trial(NamedTuple):
     """What a schedule changes and saves on the samples that it was measured on."""
 
     schedule: Schedule
@@ -95,20 +91,20 @@ class Measured(NamedTuple):
     cost: float  # what it changes beyond the start, on the same samples; `NOISE` at the least
 
 
-class Bench:
+class Trials:
     """Samples, and what every schedule has changed on the first of them, as far as it was measured.
 
-    walked: gives a sample's prompt and answer as `search.walk` does, by its index; known: (index, a schedule's text) ->
-    `Seen`, what was measured before; it is added to.
+    walked: gives a sample's prompt and answer as `search.run_in_full` does, by its index; known: (index, a schedule's text) ->
+    `SampleChange`, what was measured before; it is added to.
     """
 
     def __init__(
         self,
         decoder: Decoder,
         prompts: Sequence[EmbeddedPrompt],
-        walked: Callable[[int], Walk],
+        walked: Callable[[int], FullRun],
         start: Schedule,
-        known: dict[tuple[int, str], Seen] | None = None,
+        known: dict[tuple[int, str], SampleChange] | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ):
         self.decoder, self.count, self._walked, self._progress = decoder, len(prompts), walked, progress
@@ -119,7 +115,7 @@ class Bench:
         self._lengths, self._longest = Counter(lengths), max(range(self.count), key=lambda one: lengths[one][1])
         self._thinned = cache(self._left)
 
-    def measure(self, schedules: Iterable[Schedule], count: int) -> list[Measured]:
+    def measure(self, schedules: Iterable[Schedule], count: int) -> list[Trial]:
         """Schedules on the first `count` samples."""
         texts = {schedule: str(spec_of(schedule.method())) for schedule in schedules}
         for index in range(count):
@@ -130,38 +126,38 @@ class Bench:
         means = [np.mean([self.known[index, text] for index in range(count)], axis=0) for text in texts.values()]
         begin = np.mean([self.known[index, self._begin].changed for index in range(count)])
         return [
-            Measured(schedule, float(changed), float(1 - flops / plain), max(float(changed - begin), NOISE))
+            Trial(schedule, float(changed), float(1 - flops / plain), max(float(changed - begin), NOISE))
             for schedule, (changed, flops, plain) in zip(texts, means)
         ]
 
-    def on_sample(self, index: int, schedules: Iterable[Schedule]) -> list[Seen]:
+    def on_sample(self, index: int, schedules: Iterable[Schedule]) -> list[SampleChange]:
         """Schedules on one sample, each from the first layer on that it treats otherwise."""
         walked, config, seen = self._walked(index), self.decoder.config, []
         plain = prompt_flops(config, plain_run(config, len(walked.entering[0])))
         for schedule in schedules:
             method = schedule.method()
-            said, ran = tail(self.decoder, walked, method, first_layer(method))
+            said, ran = logits_from_layer(self.decoder, walked, method, first_layer(method))
             changed = float(total_variation(said, walked.full).mean())
-            seen.append(Seen(changed, prompt_flops(config, ran), plain))
+            seen.append(SampleChange(changed, prompt_flops(config, ran), plain))
         return seen
 
-    def _left(self, thinned: Thinned | None) -> list[tuple[float, int]]:
+    def _left(self, thinned: Pruning | None) -> list[tuple[float, int]]:
         """What thinning out alone leaves in each layer: the share of the visual tokens, and the FLOPs that it asks for."""
         if thinned is None:
             return [(1.0, 0)] * self.decoder.config.layers
         walked, method = self._walked(self._longest), thinned.method()
-        _, ran = tail(self.decoder, walked, method, first_layer(method))
+        _, ran = logits_from_layer(self.decoder, walked, method, first_layer(method))
         tokens, visual = len(walked.entering[0]), max(1, int(walked.entering[0].is_visual.sum()))
-        return [(1 - (tokens - one.entered) / visual, one.asked) for one in ran]
+        return [(1 - (tokens - one.entered) / visual, one.extra_flops) for one in ran]
 
     def saved(self, schedule: Schedule) -> float:
         """What a schedule saves on all samples, counted from their lengths and from one run of what it thins out."""
         config, flops, plain = self.decoder.config, 0, 0
         for (visual, tokens), times in self._lengths.items():
             text, ran = tokens - visual, []
-            for layer, (share, asked) in enumerate(self._thinned(schedule.thinned)):
+            for layer, (share, extra) in enumerate(self._thinned(schedule.thinned)):
                 left = round(visual * share) if layer < schedule.leaves else 0
-                ran.append(Ran(text + left, text + left * (layer not in schedule.frozen), text + left, asked))
+                ran.append(LayerCount(text + left, text + left * (layer not in schedule.frozen), text + left, extra))
             flops += times * prompt_flops(config, ran)
             plain += times * prompt_flops(config, plain_run(config, tokens))
         return 1 - flops / plain
@@ -177,42 +173,43 @@ class Bench:
                 break
             schedule = schedule._replace(frozen=schedule.frozen | {layer})
         for layer in reversed(free):
-            if layer in schedule.frozen and self.saved(worked := schedule.without(layer)) >= goal:
+            worked = schedule._replace(frozen=schedule.frozen - {layer})
+            if layer in schedule.frozen and self.saved(worked) >= goal:
                 schedule = worked
         if self.saved(schedule) < goal and schedule.leaves:
             return self.fitted(schedule.leaving(schedule.leaves - 1), order, goal, held)
         return schedule
 
 
-def freezing_order(bench: Bench, leaves: int) -> list[int]:
+def freezing_order(trials: Trials, leaves: int) -> list[int]:
     """The layers before `leaves`, first the one in which freezing alone changes the fewest tokens; of equals the deepest."""
     alone = [Schedule(leaves, frozenset([layer])) for layer in reversed(range(leaves))]
-    measured = bench.measure(alone, min(2 * FIRST, bench.count))
+    measured = trials.measure(alone, min(2 * FIRST, trials.count))
     return [layer for one in sorted(measured, key=lambda one: one.cost) for layer in one.schedule.frozen]
 
 
-def contiguous(bench: Bench, leaves: int, goal: float) -> Iterator[Schedule]:
+def contiguous(trials: Trials, leaves: int, goal: float) -> Iterator[Schedule]:
     """The two that a race has to beat: frozen from one layer on up to `leaves`, and withdrawn earlier."""
     frozen = (Schedule(leaves, frozenset(range(first, leaves))) for first in reversed(range(leaves)))
     for kind in (frozen, map(Schedule, reversed(range(leaves)))):
-        yield from islice((one for one in kind if bench.saved(one) >= goal), 1)
+        yield from islice((one for one in kind if trials.saved(one) >= goal), 1)
 
 
-def field(layers: int, leaves: int) -> Iterator[Schedule]:
+def candidates(layers: int, leaves: int) -> Iterator[Schedule]:
     """Every place and share of thinning out, at every twelfth of the depth, and no thinning out; nothing frozen yet."""
     yield Schedule(leaves)
     for name in THINNERS:
         for layer in range(1, leaves, max(1, layers // 12)):
-            yield from (Schedule(leaves, thinned=Thinned(name, layer, keep)) for keep in KEPT)
+            yield from (Schedule(leaves, thinned=Pruning(name, layer, keep)) for keep in KEPT)
 
 
-def neighbours(bench: Bench, schedule: Schedule, order: Sequence[int], goal: float) -> Iterator[Schedule]:
+def neighbours(trials: Trials, schedule: Schedule, order: Sequence[int], goal: float) -> Iterator[Schedule]:
     """What is one change away from a schedule, each completed to the goal by what costs least."""
     leaves, frozen, thinned = schedule
     for layer in order:
         if layer < leaves:
-            yield bench.fitted(schedule._replace(frozen=frozen ^ {layer}), order, goal, [layer])
-    depth = bench.decoder.config.layers
+            yield trials.fitted(schedule._replace(frozen=frozen ^ {layer}), order, goal, [layer])
+    depth = trials.decoder.config.layers
     changed = [schedule.leaving(layer) for layer in (leaves - 1, leaves + 1) if 0 <= layer <= depth]
     if thinned:
         places = [thinned._replace(layer=thinned.layer + step) for step in (-2, -1, 1, 2)]
@@ -220,50 +217,50 @@ def neighbours(bench: Bench, schedule: Schedule, order: Sequence[int], goal: flo
         others = [thinned._replace(name=name) for name in THINNERS]
         valid = [one for one in (*places, *shares, *others) if 0 < one.layer < leaves and 0 < one.keep < 1]
         changed += [schedule._replace(thinned=one) for one in valid]
-    yield from (bench.fitted(one, order, goal) for one in changed)
+    yield from (trials.fitted(one, order, goal) for one in changed)
 
 
-def race(bench: Bench, runners: Iterable[Schedule], goal: float, staying: Collection[Schedule] = ()) -> Measured:
+def race(trials: Trials, runners: Iterable[Schedule], goal: float, staying: Collection[Schedule] = ()) -> Trial:
     """The schedule that changes the fewest tokens on all samples, of those that save enough there.
 
     The worse half leaves each time that the samples are doubled; who is `staying` is measured on all, and wins where it
     is as good as any. Of other equals, one that thins nothing out wins.
     """
 
-    def rank(one: Measured) -> tuple:
+    def rank(one: Trial) -> tuple:
         return one.saved < goal, one.cost, one.schedule not in staying, one.schedule.thinned is not None
 
-    left, count = list(dict.fromkeys([*runners, *staying])), min(FIRST, bench.count)
-    while count < bench.count:
-        ranked = sorted(bench.measure(left, count), key=lambda one: one.cost)
+    left, count = list(dict.fromkeys([*runners, *staying])), min(FIRST, trials.count)
+    while count < trials.count:
+        ranked = sorted(trials.measure(left, count), key=lambda one: one.cost)
         half = [one.schedule for one in ranked[: (len(ranked) + 1) // 2]]
-        left, count = list(dict.fromkeys([*half, *staying])), min(2 * count, bench.count)
-    return min(bench.measure(left, count), key=rank)
+        left, count = list(dict.fromkeys([*half, *staying])), min(2 * count, trials.count)
+    return min(trials.measure(left, count), key=rank)
 
 
-def reach(bench: Bench, goal: float) -> list[Measured]:
+def reach(trials: Trials, goal: float) -> list[Trial]:
     """Where the search starts and the winners of the races for one goal, the best last."""
-    path, leaves = [bench.start], bench.start.schedule.leaves
-    if bench.start.saved >= goal:
+    path, leaves = [trials.start], trials.start.schedule.leaves
+    if trials.start.saved >= goal:
         return path
-    order = freezing_order(bench, leaves)
-    runners = [bench.fitted(one, order, goal) for one in field(bench.decoder.config.layers, leaves)]
-    path.append(race(bench, runners, goal, list(contiguous(bench, leaves, goal))))
+    order = freezing_order(trials, leaves)
+    runners = [trials.fitted(one, order, goal) for one in candidates(trials.decoder.config.layers, leaves)]
+    path.append(race(trials, runners, goal, list(contiguous(trials, leaves, goal))))
     for _ in range(ROUNDS):
         best = path[-1].schedule
-        winner = race(bench, neighbours(bench, best, order, goal), goal, [best])
+        winner = race(trials, neighbours(trials, best, order, goal), goal, [best])
         if winner.schedule == best:
             break
         path.append(winner)
     return path
 
 
-def within(bench: Bench, most: float) -> list[Measured]:
+def within(trials: Trials, most: float) -> list[Trial]:
     """The path to the greatest of the `GOALS` that is reached with at most this change, by halving their interval."""
-    path, low, high = [bench.start], bisect_right(GOALS, bench.start.saved), len(GOALS)
+    path, low, high = [trials.start], bisect_right(GOALS, trials.start.saved), len(GOALS)
     while low < high:
         middle = (low + high) // 2
-        tried = reach(bench, GOALS[middle])
+        tried = reach(trials, GOALS[middle])
         if tried[-1].changed <= most and tried[-1].saved >= GOALS[middle]:
             path, low = tried, middle + 1
         else:
@@ -274,24 +271,24 @@ def within(bench: Bench, most: float) -> list[Measured]:
 def search(
     decoder: Decoder,
     prompts: Sequence[EmbeddedPrompt],
-    walked: Callable[[int], Walk],
+    walked: Callable[[int], FullRun],
     leaves: int,
     save: float | None = None,
     threshold: float | None = None,
-    known: dict[tuple[int, str], Seen] | None = None,
+    known: dict[tuple[int, str], SampleChange] | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[Measured]:
+) -> list[Trial]:
     """The winners of the races, the schedule looked for last.
 
-    prompts: the samples, in no particular order; walked, known: as for `Bench`; leaves: the K to start from; save: the
+    prompts: the samples, in no particular order; walked, known: as for `Trials`; leaves: the K to start from; save: the
     share of the prefill FLOPs to save; threshold: the share of the answers' tokens that may change. Without `save`, as
     much is saved as the threshold allows, in steps of five per cent. Raises InputError where `save` cannot be reached.
     """
-    bench = Bench(decoder, prompts, walked, Schedule(leaves), known, progress)
+    trials = Trials(decoder, prompts, walked, Schedule(leaves), known, progress)
     most = np.inf if threshold is None else threshold
     if save is None:
-        return within(bench, most)
-    path = reach(bench, save)
+        return within(trials, most)
+    path = reach(trials, save)
     if path[-1].saved < save:
         raise InputError(f"no schedule saves {save:.0%}; the search ends at {path[-1].saved:.1%}")
     if path[-1].changed > most:

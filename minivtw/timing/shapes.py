@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, models
 from ..checkpoints.layouts import CHATML
 from ..checkpoints.parts import Parts, VisionParts
 from ..model.connector import Connector, ShuffleConnector, connect, shuffle_connect
-from ..model.decoder import Decoder, DecoderConfig, DecoderLayer
 from ..model.layers import LayerNorm, Linear
 from ..model.vision import Vision, VisionConfig, VisionLayer
+from ..model.weights import Decoder, DecoderConfig, DecoderLayer
 from ..vlm import VLM
 
 SIGLIP: dict[str, Any] = dict(

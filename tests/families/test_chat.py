@@ -12,6 +12,7 @@ from minivtw import chat as door
 from minivtw import generate
 from minivtw.inputs.prompts import Prompt, encode
 from minivtw.model.cache import KVCache
+from minivtw.model.tokens import embedded_text
 from minivtw.vlm import Chat
 from tests.doors import run
 
@@ -31,13 +32,13 @@ NEW_TOKENS = 9
 def recomputed(vlm, prompt, method):
     """Greedy ids after a whole conversation, from an empty cache."""
     cache = KVCache(vlm.config)
-    logits, _ = vlm.advance(vlm.embed(prompt), prompt.is_visual, cache, method)
+    logits, _ = vlm.advance(vlm.embed(prompt), cache, method)
     said = []
     while len(said) < NEW_TOKENS:
         said.append(int(logits.argmax()))
         if said[-1] in vlm.stop_ids:
             break
-        logits, _ = vlm.advance(vlm.decoder.embedding[said[-1:]], np.zeros(1, bool), cache, method)
+        logits, _ = vlm.advance(embedded_text(vlm.decoder, said[-1:]), cache, method)
     return said
 
 

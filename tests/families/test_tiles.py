@@ -87,6 +87,6 @@ def test_what_is_planned_is_what_is_made(examples, tmp_path_factory):
             side = vlm.parts.vision.encoder.config.image_size
             assert prompt.tiles.shape[1:] == (3, side, side) and prompt.tiles.dtype == np.float32
             assert np.isfinite(prompt.tiles).all() and len(prompt.tiles) <= len(sizes) * (most_tiles or 99)
-            assert vlm.embed(prompt).shape == (len(prompt.token_ids), vlm.config.width)
+            assert vlm.embed(prompt).hidden.shape == (len(prompt.token_ids), vlm.config.width)
 
     check()

@@ -105,7 +105,7 @@ def test_whatever_state_a_frozen_token_has_it_keeps_and_text_keys_do_not_depend_
     decoder, prompt, layers, _ = case
     assume(layers)
     index, noise = min(layers), np.random.default_rng(seed).standard_normal(prompt.hidden.shape)
-    entered = forward(decoder, arriving(*prompt, KVCache(decoder.config)), stop=index)
+    entered = forward(decoder, arriving(prompt, KVCache(decoder.config)), stop=index)
     text, after = ~prompt.is_visual, []
     for visual in (entered.hidden, noise):  # the states of the visual tokens as they enter the layer
         hidden = np.where(text[:, None], entered.hidden, visual)
@@ -164,8 +164,8 @@ def test_a_row_of_attention_is_what_the_layer_computed(case, data):
         np.testing.assert_allclose(probabilities, seen[f"decoder.layers.{index}.attention"][:, rows], atol=2e-6)
         config = decoder.config
         products = config.heads * config.head_dim * (config.width + run.ran[index].cached)  # queries, scores
-        assert run.ran[index + 1].asked == 2 * len(rows) * products
-    assert run.ran[0].asked == 0
+        assert run.ran[index + 1].extra_flops == 2 * len(rows) * products
+    assert run.ran[0].extra_flops == 0
 
 
 @given(seeing)
@@ -192,7 +192,7 @@ def test_in_a_later_turn_tokens_know_their_own_keys(case, before, index):
     decoder, prompt, _ = case
     index = min(index, decoder.config.layers - 1)
     cache = prefill(decoder, random_prompt(decoder, before * [False])).cache
-    tokens = forward(decoder, arriving(*prompt, cache), stop=index + 1)
+    tokens = forward(decoder, arriving(prompt, cache), stop=index + 1)
     held = cache[index].keys
     assert held.shape[1] == before + len(prompt.hidden)
     assert np.array_equal(tokens.keys, held[:, before:])
@@ -209,7 +209,7 @@ PICTURE = [False, True, True, True, False, True, False, False]
 @pytest.fixture
 def arrived():
     decoder = fixed_decoder()
-    return arriving(*random_prompt(decoder, PICTURE), KVCache(decoder.config))
+    return arriving(random_prompt(decoder, PICTURE), KVCache(decoder.config))
 
 
 @pytest.mark.parametrize("rows", [[0, 0, 1], [1, 0], [-1, 0], [0, 3, 2, 7], np.arange(8).repeat(2)])
@@ -276,7 +276,7 @@ def test_shapes_beside_the_code_of_a_layer_are_those_of_its_arrays(method):
     """Every assignment of `decoder_layer` that says a shape, on five tokens after three others."""
     decoder = fixed_decoder()
     cache = prefill(decoder, random_prompt(decoder, 3 * [False])).cache
-    tokens = forward(decoder, arriving(*random_prompt(decoder, [False, True, True, False, False]), cache), stop=1)
+    tokens = forward(decoder, arriving(random_prompt(decoder, [False, True, True, False, False]), cache), stop=1)
     tokens = method(1, tokens) if method else tokens
     sizes = decoder.config._asdict() | {"tokens": len(tokens), "cached": 3 + len(tokens)}
     sizes["worked"] = len(tokens) if tokens.works is None else int(tokens.works.sum())

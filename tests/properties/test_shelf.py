@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw import InputError
-from minivtw.methods.before import divprune, fastervlm, visionzip, with_tower
+from minivtw.methods.before import divprune, fastervlm, visionzip
 from minivtw.methods.looking import coming_attention, last_look
 from minivtw.methods.shelf import METHODS, dart, fastv, looked_at, method_of, pyramiddrop, random, sparsevlm, uniform
 from minivtw.methods.text import first_layer
@@ -16,8 +16,17 @@ from minivtw.methods.withdrawal import own_positions, renumber, then, withdraw
 from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt
 from minivtw.model.vision import encode
-from minivtw.search.layer import tail, walk
-from tests.random_models import assert_close, cases, decoders, prefill, random_decoder, random_prompt, random_tower
+from minivtw.search.layer import logits_from_layer, run_in_full
+from tests.random_models import (
+    assert_close,
+    cases,
+    decoders,
+    prefill,
+    random_decoder,
+    random_prompt,
+    random_tower,
+    with_tower,
+)
 
 SHARES = [0.0, 0.25, 0.5, 0.7, 1.0]
 VISUAL = 16  # visual tokens where a tower has looked: 4 x 4 patches
@@ -147,7 +156,9 @@ def test_what_runs_before_a_method_does_not_confuse_it(case, seed, share):
 def test_after_the_image_has_left_a_method_asks_for_nothing(case):
     decoder, prompt, _, layers, _, method = case
     both, alone = prefill(decoder, prompt, then(withdraw(0), method)), prefill(decoder, prompt, withdraw(0))
-    assert sum(ran.asked for ran in both.ran) == 0 and [ran[:3] for ran in both.ran] == [ran[:3] for ran in alone.ran]
+    assert sum(ran.extra_flops for ran in both.ran) == 0 and [ran[:3] for ran in both.ran] == [
+        ran[:3] for ran in alone.ran
+    ]
 
 
 @given(asked([fastv]), st.data())
@@ -312,10 +323,10 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("first", EXAMPLES)
 def test_a_run_from_the_first_layer_that_a_method_names_is_a_run_from_the_bottom(first):
-    """For every method of the shelf, alone and before every other: what `search.tail` and those who use it rely on."""
+    """For every method of the shelf, alone and before every other: what `search.logits_from_layer` and those who use it rely on."""
     decoder, tower = random_decoder(asked_decoder().config._replace(layers=5)), random_tower(4)
     prompt = random_prompt(decoder, [False, *VISUAL * [True], *5 * [False]])
-    walked = walk(decoder, prompt, 3)
+    walked = run_in_full(decoder, prompt, 3)
     for text in [EXAMPLES[first], *(f"{EXAMPLES[first]}+{second}" for second in EXAMPLES.values())]:
         method = method_of(text)
         if any(name in text for name in TOWER_FIRST):
@@ -324,10 +335,10 @@ def test_a_run_from_the_first_layer_that_a_method_names_is_a_run_from_the_bottom
             whole, answer = prefill(decoder, prompt, method), decoder.embedding[walked.answer[:-1]]
         except InputError as error:
             with pytest.raises(InputError, match=re.escape(str(error))):
-                tail(decoder, walked, method, first_layer(method))
+                logits_from_layer(decoder, walked, method, first_layer(method))
             continue
         following = prefill(decoder, EmbeddedPrompt(answer, np.zeros(len(answer), bool)), method, whole.cache)
-        said, ran = tail(decoder, walked, method, first_layer(method))
+        said, ran = logits_from_layer(decoder, walked, method, first_layer(method))
         assert ran == whole.ran, text
         assert_close(said, np.concatenate([whole.logits[-1:], following.logits]))
     assert first_layer(method_of(f"divprune+{EXAMPLES['withdraw']}")) == 0

@@ -15,7 +15,7 @@ from minivtw.model.attention import rotary, rotate, split_heads
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import DecoderConfig, forward, logits
 from minivtw.model.layers import linear, rms_norm, softmax, swiglu
-from minivtw.model.tokens import EmbeddedPrompt, arriving
+from minivtw.model.tokens import EmbeddedPrompt, arriving, embedded_text
 from tests.random_models import (
     as_stored,
     assert_close,
@@ -165,7 +165,7 @@ def changed_at(decoder, prompt, layer, door, change):
             return tokens
         return replace(tokens, hidden=tokens.hidden + np.where(tokens.is_visual[:, None], noise[tokens.positions], 0))
 
-    tokens = arriving(*prompt, KVCache(decoder.config))
+    tokens = arriving(prompt, KVCache(decoder.config))
     ended = forward(decoder, tokens, then(disturb, withdraw(layer)))
     return ended.hidden[~ended.is_visual]
 
@@ -212,7 +212,7 @@ def test_renumbered_tokens_turn_by_their_place_among_those_that_are_left(case):
         return tokens
 
     cache = KVCache(decoder.config)
-    ended = forward(decoder, arriving(*prompt, cache), then(renumbered(layer), note))
+    ended = forward(decoder, arriving(prompt, cache), then(renumbered(layer), note))
     assert np.array_equal(
         ended.positions,
         np.arange(len(prompt.hidden)) if layer == decoder.config.layers else np.flatnonzero(~prompt.is_visual),
@@ -220,7 +220,7 @@ def test_renumbered_tokens_turn_by_their_place_among_those_that_are_left(case):
     for index in range(decoder.config.layers):
         assert np.array_equal(turned[index], np.arange(len(prompt.hidden) if index < layer else text))
     turned.clear()
-    forward(decoder, arriving(decoder.embedding[[0]], np.zeros(1, bool), cache), then(renumbered(layer), note))
+    forward(decoder, arriving(embedded_text(decoder, [0]), cache), then(renumbered(layer), note))
     assert turned == [[len(prompt.hidden) if index < layer else text] for index in range(decoder.config.layers)]
 
 
@@ -235,7 +235,7 @@ def test_reindexing_matters():
 @given(cases(layers=st.integers(1, 2)), st.integers(0, 1000))
 def test_the_random_ablation_withdraws_as_many_tokens_but_never_the_last(case, seed):
     decoder, prompt, _ = case
-    tokens = forward(decoder, arriving(*prompt, KVCache(decoder.config)), random_tokens(0, seed))
+    tokens = forward(decoder, arriving(prompt, KVCache(decoder.config)), random_tokens(0, seed))
     assert len(prompt.hidden) - len(tokens) == prompt.is_visual.sum()
     assert tokens.positions[-1] == len(prompt.hidden) - 1
 
