@@ -16,9 +16,9 @@ HELD = {
 }  # what a user holds; a room otherwise is a folder, and the files above them the commands
 STYLE = """
   text { font: 12.5px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11px; fill: #66707c } .name { font-weight: 600 }
-  .room { fill: #4a86c5; fill-opacity: .10; stroke: #4a86c5 } .model { fill: #d98a3d; fill-opacity: .16; stroke: #d98a3d }
+  .room { fill: #edf3f9; stroke: #4a86c5 } .model { fill: #f9ede2; stroke: #d98a3d }
   .arrow { stroke: #66707c; fill: none; marker-end: url(#head) } .head { fill: #66707c }
-  @media (prefers-color-scheme: dark) { text { fill: #e6eaef } .small { fill: #9aa5b1 } .arrow { stroke: #9aa5b1 } }
+  @media (prefers-color-scheme: dark) { .room { fill: #16202b } .model { fill: #2b2118 } text { fill: #e6eaef } .small { fill: #9aa5b1 } .arrow { stroke: #9aa5b1 } }
 """
 
 
@@ -56,7 +56,7 @@ def read():
 
 def draw(files, arrows):
     """The SVG text."""
-    width, columns, boxes, body, y = 720, 4, {}, [], 14
+    width, columns, boxes, body, under, y = 720, 4, {}, [], [], 14
     for row in ROWS:
         each = (width - 28 - 20 * (len(row) - 1)) / len(row)
         height = 0
@@ -81,13 +81,13 @@ def draw(files, arrows):
     for source, target in arrows:
         (x1, y1, w1, h1), (x2, y2, w2, _) = boxes[source], boxes[target]
         if y2 > y1:
-            body.append(
+            under.append(
                 f'<path class="arrow" d="M{x1 + w1 * (0.3 + 0.4 * (x2 > x1)):.0f} {y1 + h1}L{x2 + w2 * (0.3 + 0.4 * (x1 > x2)):.0f} {y2 - 2}"/>'
             )
     head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path class="head" d="M0 0l8 4-8 4z"/></marker>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y - 20}" role="img" aria-label="rooms and imports">\n<style>{STYLE}</style><defs>{head}</defs>\n'
-        + "\n".join(body)
+        + "\n".join(under + body)  # the arrows pass under the rooms
         + "\n</svg>\n"
     )
 
