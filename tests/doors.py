@@ -64,9 +64,17 @@ class Terminal(io.StringIO):
         return True
 
 
+def in_bytes(argument):
+    """What a shell hands on: UTF-8, the bytes that a name of a file stands for, or half of a character as it is."""
+    try:
+        return argument.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return argument.encode("utf-8", "surrogatepass")
+
+
 def run(main, *arguments, stdin="", terminal=False):
     """(exit code, standard output, standard error) of a door's `main`; its arguments are typed in UTF-8."""
-    typed = [os.fsdecode(str(argument).encode("utf-8", "surrogateescape")) for argument in arguments]
+    typed = [os.fsdecode(in_bytes(str(argument))) for argument in arguments]
     out, err, code = (Terminal(), Terminal(), 0) if terminal else (io.StringIO(), io.StringIO(), 0)
     with mock.patch.object(sys, "argv", ["door", *typed]), mock.patch("sys.stdin", io.StringIO(stdin)):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
