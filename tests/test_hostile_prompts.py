@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 import threading
 
 import numpy as np
@@ -15,7 +14,7 @@ import minivtw
 from minivtw import InputError, chat, evaluate, generate
 from minivtw.inputs import prompts
 from minivtw.inputs.prompts import MARK, TextStream, answer_text, refuse_marks
-from tests.doors import assert_one_line_error, examples, make_world, run
+from tests.doors import assert_one_line_error, copied, examples, make_world, run
 from tests.families.conversation import picture
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -97,7 +96,7 @@ def test_a_mark_that_the_tokenizer_makes_of_other_words_is_refused():
 @pytest.mark.parametrize("name", ["llava/siglip-qwen2", "families/idefics3-tiles", "families/nanovlm-later"])
 def test_a_mark_of_the_layout_is_refused_though_the_tokenizer_does_not_call_it_special(tmp_path, name):
     """Else one question would be, token by token, two turns with an answer between them."""
-    folder = shutil.copytree(GOLDEN / name, tmp_path / "model")
+    folder = copied(GOLDEN / name, tmp_path / "model")
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     for token in content["added_tokens"]:
         token["special"] = False

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 from unittest import mock
@@ -13,7 +12,7 @@ import pytest
 import minivtw
 from minivtw import InputError, calibrate, doctor, generate
 from minivtw.checkpoints import hub
-from tests.doors import assert_one_line_error, run
+from tests.doors import assert_one_line_error, copied, run
 from tests.families.test_families import GOLDEN as FAMILIES
 from tests.small_llava import write_folder
 
@@ -114,7 +113,7 @@ def asked(monkeypatch):
 def test_a_folder_never_asks_the_hub(tmp_path, asked, door):
     """nanoVLM's folders have no tokenizer, and what their config names may be anybody's."""
     folder = tmp_path / "model"
-    shutil.copytree(FAMILIES / "nanovlm-first", folder)
+    copied(FAMILIES / "nanovlm-first", folder)
     (folder / "tokenizer.json").unlink()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"lm_tokenizer": "Some-Owner/tracker"}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -310,7 +309,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 def test_what_another_model_measured_is_refused_whatever_its_name(tmp_path):
     """The folder's name tells nothing: a model that was trained again keeps it. What calibrate stores changes nothing."""
     for name in ("a", "b"):
-        shutil.copytree(embedded_folder(), tmp_path / name / "model")
+        copied(embedded_folder(), tmp_path / name / "model")
     first, second, notes = tmp_path / "a" / "model", tmp_path / "b" / "model", tmp_path / "notes.jsonl"
     find = lambda model: calibrate.main(
         [str(model), "--save", "65%", "--limit", "1", "--measured", str(notes), "--store"]

@@ -13,7 +13,7 @@ import minivtw
 from minivtw import InputError, generate
 from minivtw.checkpoints.parts import MOST_TILES
 from minivtw.inputs.images import RAISED
-from tests.doors import assert_one_line_error, bounded_memory, examples, run
+from tests.doors import assert_one_line_error, bounded_memory, copied, examples, run
 from tests.small_llava import write_onevision
 
 from .conversation import picture
@@ -24,7 +24,7 @@ CLIP = GOLDEN.parent / "llava" / "clip-plain"  # 512 positions, of which an imag
 
 def unresized(folder, **settings):
     """An Idefics3 folder whose pictures are cut as they are."""
-    shutil.copytree(GOLDEN / "idefics3-tiles", folder, ignore=shutil.ignore_patterns("expected*", "meta*"))
+    copied(GOLDEN / "idefics3-tiles", folder, ignore=shutil.ignore_patterns("expected*", "meta*"))
     path = folder / "preprocessor_config.json"
     content = json.loads(path.read_text(encoding="utf-8")) | {"do_resize": False}
     path.write_text(json.dumps(content | settings), encoding="utf-8")
