@@ -16,14 +16,13 @@ from tokenizers import Tokenizer
 
 from .checkpoints.hub import model_name
 from .checkpoints.parts import Parts
-from .checkpoints.stored import STORED, stored_method
+from .checkpoints.stored import resolve_method
 from .counting import turn_counts
 from .errors import InputError, whole
+from .inputs.marks import check_vocabulary, refuse_marks
 from .inputs.opening import open_image
-from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, encode, expand_marks, refuse_marks
-from .methods.shelf import method_of
+from .inputs.prompts import Prompt, TextStream, answer_text, encode, expand_marks
 from .methods.text import Method, NamedMethod, check, spec_of, withdrawal_layer
-from .methods.withdrawal import withdraw as withdraw_before
 from .model.cache import KVCache
 from .model.decoder import forward, logits
 from .model.layers import Observe, check_finite
@@ -39,6 +38,7 @@ class Answer(NamedTuple):
     text: str
     token_ids: list[int]
     stats: dict[str, Any]
+    images: Any = None  # as they were given
 
 
 class VLM:
@@ -95,25 +95,7 @@ class VLM:
 
     def method(self, withdraw: str | int | None = "auto", method: Method | str | None = None) -> NamedMethod | None:
         """What the two arguments of `answer` mean for this model, checked; None: every token goes through every layer."""
-        if method is not None and withdraw not in ("auto", "off", None):
-            raise InputError("withdraw and method both say which tokens go on; give one of them")
-        if isinstance(method, str):
-            method = method_of(method)
-        elif method is None and withdraw == "auto":
-            return self._stored_method()
-        elif method is None and withdraw not in (None, "off"):
-            method = withdraw_before(withdraw)
-        return check(method, self.config.layers)
-
-    def _stored_method(self) -> NamedMethod | None:
-        """What `minivtw.calibrate` stored with this model; half the depth until something is stored."""
-        text = stored_method(self.folder)
-        if text is None:
-            return withdraw_before(self.config.layers // 2)
-        try:
-            return check(method_of(text, files=False), self.config.layers)
-        except InputError as error:
-            raise InputError(f"{self.folder}/{STORED}: {error}") from error
+        return resolve_method(self.folder, self.config.layers, withdraw, method)
 
     def prepare(self, images: Any, text: str, is_first: bool = True, system: str | None = None) -> Prompt:
         """Images and a question -> `Prompt`: the chat around them, and each image's tiles and visual tokens.
@@ -222,7 +204,7 @@ class Chat:
         max_new_tokens = whole(max_new_tokens, "max-new-tokens")
         embedded = self.vlm.embed(self.prepare(prompt, image), observe)  # 1. tokens, and 2. what the vision tower sees
         seconds = {"load": self.vlm.load_seconds, "vision": time.perf_counter() - started}
-        return self.respond(embedded, sampler, max_new_tokens, observe, stream, seconds)
+        return self.respond(embedded, sampler, max_new_tokens, observe, stream, seconds)._replace(images=image)
 
     def respond(
         self,

@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 import minivtw
 from minivtw import InputError, chat, evaluate, generate
-from minivtw.inputs import prompts
-from minivtw.inputs.prompts import MARK, TextStream, answer_text, refuse_marks
+from minivtw.inputs.marks import MOST_CHARACTERS, refuse_marks
+from minivtw.inputs.prompts import MARK, TextStream, answer_text
 from tests.doors import assert_one_line_error, copied, examples, make_world, run
 from tests.families.conversation import picture
 
@@ -117,10 +117,9 @@ def test_a_mark_of_the_layout_is_refused_where_the_tokenizer_does_not_have_it():
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_the_tokenizer_sees_it(world):
-    most = prompts.MOST_CHARACTERS
     with pytest.raises(InputError, match="is 500,001 characters long; at most 500,000 are read"):
-        refuse_marks("a" * (most + 1), tokenizer=None)
-    ran = run(chat.main, "--model", world.model, "--max-new-tokens", 1, stdin="a" * (20 * most) + "\nHm?\n")
+        refuse_marks("a" * (MOST_CHARACTERS + 1), tokenizer=None)
+    ran = run(chat.main, "--model", world.model, "--max-new-tokens", 1, stdin="a" * (20 * MOST_CHARACTERS) + "\nHm?\n")
     assert ran.code == 0 and ran.out.count("\n") == 1 and ran.err.count("\n") == 1
     assert "the prompt is 10,000,000 characters long" in ran.err
 

@@ -56,11 +56,11 @@ def test_no_two_files_import_each_other():
 def test_what_is_read_in_one_sitting_stays_short():
     """Numbers to be lowered, and raised only on purpose."""
     model = [*(PACKAGE / "model").glob("*.py")]
-    assert lines(*model) <= 950
+    assert lines(*model) <= 940
     path = [file for file in model if file.name != "blocks.py"]  # which is about speed alone
     path += [PACKAGE / name for name in ("methods/withdrawal.py", "vlm.py", "inputs/images.py", "inputs/prompts.py")]
-    assert lines(*path) <= 1403
-    assert lines(*PACKAGE.rglob("*.py")) <= 9600
+    assert lines(*path) <= 1350
+    assert lines(*PACKAGE.rglob("*.py")) <= 9820
 
 
 def test_no_file_is_longer_than_300_lines():

@@ -3,7 +3,11 @@
 import pathlib
 from typing import Any
 
+from ..errors import InputError
 from ..inputs.files import sha256_of_all
+from ..methods.shelf import method_of
+from ..methods.text import Method, NamedMethod, check
+from ..methods.withdrawal import withdraw as withdraw_before
 from .checkpoint import shard_paths
 from .fields import Fields
 from .files import file_of, read_json
@@ -23,6 +27,29 @@ def stored_method(folder: pathlib.Path) -> str | None:
     if layer < 0:
         raise fields.error(f"says withdraw_layer {layer}; layers are counted from 0")
     return f"withdraw:layer={layer}"
+
+
+def resolve_method(
+    folder: pathlib.Path, layers: int, withdraw: str | int | None, method: Method | str | None
+) -> NamedMethod | None:
+    """What the arguments `withdraw` and `method` of `VLM.answer` mean for a model with so many layers, checked.
+
+    "auto" is what is stored with the model, half the depth until something is; None: every token goes through every
+    layer. Raises InputError.
+    """
+    if method is not None:
+        if withdraw not in ("auto", "off", None):
+            raise InputError("withdraw and method both say which tokens go on; give one of them")
+        return check(method_of(method) if isinstance(method, str) else method, layers)
+    if withdraw in (None, "off"):
+        return None
+    text = stored_method(folder) if withdraw == "auto" else None
+    if text is None:
+        return check(withdraw_before(layers // 2 if withdraw == "auto" else withdraw), layers)
+    try:
+        return check(method_of(text, files=False), layers)
+    except InputError as error:
+        raise InputError(f"{folder}/{STORED}: {error}") from error
 
 
 def stored_search(folder: pathlib.Path) -> dict[str, Any]:

@@ -7,13 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..errors import InputError
 from .tokenizing import tokenizing
 
 MARK = "<image>"  # where an image goes in a prompt
-MOST_CHARACTERS = 500_000  # of a prompt, before its tokens are counted
-# Docling's instructions have these marks: places on a page, kinds of answers.
-SAYABLE = re.compile(r"<(loc_\d+|otsl|chart|code|formula)>")
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # Llama's tokens for what its vocabulary has no other token for
 
 
@@ -24,31 +20,6 @@ class Prompt(NamedTuple):
     is_visual: np.ndarray  # (tokens,) booleans
     tiles: np.ndarray | None  # (tiles, channels, height, width) float32
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) of each image
-
-
-def refuse_marks(text: str, tokenizer: Tokenizer, marks: Iterable[str] = ()) -> None:
-    """Raise InputError for words that would become one of the model's own marks: a turn, an end, a tile.
-
-    marks: those of the layout, which some tokenizers do not call special. `<image>` is not looked at: it says where an
-    image goes. What is not text, or too long a text to be looked at, is an error, too. Turns in plain words, such as
-    USER: and ASSISTANT: in LLaVA 1.5, are words like any other: they can be said, and read as turns.
-    """
-    if not isinstance(text, str):
-        raise InputError(f"a prompt is text, not an object of type {type(text).__name__}")
-    if len(text) > MOST_CHARACTERS:
-        raise InputError(f"the prompt is {len(text):,} characters long; at most {MOST_CHARACTERS:,} are read")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError("the prompt is not UTF-8 text") from error
-    words, unknown = text.replace(MARK, ""), getattr(tokenizer.model, "unk_token", None)
-    said = frozenset(encode(tokenizer, words, opens=False).tolist())  # some tokenizers change the text before they look
-    added = tokenizer.get_added_tokens_decoder().items()
-    own: dict[str, int | None] = {token.content: index for index, token in added if token.special}
-    own |= {mark: tokenizer.token_to_id(mark) for mark in marks}
-    for mark, index in own.items():
-        if (mark in words or (index in said and mark != unknown)) and not SAYABLE.fullmatch(mark):
-            raise InputError(f"the prompt says {mark}, which is a mark of the model's own and cannot be said")
 
 
 def expand_marks(text: str, expansions: list[str]) -> str:
@@ -67,12 +38,6 @@ def encode(tokenizer: Tokenizer, text: str, opens: bool = True) -> np.ndarray:
         if goes_on and tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("▁"):
             text = text[1:]
         return np.array(tokenizer.encode(text, add_special_tokens=opens).ids, np.int64)
-
-
-def check_vocabulary(token_ids: np.ndarray, vocabulary: int) -> None:
-    """Raise InputError for a token that the decoder does not have."""
-    if token_ids.max(initial=0) >= vocabulary:
-        raise InputError(f"the tokenizer knows token {token_ids.max()}, but the decoder's vocabulary has {vocabulary}")
 
 
 def spoken(tokenizer: Tokenizer, token_ids: Iterable[int], stop_ids: Set[int]) -> str:

@@ -90,9 +90,8 @@ def by_rows(function: RowFunction[Arguments]) -> RowFunction[Arguments]:
     def in_blocks(x: np.ndarray, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> np.ndarray:
         if len(x) < 2 * LEAST_ROWS or BUSY.locked():
             return function(x, *arguments, **options)
-        out = np.empty(
-            (len(x), function(x[:0], *arguments, **options).shape[1]), np.float32
-        )  # no rows at all tell its width
+        width = function(x[:0], *arguments, **options).shape[1]  # no rows at all tell it
+        out = np.empty((len(x), width), np.float32)
 
         def work(rows: slice) -> None:
             out[rows] = function(x[rows], *arguments, **options)

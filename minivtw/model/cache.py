@@ -17,7 +17,7 @@ class LayerCache:
 
     def __init__(self) -> None:
         # (2, kv_heads, capacity, head_dim) float32: keys, values; the first append knows the sizes
-        self._store = np.empty((2, 0, 0, 0), np.float32)
+        self._store = np.empty((2, 1, 0, 1), np.float32)
         self._positions: list[int] = []  # ascending
 
     def __len__(self) -> int:
@@ -30,19 +30,14 @@ class LayerCache:
         """
         start, end = len(self), len(self) + len(positions)
         if end > self._store.shape[2] or not self._store.size:
-            self._grow(end, keys.shape)
+            # Capacity at least doubles: n tokens, one at a time, cost O(n) copies in all.
+            grown = np.empty((2, len(keys), max(end, 2 * start), keys.shape[2]), np.float32)
+            grown[:, :, :start] = self._store[:, :, :start]
+            self._store = grown
         self._store[0, :, start:end] = keys
         self._store[1, :, start:end] = values
         self._positions.extend(positions.tolist())
         return self.keys, self.values
-
-    def _grow(self, length: int, shape: tuple[int, ...]) -> None:
-        """Make room for `length` tokens. Capacity at least doubles: n tokens, one at a time, cost O(n) copies in all."""
-        kv_heads, _, head_dim = shape
-        grown = np.empty((2, kv_heads, max(length, 2 * len(self)), head_dim), np.float32)
-        if len(self):
-            grown[:, :, : len(self)] = self._store[:, :, : len(self)]
-        self._store = grown
 
     @property
     def keys(self) -> np.ndarray:

@@ -69,10 +69,9 @@ class Tokens:
         previous = self.previous_layer("attention")
         entered = np.searchsorted(previous.entered.positions, self.positions)  # some may have left since
         keys = previous.cache.keys[:, : previous.before + len(previous.entered)]
-        looks = self.attention_to(
-            previous.entered, entered[rows], previous.index, keys, previous.before + 1 + entered[rows]
-        )
-        return looks[:, :, previous.before + entered]
+        sees = previous.before + 1 + entered[rows]
+        pattern = self.attention_to(previous.entered, entered[rows], previous.index, keys, sees)
+        return pattern[:, :, previous.before + entered]
 
     def attention_to(self, entering: "Tokens", rows: Any, index: int, keys: np.ndarray, sees: np.ndarray) -> np.ndarray:
         """Probabilities (heads, rows, keys) of some of the tokens that are `entering` layer `index`."""

@@ -73,11 +73,9 @@ def patchify(pixels: np.ndarray, patch_size: int) -> np.ndarray:
     Returns (patches, channels * patch_size * patch_size), each patch laid out like a convolution kernel.
     """
     channels, height, width = pixels.shape
-    rows, columns = height // patch_size, width // patch_size
-    grid = pixels[:, : rows * patch_size, : columns * patch_size].reshape(
-        channels, rows, patch_size, columns, patch_size
-    )
-    return grid.transpose(1, 3, 0, 2, 4).reshape(rows * columns, channels * patch_size**2)
+    rows, columns, side = height // patch_size, width // patch_size, patch_size
+    grid = pixels[:, : rows * side, : columns * side].reshape(channels, rows, side, columns, side)
+    return grid.transpose(1, 3, 0, 2, 4).reshape(rows * columns, channels * side * side)
 
 
 def vision_layer(

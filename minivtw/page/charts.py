@@ -4,6 +4,7 @@ Every column of a chart, most often a layer, is covered by an invisible band wit
 shows them, in a page or in a bare file. Colours come from the style sheet, for light and for dark.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -14,10 +15,10 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 12, 42, 40  # the room around the plot: the legen
 
 COLORS = """
 :root { --paper: #fff; --ink: #1d232b; --soft: #66707c; --grid: #e3e7ec; --mark: #b5413b;
-  --visual: #4a86c5; --sink: #d98a3d; --nearest: #4f9d72; --other: #b3bbc4; }
+  --visual: #4a86c5; --sink: #d98a3d; --nearest: #4f9d72; --other: #b3bbc4; --text: #d98a3d; --frozen: #b9d3ec; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #14181d; --ink: #e6eaef; --soft: #9aa5b1; --grid: #2b333c; --mark: #f08a83;
-  --visual: #64a3e6; --sink: #e8a15a; --nearest: #62bd8b; --other: #68737f; } }
+  --visual: #64a3e6; --sink: #e8a15a; --nearest: #62bd8b; --other: #68737f; --text: #e8a15a; --frozen: #33536f; } }
 """
 STYLE = """
 svg.chart { font: 13px system-ui, sans-serif; display: block; width: 100%; height: auto; }
@@ -30,7 +31,7 @@ svg.chart .line { fill: none; stroke-width: 2; stroke-linejoin: round; } svg.cha
 svg.chart .band { fill: var(--ink); opacity: 0; } svg.chart .band:hover, svg.chart .band.chosen { opacity: .08; }
 """ + "".join(
     f"svg.chart .fill.{name} {{ fill: var(--{name}); }} svg.chart .line.{name} {{ stroke: var(--{name}); }}\n"
-    for name in ("visual", "sink", "nearest", "other", "mark")
+    for name in ("visual", "sink", "nearest", "other", "mark", "text", "frozen")
 )
 
 
@@ -43,6 +44,16 @@ def svg(body: Iterable[str], height: float = HEIGHT, label: str = "") -> str:
     """A whole drawing, WIDTH wide, that scales with its surroundings. `label` is read by screen readers."""
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
     return head + "".join(body) + "</svg>"
+
+
+def standalone(drawing: str) -> str:
+    """A drawing as a file of its own, with its style inside; its colours are written out, for viewers without var()."""
+    light, dark = (dict(re.findall(r"--([\w-]+): (#\w+)", part)) for part in COLORS.split("@media"))
+    style = STYLE + "svg.chart { background: var(--paper); }"
+    written = [re.sub(r"var\(--([\w-]+)\)", lambda name: colors[name[1]], style) for colors in (light, dark)]
+    style = f"<style>{written[0]}@media (prefers-color-scheme: dark) {{{written[1]}}}</style>"
+    start = drawing.index(">") + 1
+    return drawing[:start].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ') + style + drawing[start:] + "\n"
 
 
 def text(x: float, y: float, words: object, anchor: str = "middle", kind: str = "") -> str:

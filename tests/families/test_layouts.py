@@ -18,7 +18,8 @@ from minivtw.checkpoints.layouts import (
     folder_layout,
     layout_of,
 )
-from minivtw.inputs.prompts import TextStream, answer_text, encode, refuse_marks
+from minivtw.inputs.marks import refuse_marks
+from minivtw.inputs.prompts import TextStream, answer_text, encode
 from minivtw.vlm import Chat
 from tests.small_llava import byte_tokenizer, write_folder
 

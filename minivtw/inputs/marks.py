@@ -1,0 +1,45 @@
+"""What a prompt may not say: the model's own marks, tokens that the decoder does not have, and more than can be read."""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ..errors import InputError
+from .prompts import MARK, encode
+
+MOST_CHARACTERS = 500_000  # of a prompt, before its tokens are counted
+# Docling's instructions have these marks: places on a page, kinds of answers.
+SAYABLE = re.compile(r"<(loc_\d+|otsl|chart|code|formula)>")
+
+
+def refuse_marks(text: str, tokenizer: Tokenizer, marks: Iterable[str] = ()) -> None:
+    """Raise InputError for words that would become one of the model's own marks: a turn, an end, a tile.
+
+    marks: those of the layout, which some tokenizers do not call special. `<image>` is not looked at: it says where an
+    image goes. What is not text, or too long a text to be looked at, is an error, too. Turns in plain words, such as
+    USER: and ASSISTANT: in LLaVA 1.5, are words like any other: they can be said, and read as turns.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"a prompt is text, not an object of type {type(text).__name__}")
+    if len(text) > MOST_CHARACTERS:
+        raise InputError(f"the prompt is {len(text):,} characters long; at most {MOST_CHARACTERS:,} are read")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the prompt is not UTF-8 text") from error
+    words, unknown = text.replace(MARK, ""), getattr(tokenizer.model, "unk_token", None)
+    said = frozenset(encode(tokenizer, words, opens=False).tolist())  # some tokenizers change the text before they look
+    added = tokenizer.get_added_tokens_decoder().items()
+    own: dict[str, int | None] = {token.content: index for index, token in added if token.special}
+    own |= {mark: tokenizer.token_to_id(mark) for mark in marks}
+    for mark, index in own.items():
+        if (mark in words or (index in said and mark != unknown)) and not SAYABLE.fullmatch(mark):
+            raise InputError(f"the prompt says {mark}, which is a mark of the model's own and cannot be said")
+
+
+def check_vocabulary(token_ids: np.ndarray, vocabulary: int) -> None:
+    """Raise InputError for a token that the decoder does not have."""
+    if token_ids.max(initial=0) >= vocabulary:
+        raise InputError(f"the tokenizer knows token {token_ids.max()}, but the decoder's vocabulary has {vocabulary}")
