@@ -8,6 +8,7 @@ from .errors import InputError
 COMMANDS = {
     "generate": "ask a question about a picture",
     "chat": "talk about pictures",
+    "step": "step through an answer, from the image to the next token",
     "explore": "open a page on which the model runs while you watch",
     "report": "write one page about one answer: attention, layers, cache",
     "calibrate": "find the layer before which the visual tokens can leave",

@@ -20,7 +20,7 @@ from .checkpoints.stored import resolve_method
 from .counting import turn_counts
 from .errors import InputError, whole
 from .inputs.marks import check_vocabulary, refuse_marks
-from .inputs.opening import open_image
+from .inputs.opening import open_image, refuse_swapped
 from .inputs.prompts import Prompt, TextStream, answer_text, encode, expand_marks
 from .methods.text import Method, NamedMethod, check, spec_of, withdrawal_layer
 from .model.cache import KVCache
@@ -106,6 +106,7 @@ class VLM:
         vision, tiles, expansions, expected = self.parts.vision, None, [], 0
         if images and not vision:
             raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
+        refuse_swapped(images, text)
         for said in (text,) if system is None else (text, system):
             refuse_marks(said, self.tokenizer, self.parts.layout.marks())
         turn = self.parts.layout.turn(text, len(images), is_first, system)

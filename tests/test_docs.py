@@ -5,7 +5,6 @@ import importlib
 import os
 import pathlib
 import re
-import shlex
 import subprocess
 import sys
 
@@ -97,29 +96,6 @@ def test_the_limits_and_tests_of_the_promise_are_there():
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     named = re.findall(r"`(test_\w+)`", page)
     assert len(named) >= 5 and not [name for name in named if f"def {name}(" not in tests]
-
-
-def test_every_stop_of_the_tour_is_there():
-    page = (ROOT / "docs" / "01-from-picture-to-answer.md").read_text(encoding="utf-8")
-    stops = re.findall(r"^\| `minivtw/([\w/]+)\.py:([\w.]+)` \|", page, re.M)
-    assert len(stops) == 10
-    for module, name in stops:
-        function = importlib.import_module("minivtw." + module.replace("/", "."))
-        for part in name.split("."):
-            function = getattr(function, part)
-        assert callable(function)
-
-
-def test_the_debugger_shows_what_the_page_says():
-    """The command of chapter 1, with the page's own questions typed at its prompt."""
-    page = (ROOT / "docs" / "01-from-picture-to-answer.md").read_text(encoding="utf-8")
-    command, session = re.search(r"```sh\n(python -m pdb .*)\n```\n```text\n(.*?)```", page, re.S).groups()
-    typed = [line.removeprefix("(Pdb) ") for line in session.splitlines() if line.startswith("(Pdb) ")]
-    shown = [line for line in session.splitlines() if not line.startswith("(Pdb) ")]
-    arguments = [sys.executable, *shlex.split(command)[1:]]
-    ran = subprocess.run(arguments, input="\n".join([*typed, "q", ""]), cwd=ROOT, capture_output=True, encoding="utf-8")
-    for line in shown:
-        assert f"(Pdb) {line}" in ran.stdout
 
 
 @pytest.mark.parametrize("script", ["rooms", "journey"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minivtw import InputError, bench, calibrate, chat, doctor, evaluate, explore, fetch, generate, report
+from minivtw import InputError, bench, calibrate, chat, doctor, evaluate, explore, fetch, generate, report, step
 from minivtw.checkpoints import hub, smollm2
 from minivtw.inputs.questions import read_questions
 from minivtw.methods.shelf import METHODS
@@ -50,6 +50,7 @@ DOORS = {
     }),
     "chat": (chat, "{picture} --model {model} --max-new-tokens 2", SHARED | SAMPLED | SIZES | {"--system": ANY}),
     "doctor": (doctor, "{model} {picture}", {"--prompt": ANY, "--max-tiles": NUMBER}),
+    "step": (step, "{picture} Hm? --model {model}", SHARED | {"--list": None}),
     "report": (report, "{picture} Hm? --model {model} --output page.html", SHARED | {"--output": ANY}),
     "explore": (explore, "{picture} --model {model} --no-browser", SHARED | {"--port": NUMBER}),
     "calibrate": (calibrate, "{model} --samples {questions} --threshold 1e9", {

@@ -1,10 +1,13 @@
 """Opening pictures safely. That their pixel values equal those of transformers is shown in test_parity.py."""
 
+import pathlib
+
 import numpy as np
 import PIL
 import pytest
 from PIL import Image
 
+import minivtw
 from minivtw import InputError
 from minivtw.checkpoints.clip import ClipPixels, centre_crop
 from minivtw.inputs.images import Levels, resized
@@ -105,3 +108,12 @@ def test_an_image_is_resized_the_width_first_whatever_pillow_does(width, height,
     assert np.array_equal(ours, by_hand)
     if int(PIL.__version__.split(".")[0]) < 13:
         assert np.array_equal(pillows, ours)
+
+
+def test_an_image_and_a_question_in_the_wrong_order_are_told_apart():
+    vlm, image, question = minivtw.load(), "docs/pictures/scene.png", "What color is the star?"
+    for ask in (lambda: vlm.answer(question, image), lambda: minivtw.Chat(vlm).ask(image, question)):
+        with pytest.raises(InputError, match=r"is a file where the question belongs: answer\(image, prompt\), but ask"):
+            ask()
+    with pytest.raises(InputError, match="is a file where the question belongs"):
+        vlm.answer(question, pathlib.Path(image))

@@ -110,7 +110,8 @@ def open_streams() -> None:
         if stream is None:  # opening takes the stream's own number, which is free; no other file may get it
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            with contextlib.suppress(io.UnsupportedOperation):  # of what has been read from already, by a debugger
+                stream.reconfigure(errors=errors)
         if name == "stdout" and sys.stdout.isatty():
             setattr(sys, name, VisibleStream(sys.stdout))
 

@@ -50,6 +50,14 @@ def open_image(source: Any) -> Image.Image:
         raise InputError(f"{cannot}: {why}") from error
 
 
+def refuse_swapped(images: list[Any], text: Any) -> None:
+    """Raise InputError where the question is a file, and what stands for the image is not."""
+    names = [image for image in images if isinstance(image, str | os.PathLike)]
+    is_file = isinstance(text, os.PathLike) or (isinstance(text, str) and os.path.isfile(text))
+    if names and is_file and not os.path.isfile(names[0]):
+        raise InputError(f"{text} is a file where the question belongs: answer(image, prompt), but ask(prompt, image)")
+
+
 def upright_rgb(image: Image.Image, name: str) -> Image.Image:
     """Turned as EXIF says, laid on white where transparent (as transformers' processors do), any mode made RGB."""
     if image.format in NOT_READ:

@@ -39,11 +39,13 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def array(values: np.ndarray) -> str:
-    """An array's shape and the largest magnitude in it; of booleans, how many are true."""
+    """An array's shape and the largest magnitude in it; of booleans, how many are true; of positions, their ranges."""
     if values.dtype == bool:
         return f"{values.sum()} of {values.size}"
-    largest = np.abs(values).max(initial=0)
-    return f"{values.shape} ±{largest:.3g}" if values.dtype.kind == "f" else f"{values.shape} up to {largest}"
+    if values.dtype.kind == "f":
+        return f"{values.shape} ±{np.abs(values).max(initial=0):.3g}"
+    ascends = values.ndim == 1 and (np.diff(values) > 0).all()
+    return f"{values.shape} {ranges(values) if ascends else f'up to {values.max(initial=0)}'}"
 
 
 @functools.singledispatch
@@ -65,9 +67,11 @@ def part(value: Any) -> str:
         return array(value)
     if type(value).__repr__ is in_one_line:
         return in_one_line(value)
-    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    if is_list and (len(value) > 1 or any(isinstance(one, np.ndarray) for one in value)):
-        return f"[{len(value)} x {type(value[0]).__name__}]"
+    if isinstance(value, np.generic):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        is_short = all(isinstance(one, str | int | float | None) for one in value) and len(repr(value)) < 100
+        return repr(value) if is_short or not value else f"[{len(value)} x {type(value[0]).__name__}]"
     if callable(value):
         return getattr(value, "__name__", type(value).__name__)
     return shortened(repr(value), 100)
