@@ -112,10 +112,10 @@ class VLM:
         turn = self.parts.layout.turn(text, len(images), is_first, system)
         opened = [open_image(image) for image in images]
         if opened and vision:
-            tiles, expansions = vision.tile(opened, self.max_tiles)
+            tiles, expansions = vision.tile(opened, self.max_tiles)  # (tiles, channels, side, side)
             expected = sum(expansion.count(vision.image_token) for expansion in expansions)
-        token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)
-        is_visual = token_ids == self.image_token_id
+        token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)  # (tokens,)
+        is_visual = token_ids == self.image_token_id  # (tokens,)
         if vision and is_visual.sum() != expected:
             raise InputError(f"the prompt says {vision.image_token}, which stands for an image and cannot be said")
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
@@ -132,8 +132,9 @@ class VLM:
             if not vision.pack:  # else, as in LLaVA-OneVision, visual tokens are not the tower's patches one by one
                 tower = Tower(vision.encoder, [])
             seen = [vision.connect(encode_image(vision.encoder, tile, observe, tower)) for tile in prompt.tiles]
-            visual = vision.pack(seen, prompt.sizes, self.max_tiles) if vision.pack else np.concatenate(seen)
-            hidden[prompt.is_visual] = visual  # (visual tokens, width)
+            pack = vision.pack or (lambda tiles, *_: np.concatenate(tiles))
+            visual = pack(seen, prompt.sizes, self.max_tiles)  # (visual tokens, width)
+            hidden[prompt.is_visual] = visual
             if observe:
                 observe("connector.output", visual)
         if observe:

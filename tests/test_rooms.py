@@ -56,7 +56,7 @@ def test_no_two_files_import_each_other():
 def test_what_is_read_in_one_sitting_stays_short():
     """Numbers to be lowered, and raised only on purpose."""
     model = [*(PACKAGE / "model").glob("*.py")]
-    assert lines(*model) <= 940
+    assert lines(*model) <= 941
     path = [file for file in model if file.name != "blocks.py"]  # which is about speed alone
     path += [PACKAGE / name for name in ("methods/withdrawal.py", "vlm.py", "inputs/images.py", "inputs/prompts.py")]
     assert lines(*path) <= 1350

@@ -11,10 +11,10 @@ from .layers import softmax
 @functools.lru_cache(maxsize=4)
 def rotary_table(length: int, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     """`rotary` for the positions 0 … length - 1, computed once: every layer and every token asks."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)  # (head_dim / 2,)
     frequencies = 1 / np.float32(theta) ** exponents  # (head_dim / 2,)
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies  # (length, head_dim / 2)
-    cosines, sines = np.cos(angles), np.sin(angles)
+    cosines, sines = np.cos(angles), np.sin(angles)  # (length, head_dim / 2)
     return np.concatenate([cosines, cosines], axis=1), np.concatenate([-sines, sines], axis=1)
 
 
@@ -25,7 +25,8 @@ def rotary(positions: np.ndarray, head_dim: int, theta: float) -> tuple[np.ndarr
     Returns what `rotate` multiplies the channels with, two float32 arrays (tokens, head_dim): each cosine twice, and
     each sine first with the minus sign of equation 34, then without.
     """
-    cosines, sines = rotary_table(1 << int(positions.max(initial=0)).bit_length(), head_dim, theta)
+    length = 1 << int(positions.max(initial=0)).bit_length()  # of tables that are made seldom
+    cosines, sines = rotary_table(length, head_dim, theta)  # (length, head_dim)
     return cosines[positions], sines[positions]
 
 
@@ -35,7 +36,7 @@ def rotate(x: np.ndarray, cosines: np.ndarray, sines: np.ndarray) -> np.ndarray:
     x: (heads, tokens, head_dim); cosines and sines: (tokens, head_dim). Returns (heads, tokens, head_dim).
     """
     half = x.shape[-1] // 2
-    turned = np.concatenate([x[..., half:], x[..., :half]], axis=-1)  # each channel's partner
+    turned = np.concatenate([x[..., half:], x[..., :half]], axis=-1)  # (heads, tokens, head_dim)
     turned *= sines
     turned += x * cosines
     return turned
@@ -57,20 +58,21 @@ def attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, sees: n
     Returns the context, (new, heads * head_dim).
     """
     (heads, new, head_dim), (kv_heads, tokens, _) = queries.shape, keys.shape
-    sees = np.full(new, tokens) if sees is None else sees
+    sees = np.full(new, tokens) if sees is None else sees  # (new,)
+    queries = queries * np.float32(head_dim**-0.5)  # (heads, new, head_dim)
     # The heads that share a key head stand on an axis of their own, along which NumPy repeats the keys without copying.
-    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads, new, head_dim)
-    context = np.empty((new, heads, head_dim), np.float32)
+    grouped = queries.reshape(kv_heads, heads // kv_heads, new, head_dim)  # (kv_heads, group, new, head_dim)
+    context = np.empty((new, heads, head_dim), np.float32)  # (new, heads, head_dim)
 
     def work(rows: slice) -> None:
         first, last = sees[rows][0], sees[rows][-1]  # all see the keys before `first`, none those after `last`
-        scores = grouped[:, :, rows] @ keys[:, None, :last].swapaxes(-1, -2)  # (kv_heads, heads a key head, rows, last)
+        scores = grouped[:, :, rows] @ keys[:, None, :last].swapaxes(-1, -2)  # (kv_heads, group, rows, last)
         if first < last:
-            hidden = np.arange(first, last) >= sees[rows][:, None]  # (rows, keys from `first` on)
+            hidden = np.arange(first, last) >= sees[rows][:, None]  # (rows, last - first)
             np.copyto(scores[..., first:], np.float32(-np.inf), where=hidden)
         scores -= np.max(scores, axis=-1, keepdims=True)  # the largest exponent is 0: no overflow
         np.exp(scores, out=scores)
-        part = scores @ values[:, None, :last]  # (kv_heads, heads a key head, rows, head_dim)
+        part = scores @ values[:, None, :last]  # (kv_heads, group, rows, head_dim)
         part /= np.sum(scores, axis=-1, keepdims=True)  # divides the context, which is shorter than a row of scores
         context[rows] = part.reshape(heads, -1, head_dim).swapaxes(0, 1)
 
@@ -81,8 +83,9 @@ def attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, sees: n
 def attention_probabilities(queries: np.ndarray, keys: np.ndarray, sees: np.ndarray | None = None) -> np.ndarray:
     """softmax(q k^T / sqrt(head_dim)) as it is written. Arguments as for `attention`. Returns (heads, new, tokens)."""
     (heads, new, head_dim), (kv_heads, tokens, _) = queries.shape, keys.shape
-    grouped = (queries * np.float32(head_dim**-0.5)).reshape(kv_heads, heads // kv_heads, new, head_dim)
-    scores = (grouped @ keys[:, None].swapaxes(-1, -2)).reshape(heads, new, tokens)
+    queries = queries * np.float32(head_dim**-0.5)  # (heads, new, head_dim)
+    grouped = queries.reshape(kv_heads, heads // kv_heads, new, head_dim)  # (kv_heads, group, new, head_dim)
+    scores = (grouped @ keys[:, None].swapaxes(-1, -2)).reshape(heads, new, tokens)  # (heads, new, tokens)
     if sees is not None and new and sees.min() < tokens:  # else every query sees everything
         scores = np.where(np.arange(tokens) < sees[:, None], scores, np.float32(-np.inf))
     return softmax(scores)

@@ -30,8 +30,8 @@ class LayerCache:
         """
         start, end = len(self), len(self) + len(positions)
         if end > self._store.shape[2] or not self._store.size:
-            # Capacity at least doubles: n tokens, one at a time, cost O(n) copies in all.
-            grown = np.empty((2, len(keys), max(end, 2 * start), keys.shape[2]), np.float32)
+            room = max(end, 2 * start)  # at least doubles: n tokens, one at a time, cost O(n) copies in all
+            grown = np.empty((2, len(keys), room, keys.shape[2]), np.float32)  # (2, kv_heads, room, head_dim)
             grown[:, :, :start] = self._store[:, :, :start]
             self._store = grown
         self._store[0, :, start:end] = keys
@@ -81,7 +81,7 @@ class KVCache:
         Raises InputError where the model has no position left for them.
         """
         self.check_room(count)
-        positions = np.arange(self.next_position, self.next_position + count)
+        positions = np.arange(self.next_position, self.next_position + count)  # (count,)
         self.next_position += count
         return positions
 

@@ -35,7 +35,7 @@ def pixel_shuffle(features: np.ndarray, factor: int) -> np.ndarray:
     """
     patches, width = features.shape
     squares = math.isqrt(patches) // factor  # a side
-    grid = features.reshape(squares, factor, squares, factor, width)
+    grid = features.reshape(squares, factor, squares, factor, width)  # (squares, factor, squares, factor, width)
     return grid.swapaxes(1, 2).reshape(squares * squares, factor * factor * width)
 
 

@@ -16,10 +16,10 @@ def queries_keys_values(
     """Queries of the rows that are worked on, (heads, rows, head_dim); keys, values of all, (kv_heads, tokens, head_dim)."""
     heads, kv_heads, query = config.heads, config.kv_heads, config.heads * config.head_dim
     if rows is None:
-        together = split_heads(linear(normed, qkv), heads + 2 * kv_heads)
+        together = split_heads(linear(normed, qkv), heads + 2 * kv_heads)  # (heads + 2 * kv_heads, tokens, head_dim)
         return together[:heads], together[heads:-kv_heads], together[-kv_heads:]
-    queries = split_heads(linear(normed[rows], qkv.columns(0, query)), heads)
-    together = split_heads(linear(normed, qkv.columns(query, None)), 2 * kv_heads)
+    queries = split_heads(linear(normed[rows], qkv.columns(0, query)), heads)  # (heads, rows, head_dim)
+    together = split_heads(linear(normed, qkv.columns(query, None)), 2 * kv_heads)  # (2 * kv_heads, tokens, head_dim)
     return queries, together[:kv_heads], together[kv_heads:]
 
 
@@ -32,15 +32,15 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
     alone, and the hidden states. Returns `Tokens`.
     """
     config, layer, cache = decoder.config, decoder.layers[index], tokens.cache[index]
-    rows = None if tokens.works is None else np.flatnonzero(tokens.works)
+    rows = None if tokens.works is None else np.flatnonzero(tokens.works)  # (worked,)
     worked = slice(None) if rows is None else rows
 
     normed = rms_norm(tokens.hidden, layer.input_norm, config.rms_norm_eps)
     queries, keys, values = queries_keys_values(normed, rows, layer.qkv, config)
     cosines, sines = rotary(tokens.rotary_positions, config.head_dim, config.rope_theta)  # (tokens, head_dim)
     keys, values = cache.append(rotate(keys, cosines, sines), values, tokens.positions)  # (kv_heads, cached, head_dim)
-    queries = rotate(queries, cosines[worked], sines[worked])
-    sees = np.arange(len(cache) - len(tokens), len(cache))[worked] + 1  # up to itself
+    queries = rotate(queries, cosines[worked], sines[worked])  # (heads, worked, head_dim)
+    sees = np.arange(len(cache) - len(tokens), len(cache))[worked] + 1  # (worked,) up to itself
     context = attention(queries, keys, values, sees)  # (worked, heads * head_dim)
     hidden = tokens.hidden[worked] + linear(context, Linear(layer.output))  # (worked, width)
 
@@ -48,8 +48,8 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
     hidden = hidden + swiglu(normed, layer.gate_up, layer.down)
     ran = (*tokens.ran, LayerCount(len(tokens), len(hidden), len(cache), sum(tokens.extra_flops)))
     if rows is not None:  # the others go on as they came
-        hidden, changed = tokens.hidden.copy(), hidden
-        hidden[rows] = changed
+        everyone = tokens.hidden.copy()  # (tokens, width)
+        everyone[rows], hidden = hidden, everyone
     if observe:
         observe("attention", attention_probabilities(queries, keys, sees))
         observe("hidden", hidden)
@@ -84,5 +84,5 @@ def forward(
 @np.errstate(all="ignore")
 def logits(decoder: Decoder, hidden: np.ndarray) -> np.ndarray:
     """Final norm and head. hidden: (tokens, width). Returns (tokens, vocabulary)."""
-    head = decoder.embedding.T if decoder.head is None else decoder.head
+    head = decoder.embedding.T if decoder.head is None else decoder.head  # (width, vocabulary)
     return check_finite(rms_norm(hidden, decoder.norm, decoder.config.rms_norm_eps) @ head, "the decoder's head")

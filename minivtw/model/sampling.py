@@ -30,10 +30,10 @@ class Sampler:
         logits = logits.astype(np.float64) / max(self.temperature, 1e-260)  # any smaller would overflow
         if 0 < self.top_k < len(logits):
             logits[logits < np.partition(logits, -self.top_k)[-self.top_k]] = -np.inf
-        probabilities = softmax(logits)
+        probabilities = softmax(logits)  # (vocabulary,)
         if self.top_p < 1:
-            order = np.argsort(-probabilities, kind="stable")
-            before = np.cumsum(probabilities[order]) - probabilities[order]  # the mass ahead of each token
-            probabilities[order[before >= self.top_p]] = 0
+            order = np.argsort(-probabilities, kind="stable")  # (vocabulary,)
+            ahead = np.cumsum(probabilities[order]) - probabilities[order]  # (vocabulary,) the mass before each token
+            probabilities[order[ahead >= self.top_p]] = 0
             probabilities /= probabilities.sum()
         return probabilities

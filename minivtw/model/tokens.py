@@ -44,7 +44,7 @@ class Tokens:
 
     def __getitem__(self, stay: np.ndarray | list[int]) -> "Tokens":
         """The tokens that stay; stay: (tokens,) booleans, or ascending indices. The others leave for good. Raises InputError."""
-        positions = self.positions[stay]
+        positions = self.positions[stay]  # (staying,)
         if (np.diff(positions) <= 0).any():  # each token sees those before it
             raise InputError("tokens stay in their order, each of them once: their indices must ascend")
         return replace(
@@ -58,7 +58,7 @@ class Tokens:
 
     def freeze(self, frozen: np.ndarray) -> "Tokens":
         """The same tokens, of which the next layer only reads the frozen ones; frozen: (tokens,) booleans."""
-        works = ~frozen if self.works is None else self.works & ~frozen
+        works = ~frozen if self.works is None else self.works & ~frozen  # (tokens,)
         return replace(self, works=works) if np.any(frozen) else self  # a layer that works on all takes the shorter way
 
     def attention(self, rows: np.ndarray | list[int]) -> np.ndarray:
@@ -67,9 +67,9 @@ class Tokens:
         Returns probabilities (heads, rows, tokens). Raises InputError before layer 0.
         """
         previous = self.previous_layer("attention")
-        entered = np.searchsorted(previous.entered.positions, self.positions)  # some may have left since
-        keys = previous.cache.keys[:, : previous.before + len(previous.entered)]
-        sees = previous.before + 1 + entered[rows]
+        entered = np.searchsorted(previous.entered.positions, self.positions)  # (tokens,) some may have left since
+        keys = previous.cache.keys[:, : previous.before + len(previous.entered)]  # (kv_heads, cached, head_dim)
+        sees = previous.before + 1 + entered[rows]  # (rows,)
         pattern = self.attention_to(previous.entered, entered[rows], previous.index, keys, sees)
         return pattern[:, :, previous.before + entered]
 
@@ -125,5 +125,5 @@ def embedded_text(decoder: Decoder, token_ids: Sequence[int]) -> EmbeddedPrompt:
 def arriving(prompt: EmbeddedPrompt, cache: KVCache) -> Tokens:
     """A prompt as it enters layer 0, after what the cache holds. Raises InputError where no position is left for it."""
     positions = cache.claim(len(prompt.hidden))
-    hidden = prompt.hidden.copy()  # a method may write into it
+    hidden = prompt.hidden.copy()  # (tokens, width) a method may write into it
     return Tokens(hidden, positions, prompt.is_visual, cache, positions, tower=prompt.tower)

@@ -74,7 +74,8 @@ def patchify(pixels: np.ndarray, patch_size: int) -> np.ndarray:
     """
     channels, height, width = pixels.shape
     rows, columns, side = height // patch_size, width // patch_size, patch_size
-    grid = pixels[:, : rows * side, : columns * side].reshape(channels, rows, side, columns, side)
+    whole = pixels[:, : rows * side, : columns * side]  # (channels, rows * side, columns * side)
+    grid = whole.reshape(channels, rows, side, columns, side)  # (channels, rows, side, columns, side)
     return grid.transpose(1, 3, 0, 2, 4).reshape(rows * columns, channels * side * side)
 
 
@@ -87,7 +88,7 @@ def vision_layer(
     """
     normed = layer_norm(hidden, layer.attention_norm, config.layer_norm_eps)
     qkv = split_heads(linear(normed, layer.qkv), 3 * config.heads)  # (3 * heads, tokens, head_dim)
-    queries, keys, values = qkv.reshape(3, config.heads, *qkv.shape[1:])
+    queries, keys, values = qkv.reshape(3, config.heads, *qkv.shape[1:])  # (heads, tokens, head_dim)
     if observe:
         observe("attention", attention_probabilities(queries, keys))
     hidden = hidden + linear(attention(queries, keys, values), layer.output)
@@ -101,7 +102,7 @@ def encode(
 ) -> np.ndarray:
     """Pixels to features (Radford et al. 2021; Dosovitskiy et al. 2021).
 
-    pixels: (channels, height, width) float32, normalised. `observe(name, array)` sees every layer; `tower`, a `Tower`,
+    pixels: (channels, image_size, image_size) float32, normalised. `observe(name, array)` sees every layer; `tower`, a `Tower`,
     remembers what enters the last one. Returns (features, width) float32.
     """
     config = vision.config
@@ -126,7 +127,7 @@ def encode(
     if config.post_norm:
         hidden = layer_norm(hidden, vision.post_norm, config.layer_norm_eps)
     if config.drop_first:
-        hidden = hidden[1:]
+        hidden = hidden[1:]  # (features, width)
     if observe:
         observe("vision.features", hidden)
     return hidden
