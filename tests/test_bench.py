@@ -23,7 +23,7 @@ SMALL = (
     shapes.DecoderConfig(50, 16, 4, 4, 2, 4, 24, 1e-5, 1e4, 64),
 )  # fmt: skip
 SMALL_CLIP = (
-    shapes.VisionConfig(16, 4, 8, 2, 2, 12, post_norm=False, feature_layer=-1, **shapes.CLIP), None,
+    shapes.VisionConfig(16, 4, 8, 2, 2, 12, post_norm=False, feature_layer=-1, **shapes.CLIP), 1,
     shapes.DecoderConfig(50, 16, 4, 4, 4, 4, 24, 1e-6, 1e6, 64, qkv_bias=True, tied_head=True),
 )  # fmt: skip
 
