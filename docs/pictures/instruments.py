@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivtw.analysis import migration
-from minivtw.analysis.settling import observed_attention
+from minivtw.analysis.tracing import traces
 from minivtw.methods.text import Method, first_layer
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import Decoder, forward, logits
@@ -104,14 +104,8 @@ def last_states(
 
     Returns (predictions, layers + 1, width).
     """
-    states = [prompt.hidden[-predictions:]]
-
-    def observe(name: str, array: np.ndarray) -> None:
-        if name.endswith("hidden"):
-            states.append(array[-predictions:])
-
-    forward(decoder, arriving(prompt, KVCache(decoder.config)), method, observe=observe)
-    return np.stack(states, axis=1)
+    last = range(len(prompt.hidden) - predictions, len(prompt.hidden))
+    return traces(decoder, prompt, (), method, last).states
 
 
 def lens(decoder: Decoder, prompt: EmbeddedPrompt, method: Method | None = None) -> np.ndarray:
@@ -143,6 +137,5 @@ def image_maps(
 
     Returns (predictions, layers, visual tokens).
     """
-    by_layer = observed_attention(decoder, prompt, method)
-    attended = np.array([each.mean(0) for each in by_layer])  # (layers, queries, keys)
-    return attended[:, -predictions:][:, :, prompt.is_visual].swapaxes(0, 1)
+    last = range(len(prompt.hidden) - predictions, len(prompt.hidden))
+    return traces(decoder, prompt, (), method, last).attention.mean(2)[:, :, prompt.is_visual]
