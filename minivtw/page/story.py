@@ -7,7 +7,6 @@ from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ..analysis.settling import GROUPS, even_shares, settling
 from ..checkpoints.stored import stored_search
@@ -17,8 +16,8 @@ from ..methods.withdrawal import withdraw
 from ..search.layer import ETA, kl_curve
 from ..vlm import VLM, Answer
 from .charts import line_chart, stacked_bars
-from .page import as_json, as_seen, data_url, filled, packed, page_css, part, patches
-from .watching import LONGEST_ANSWER, EmbeddedQuestion, ask, frame, readings, responded, token_text, traces
+from .page import as_json, filled, packed, page_css, part
+from .watching import LONGEST_ANSWER, EmbeddedQuestion, ask, frame, readings, responded, shown, traces
 
 REPEATS = 5  # of each timed answer; the fastest counts
 
@@ -28,7 +27,7 @@ class Story(NamedTuple):
 
     model: str
     question: str
-    tiles: list[Image.Image]  # the image as the model sees it
+    tiles: list[str]  # the image as the model sees it, each tile a PNG in a `data:` URL
     words: list[str | None]  # the prompt's tokens; None: a visual one
     patches: list[int]  # of each tile, those that are a visual token of their own
     frames: list[dict]  # `watching.frame` at every K from 0 to the number of layers
@@ -62,35 +61,29 @@ def stored_eta(folder: pathlib.Path) -> float:
 def framed(vlm: VLM, question: EmbeddedQuestion, method: Method | None) -> dict[str, Any]:
     """A position of the wall, and what the answering token would say after each layer."""
     answering = [len(question.embedded.hidden) - 1]
-    states = traces(vlm.decoder, question.embedded, question.answer.token_ids[:1], method, answering).states[0]
+    states = traces(vlm.decoder, question.embedded, (), method, answering).states[0]
     return frame(vlm, question, method) | {"readings": readings(vlm, states)}
 
 
 def story_of(vlm: VLM, image: Any, text: str, method: Method | None) -> Story:
     """Ask at every K, observe and measure: everything that the report shows. Raises InputError."""
-    layers, vision = vlm.config.layers, vlm.parts.vision
-    if not vision:
+    layers = vlm.config.layers
+    if not vlm.parts.vision:
         raise InputError(
             f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown"
         )
     question = ask(vlm, image, text)
-    prompt, is_visual, tiles = question.embedded, question.prompt.is_visual, question.prompt.tiles
-    assert tiles is not None  # there was an image
+    prompt, is_visual = question.embedded, question.prompt.is_visual
     leaves = withdrawal_layer(method) if method else layers
     is_own = method is not None and spec_of(method) != f"withdraw:layer={leaves}"
     timings = timed(vlm, question, (method, None))
     attention = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)
     words = np.flatnonzero(~is_visual).tolist()
-    attention[words] = traces(vlm.decoder, prompt, question.answer.token_ids[:1], None, words).attention.mean(2)
+    attention[words] = traces(vlm.decoder, prompt, (), None, words).attention.mean(2)
     return Story(
         model=timings[0].stats["model"],
         question=text,
-        tiles=as_seen(vision, tiles),
-        words=[
-            None if visual else token_text(vlm, token)
-            for token, visual in zip(question.prompt.token_ids.tolist(), is_visual)
-        ],
-        patches=patches(vision, len(tiles), int(is_visual.sum())),
+        **shown(vlm, question),
         frames=[framed(vlm, question, withdraw(layer)) for layer in range(layers + 1)],
         layer=leaves,
         own=framed(vlm, question, method) if is_own else None,
@@ -105,26 +98,13 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None) -> Story:
 
 def report_data(story: Story) -> dict[str, Any]:
     """What the script of the report needs."""
-    layers = len(story.frames) - 1
     eyes = {
         token: packed(attention) | {"heads": 1, "tokens": attention.shape[-1]}
         for token, (attention, word) in enumerate(zip(story.attention, [*story.words, *[""] * len(story.attention)]))
         if word is not None
     }
-    return {
-        "layers": layers,
-        "words": story.words,
-        "patches": story.patches,
-        "frames": story.frames,
-        "layer": story.layer,
-        "own": story.own,
-        "eyes": eyes,
-    }
-
-
-def tiles_html(tiles: list[Image.Image]) -> str:
-    """The pictures; the script lays the patches over them."""
-    return "".join(f'<div class="tile"><img src="{data_url(tile)}" alt=""></div>' for tile in tiles)
+    told = {name: getattr(story, name) for name in ("words", "patches", "frames", "layer", "own")}
+    return {"layers": len(story.frames) - 1, **told, "eyes": eyes}
 
 
 def seconds_text(seconds: dict) -> str:
@@ -159,7 +139,7 @@ def report_html(story: Story) -> str:
             "left": '<p class="question"><!--question--></p><div class="chips"><button type="button" id="own"></button></div>',
             "digest": digest,
             "script": script,
-            "tiles": tiles_html(story.tiles),
+            "tiles": "".join(f'<div class="tile"><img src="{tile}" alt=""></div>' for tile in story.tiles),
             "curve": line_chart(
                 layers, [("next token", "visual", curve), ("worst token", "sink dashed", story.worst)],
                 ("layer", "KL, nats"), decades, story.eta, story.layer, label="KL divergence for each withdrawal layer",

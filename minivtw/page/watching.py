@@ -19,6 +19,7 @@ from ..model.layers import softmax
 from ..model.tokens import EmbeddedPrompt, Tokens
 from ..search.layer import divergence
 from ..vlm import VLM, Answer, Chat
+from .page import as_seen, data_url, patches
 
 LONGEST_ANSWER = 32  # tokens
 READINGS = 3  # tokens shown of what a layer would say
@@ -46,6 +47,18 @@ def ask(vlm: VLM, image: Any, text: str) -> EmbeddedQuestion:
     embedded = vlm.embed(prompt)
     answer, first, _ = responded(vlm, embedded, None)
     return EmbeddedQuestion(prompt, embedded, answer, first)
+
+
+def shown(vlm: VLM, question: EmbeddedQuestion) -> dict[str, Any]:
+    """What a page shows of a question: its tokens, and the image as the model sees it."""
+    prompt, vision = question.prompt, vlm.parts.vision
+    assert vision and prompt.tiles is not None  # there was an image
+    tokens = zip(prompt.token_ids.tolist(), prompt.is_visual)
+    return {
+        "words": [None if is_visual else token_text(vlm, token) for token, is_visual in tokens],
+        "tiles": [data_url(tile) for tile in as_seen(vision, prompt.tiles)],
+        "patches": patches(vision, len(prompt.tiles), int(prompt.is_visual.sum())),
+    }
 
 
 def responded(vlm: VLM, prompt: EmbeddedPrompt, method: Method | None) -> tuple[Answer, np.ndarray, np.ndarray]:
