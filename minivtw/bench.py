@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import load
-from .cli.options import Parser, add_model_option, methods_to_try
+from .cli.options import Parser, add_model_option, layers_to_try, methods_to_try
 from .cli.terminal import command
 from .counting import prompt_flops, vision_flops
 from .errors import InputError
@@ -188,8 +188,8 @@ def parser() -> Parser:
     add("--shape", choices=SHAPES, help="random weights of a published size instead of a model and a picture")
     add("--tiles", type=int, metavar="N", help="tiles of a shape's picture (default: 1)")
     add("--tokens", type=int, metavar="N", help="of a shape's prompt, visual ones among them")
-    add("--withdraw", default="off,auto", metavar="off,auto,K,…")
-    add("--method", nargs="+", metavar="NAME:parameters", help="other methods to time beside them")
+    add("--withdraw", type=layers_to_try, default="off,auto", metavar="off,auto,K,…")
+    add("--method", nargs="+", default=[], metavar="NAME:parameters", help="other methods to time beside them")
     add("--repeats", type=int, default=20, metavar="N", help="rounds, of which the median counts (default: 20)")
     add("--new-tokens", type=int, default=16, metavar="N", help="tokens to decode in each (default: 16)")
     add("--alone", action="store_true", help="without transformers, even if it is installed")
