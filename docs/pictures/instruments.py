@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import knock_outs
 import numpy as np
 
 from minivtw.analysis import migration
@@ -76,10 +77,10 @@ def only_one_attends(
     Returns it for each of the prompt's text tokens after the first visual one, in their order; the answer's tokens
     count as the last of them.
     """
-    image, question, last = migration.roles(migration.with_answer(decoder, prompt, answer).is_visual, len(answer))
+    image, question, last = knock_outs.roles(knock_outs.with_answer(decoder, prompt, answer).is_visual, len(answer))
     attending = [np.arange(len(image)) == word for word in np.flatnonzero(question)] + [last]
-    return migration.knock_outs(
-        decoder, prompt, answer, [migration.Cut((question | last) & ~word, image, layers) for word in attending]
+    return knock_outs.knock_outs(
+        decoder, prompt, answer, [knock_outs.Cut((question | last) & ~word, image, layers) for word in attending]
     )
 
 

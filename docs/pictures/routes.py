@@ -4,6 +4,7 @@ A part of `phenomena.py`.
 """
 
 import instruments
+import knock_outs
 import numpy as np
 from filling import HERE, embedded, fill, names, table, write
 
@@ -63,11 +64,11 @@ def routes(about):
 
 def cut_ways(vlm, prompt, answer, ranges):
     """The share of the answer's probability that is left with each of CUTS, (ways, ranges)."""
-    roles = migration.roles(migration.with_answer(vlm.decoder, prompt, answer).is_visual, len(answer))._asdict()
+    roles = knock_outs.roles(knock_outs.with_answer(vlm.decoder, prompt, answer).is_visual, len(answer))._asdict()
     cuts = [
-        migration.Cut(roles[queries], roles[keys], layers) for queries, keys, _ in CUTS.values() for layers in ranges
+        knock_outs.Cut(roles[queries], roles[keys], layers) for queries, keys, _ in CUTS.values() for layers in ranges
     ]
-    whole, left = migration.knock_outs(vlm.decoder, prompt, answer, cuts)
+    whole, left = knock_outs.knock_outs(vlm.decoder, prompt, answer, cuts)
     return left.reshape(len(CUTS), -1) / whole
 
 
