@@ -11,19 +11,6 @@ from .cli.terminal import Printer, command, watched
 from .errors import InputError
 
 
-def parser() -> Parser:
-    options = Parser(prog="minivtw.generate", description="Ask a vision-language model about pictures, in NumPy.")
-    add = options.add_argument
-    add("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
-    add("prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)")
-    add("--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable")
-    add_asking_options(options)
-    add("--stats", action="store_true", help="print a table of what withdrawal saved, after the answer")
-    add("--json", action="store_true", help="one JSON object instead of text")
-    add("--trace", action="store_true", help="print every intermediate array as it happens")
-    return options
-
-
 def tracer() -> Callable[[str, np.ndarray], None]:
     """An `observe` that prints each array's name, shape and norm, and a line where tokens leave."""
     before, is_prefill = 0, True  # keys in the layer before; what follows the prompt goes one token at a time
@@ -41,7 +28,16 @@ def tracer() -> Callable[[str, np.ndarray], None]:
 
 
 def main(arguments: list[str]) -> None:
-    chosen = parser().parse_intermixed_args(arguments)
+    options = Parser(prog="minivtw.generate", description="Ask a vision-language model about pictures, in NumPy.")
+    add = options.add_argument
+    add("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
+    add("prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)")
+    add("--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable")
+    add_asking_options(options)
+    add("--stats", action="store_true", help="print a table of what withdrawal saved, after the answer")
+    add("--json", action="store_true", help="one JSON object instead of text")
+    add("--trace", action="store_true", help="print every intermediate array as it happens")
+    chosen = options.parse_intermixed_args(arguments)
     if chosen.json and chosen.trace:
         raise InputError("--json and --trace both write to standard output; choose one")
     check_question(chosen.image, chosen.prompt)

@@ -65,12 +65,8 @@ def exit_code(error: Exception) -> int:
 def refuse(message: object) -> int:
     """Say what is wrong. Returns the exit code for what the caller can mend."""
     interrupts.hear(False)
-    print_error(message)
-    return 2
-
-
-def print_error(message: object) -> None:
     say(f"error: {message}")
+    return 2
 
 
 def say(message: object) -> None:

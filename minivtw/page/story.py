@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..methods.text import Method, spec_of, withdrawal_layer
 from ..methods.withdrawal import withdraw
 from ..search.layer import ETA, kl_curve
-from ..vlm import VLM, Answer
+from ..vlm import VLM
 from .charts import line_chart, stacked_bars
 from .page import as_json, filled, packed, page_css, part
 from .watching import LONGEST_ANSWER, EmbeddedQuestion, ask, frame, readings, responded, shown, traces
@@ -33,7 +33,7 @@ class Story(NamedTuple):
     frames: list[dict]  # `watching.frame` at every K from 0 to the number of layers
     layer: int | None  # the K to begin with; None: with `own`
     own: dict | None  # the frame of another method
-    attention: np.ndarray  # (tokens, layers, tokens) of each, nothing left out; mean over heads; visual rows are zero
+    attention: np.ndarray  # (tokens, layers, tokens) of each, nothing left out; mean over heads
     shares: dict  # {"withdrawn": (layers, groups), "full": the same}: attention of the text
     even: float  # the image's share if attention were even
     worst: np.ndarray  # (layers,) KL of the answer's worst token, nats
@@ -41,14 +41,11 @@ class Story(NamedTuple):
     seconds: dict  # {"withdrawn": {phase: seconds}, "full": the same}
 
 
-def timed(vlm: VLM, question: EmbeddedQuestion, methods: tuple[Method | None, ...]) -> list[Answer]:
-    """The greedy answer under each method, with the seconds of its fastest run; taken in turns."""
-    answered = lambda method: responded(vlm, question.embedded, method)[0]
-    rounds = [[answered(method) for method in methods] for _ in range(REPEATS)]
-    for answers in zip(*rounds):
-        fastest = {phase: min(answer.stats["seconds"][phase] for answer in answers) for phase in ("prefill", "decode")}
-        answers[0].stats["seconds"].update(fastest)
-    return rounds[0]
+def timed(vlm: VLM, question: EmbeddedQuestion, *methods: Method | None) -> list[dict[str, float]]:
+    """Seconds of the greedy answer under each method, by phase; of its fastest run, and taken in turns."""
+    seconds = lambda method: responded(vlm, question.embedded, method)[0].stats["seconds"]
+    rounds = [[seconds(method) for method in methods] for _ in range(REPEATS)]
+    return [{phase: min(run[phase] for run in runs) for phase in ("prefill", "decode")} for runs in zip(*rounds)]
 
 
 def stored_eta(folder: pathlib.Path) -> float:
@@ -76,31 +73,27 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None) -> Story:
     prompt, is_visual = question.embedded, question.prompt.is_visual
     leaves = withdrawal_layer(method) if method else layers
     is_own = method is not None and spec_of(method) != f"withdraw:layer={leaves}"
-    timings = timed(vlm, question, (method, None))
-    attention = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)
-    words = np.flatnonzero(~is_visual).tolist()
-    attention[words] = traces(vlm.decoder, prompt, (), None, words).attention.mean(2)
     return Story(
-        model=timings[0].stats["model"],
+        model=question.answer.stats["model"],
         question=text,
         **shown(vlm, question),
         frames=[framed(vlm, question, withdraw(layer)) for layer in range(layers + 1)],
         layer=leaves,
         own=framed(vlm, question, method) if is_own else None,
-        attention=attention,
+        attention=traces(vlm.decoder, prompt, (), None, range(len(is_visual))).attention.mean(2),
         shares={"withdrawn": settling(vlm.decoder, prompt, method), "full": settling(vlm.decoder, prompt)},
         even=float(even_shares(is_visual)[GROUPS.index("visual")]),
         worst=kl_curve(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids),
         eta=stored_eta(vlm.folder),
-        seconds={name: answer.stats["seconds"] for name, answer in zip(("withdrawn", "full"), timings)},
+        seconds=dict(zip(("withdrawn", "full"), timed(vlm, question, method, None))),
     )
 
 
 def report_data(story: Story) -> dict[str, Any]:
     """What the script of the report needs."""
     eyes = {
-        token: packed(attention) | {"heads": 1, "tokens": attention.shape[-1]}
-        for token, (attention, word) in enumerate(zip(story.attention, [*story.words, *[""] * len(story.attention)]))
+        token: packed(story.attention[token]) | {"heads": 1, "tokens": len(story.words)}
+        for token, word in enumerate(story.words)
         if word is not None
     }
     told = {name: getattr(story, name) for name in ("words", "patches", "frames", "layer", "own")}
@@ -121,14 +114,11 @@ def report_html(story: Story) -> str:
     lowest = np.log10(max(min(curve.min(), story.worst.min(), story.eta), 1e-6))
     decades = int(np.floor(lowest)), int(max(np.ceil(np.log10(max(story.worst.max(), 1e-6))), 0))
     order = [GROUPS.index(group) for group in ("visual", "sink", "nearest", "other")]
-    bars = {
-        name: stacked_bars(
-            layers, [GROUPS[i] for i in order], shares[:, order], ("layer", "attention of the text"),
-            even=story.even, layer=story.layer if name == "withdrawn" else None,
-            label="where the text's attention goes, layer by layer",
-        )
-        for name, shares in story.shares.items()
-    }  # fmt: skip
+    bars = lambda name: stacked_bars(
+        layers, [GROUPS[i] for i in order], story.shares[name][:, order], ("layer", "attention of the text"),
+        even=story.even, layer=story.layer if name == "withdrawn" else None,
+        label="where the text's attention goes, layer by layer",
+    )  # fmt: skip
     script = part("wall.js") + part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return filled(
@@ -144,8 +134,8 @@ def report_html(story: Story) -> str:
                 layers, [("next token", "visual", curve), ("worst token", "sink dashed", story.worst)],
                 ("layer", "KL, nats"), decades, story.eta, story.layer, label="KL divergence for each withdrawal layer",
             ),
-            "bars withdrawn": bars["withdrawn"],
-            "bars full": bars["full"],
+            "bars withdrawn": bars("withdrawn"),
+            "bars full": bars("full"),
             "even": f"{story.even:.0%}",
             "seconds": seconds_text(story.seconds),
             "model": escape(story.model),
