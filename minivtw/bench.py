@@ -177,26 +177,6 @@ def milliseconds(one: dict[str, Any], prefix: str = "") -> str:
     return f"{1e3 * one[f'{prefix}seconds']:.1f} ({1e3 * low:.1f}-{1e3 * high:.1f})"
 
 
-def parser() -> Parser:
-    options = Parser(
-        prog="minivtw.bench", description="Time vision, prefill and decode, side by side with transformers."
-    )
-    add = options.add_argument
-    add("image", nargs="?", metavar="IMAGE")
-    add("prompt", nargs="?", metavar="PROMPT")
-    add_model_option(options)
-    add("--shape", choices=SHAPES, help="random weights of a published size instead of a model and a picture")
-    add("--tiles", type=int, metavar="N", help="tiles of a shape's picture (default: 1)")
-    add("--tokens", type=int, metavar="N", help="of a shape's prompt, visual ones among them")
-    add("--withdraw", type=layers_to_try, default="off,auto", metavar="off,auto,K,…")
-    add("--method", nargs="+", default=[], metavar="NAME:parameters", help="other methods to time beside them")
-    add("--repeats", type=int, default=20, metavar="N", help="rounds, of which the median counts (default: 20)")
-    add("--new-tokens", type=int, default=16, metavar="N", help="tokens to decode in each (default: 16)")
-    add("--alone", action="store_true", help="without transformers, even if it is installed")
-    add("--json", action="store_true", help="one JSON object instead of text")
-    return options
-
-
 def check_arguments(chosen: Namespace) -> None:
     if min(chosen.repeats, chosen.new_tokens, chosen.tiles or 1) < 1:
         raise InputError("--repeats, --new-tokens and --tiles must be 1 or more")
@@ -219,7 +199,22 @@ def prepared(chosen: Namespace) -> tuple[VLM, np.ndarray | None, EmbeddedPrompt]
 
 
 def main(arguments: list[str]) -> None:
-    chosen = parser().parse_args(arguments)
+    what = "Time vision, prefill and decode, side by side with transformers."
+    options = Parser(prog="minivtw.bench", description=what)
+    add = options.add_argument
+    add("image", nargs="?", metavar="IMAGE")
+    add("prompt", nargs="?", metavar="PROMPT")
+    add_model_option(options)
+    add("--shape", choices=SHAPES, help="random weights of a published size instead of a model and a picture")
+    add("--tiles", type=int, metavar="N", help="tiles of a shape's picture (default: 1)")
+    add("--tokens", type=int, metavar="N", help="of a shape's prompt, visual ones among them")
+    add("--withdraw", type=layers_to_try, default="off,auto", metavar="off,auto,K,…")
+    add("--method", nargs="+", default=[], metavar="NAME:parameters", help="other methods to time beside them")
+    add("--repeats", type=int, default=20, metavar="N", help="rounds, of which the median counts (default: 20)")
+    add("--new-tokens", type=int, default=16, metavar="N", help="tokens to decode in each (default: 16)")
+    add("--alone", action="store_true", help="without transformers, even if it is installed")
+    add("--json", action="store_true", help="one JSON object instead of text")
+    chosen = options.parse_args(arguments)
     check_arguments(chosen)
     vlm, pixels, prompt = prepared(chosen)
     methods = {"off": None} | methods_to_try(vlm, chosen.withdraw, chosen.method)

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import load
 from .cli.options import Parser, add_asking_options, sampling, stats_table
-from .cli.terminal import Printer, Progress, command, say, watched
+from .cli.terminal import Progress, command, say, watched
 from .errors import InputError
 from .inputs.opening import open_image
 from .vlm import Chat
@@ -36,8 +36,8 @@ def converse(chat: Chat, images: list, options: dict[str, Any], with_stats: bool
             if line.startswith("/image"):
                 images = [*images, open_image(line.removeprefix("/image").strip())]
             elif line:
-                with Printer(progress) as stream:
-                    answer = chat.ask(line, images, stream=stream, **options)
+                with progress:
+                    answer = chat.ask(line, images, stream=progress.print_piece, **options)
                 images = []
                 if with_stats:
                     print(stats_table(answer.stats))

@@ -7,7 +7,7 @@ import numpy as np
 
 from . import load
 from .cli.options import Parser, add_asking_options, check_question, sampling, stats_table
-from .cli.terminal import Printer, command, watched
+from .cli.terminal import command, watched
 from .errors import InputError
 
 
@@ -42,8 +42,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("--json and --trace both write to standard output; choose one")
     check_question(chosen.image, chosen.prompt)
     vlm, progress = watched(load(chosen.model, chosen.low_memory, chosen.max_tiles))
-    printer = None if chosen.json or chosen.trace else Printer(progress)
-    with printer or progress:
+    with progress:
         answer = vlm.answer(
             chosen.images if chosen.image is None else [chosen.image, *chosen.images],
             chosen.prompt,
@@ -51,12 +50,12 @@ def main(arguments: list[str]) -> None:
             method=chosen.method,
             system=chosen.system,
             observe=tracer() if chosen.trace else None,
-            stream=printer,
+            stream=None if chosen.json or chosen.trace else progress.print_piece,
             **sampling(chosen),
         )
     if chosen.json:
         print(json.dumps({"answer": answer.text, "token_ids": answer.token_ids, **answer.stats}))
-    elif not printer:
+    elif chosen.trace:
         print(answer.text)
     if chosen.stats and not chosen.json:
         print(stats_table(answer.stats))

@@ -41,15 +41,10 @@ def group_shares(attended: np.ndarray, is_visual: np.ndarray) -> np.ndarray:
 
     attended: (heads, tokens, tokens), the attention probabilities of a whole prompt.
     """
-    groups, queries = key_groups(is_visual), text_queries(is_visual)
+    groups, queries = key_groups(is_visual), ~is_visual & (np.cumsum(is_visual) > 0)  # after the first visual token
     by_query = attended.mean(0)  # (queries, keys)
     shares = [np.where(groups == group, by_query, 0)[queries].sum(-1).mean() for group in range(len(GROUPS))]
     return np.array(shares)
-
-
-def text_queries(is_visual: np.ndarray) -> np.ndarray:
-    """The text queries after the first visual token, (tokens,) booleans."""
-    return ~is_visual & (np.cumsum(is_visual) > 0)
 
 
 def even_shares(is_visual: np.ndarray) -> np.ndarray:
