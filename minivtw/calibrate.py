@@ -67,7 +67,6 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"--threshold must be 0 or more, not {chosen.threshold:g}")
     if chosen.limit < 1:
         raise InputError(f"--limit must be 1 or more, not {chosen.limit}")
-
     if chosen.measured is not None and not (chosen.save or chosen.schedule):
         raise InputError("--measured keeps what --save or --schedule measures")
 

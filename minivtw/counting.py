@@ -37,11 +37,6 @@ def layer_flops(config: DecoderConfig, ran: LayerCount) -> int:
     return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value + ran.extra_flops
 
 
-def layers_flops(config: DecoderConfig, ran: Sequence[LayerCount]) -> int:
-    """What layers computed one after the other."""
-    return sum(layer_flops(config, one) for one in ran)
-
-
 def head_flops(config: DecoderConfig) -> int:
     """The logits of one token."""
     return 2 * config.width * config.vocabulary
@@ -49,7 +44,7 @@ def head_flops(config: DecoderConfig) -> int:
 
 def prompt_flops(config: DecoderConfig, ran: Sequence[LayerCount]) -> int:
     """The layers that `ran`, and the logits of the last token."""
-    return layers_flops(config, ran) + head_flops(config)
+    return sum(layer_flops(config, one) for one in ran) + head_flops(config)
 
 
 def vision_flops(config: VisionConfig) -> int:

@@ -140,8 +140,7 @@ def to_ask(questions: list[Question], without: str | None, limit: int | None) ->
 
     Raises InputError where there is no such family, or no other.
     """
-    counts = Counter[str]()
-    chosen = []
+    counts, chosen = Counter[str](), list[Question]()
     for question in questions:
         counts[question.family] += 1
         if question.family != without and (limit is None or counts[question.family] <= limit):

@@ -97,16 +97,12 @@ def visible(text: str) -> str:
 
 def open_streams() -> None:
     """Closed standard streams lead nowhere; characters that a terminal lacks, or would obey, are shown as numbers."""
-    for name, mode, errors in (
-        ("stdin", "r", "surrogateescape"),
-        ("stdout", "w", "backslashreplace"),
-        ("stderr", "w", "backslashreplace"),
-    ):
-        stream = getattr(sys, name)
+    for name in ("stdin", "stdout", "stderr"):
+        stream, is_read = getattr(sys, name), name == "stdin"
         if stream is None:  # opening takes the stream's own number, which is free; no other file may get it
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if is_read else "w", encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            stream.reconfigure(errors="surrogateescape" if is_read else "backslashreplace")
         if name == "stdout" and sys.stdout.isatty():
             setattr(sys, name, VisibleStream(sys.stdout))
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import pathlib
 from html import escape
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from ..methods.withdrawal import withdraw
 from ..search.layer import ETA, kl_curve
 from ..vlm import VLM
 from .charts import line_chart, stacked_bars
-from .page import as_json, filled, packed, page_css, part
+from .page import filled, packed, page_css, part
 from .watching import LONGEST_ANSWER, EmbeddedQuestion, ask, frame, readings, responded, shown, traces
 
 REPEATS = 5  # of each timed answer; the fastest counts
@@ -100,13 +101,6 @@ def report_data(story: Story) -> dict[str, Any]:
     return {"layers": len(story.frames) - 1, **told, "eyes": eyes}
 
 
-def seconds_text(seconds: dict) -> str:
-    now, full = seconds["withdrawn"], seconds["full"]
-    return ", ".join(
-        f"{phase} {now[phase] * 1e3:.1f} ms instead of {full[phase] * 1e3:.1f}" for phase in ("prefill", "decode")
-    )
-
-
 def report_html(story: Story) -> str:
     """The whole report, text of an HTML file."""
     curve = np.array([frame["kl"] for frame in story.frames[:-1]])
@@ -119,6 +113,8 @@ def report_html(story: Story) -> str:
         even=story.even, layer=story.layer if name == "withdrawn" else None,
         label="where the text's attention goes, layer by layer",
     )  # fmt: skip
+    now, full = story.seconds["withdrawn"], story.seconds["full"]
+    seconds = [(phase, now[phase], full[phase]) for phase in ("prefill", "decode")]
     script = part("wall.js") + part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return filled(
@@ -137,9 +133,9 @@ def report_html(story: Story) -> str:
             "bars withdrawn": bars("withdrawn"),
             "bars full": bars("full"),
             "even": f"{story.even:.0%}",
-            "seconds": seconds_text(story.seconds),
+            "seconds": ", ".join(f"{phase} {1e3 * now:.1f} ms instead of {1e3 * full:.1f}" for phase, now, full in seconds),
             "model": escape(story.model),
             "question": escape(story.question),
-            "data": as_json(report_data(story)),
+            "data": json.dumps(report_data(story)).replace("<", "\\u003c"),  # which would end the script element
         },
     )  # fmt: skip

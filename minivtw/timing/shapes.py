@@ -63,9 +63,3 @@ def random_model(shape: str) -> VLM:
     vision = VisionParts(encoder, connect=lambda features: features, tile=lambda images, most: (None, []))
     parts = Parts(llama.decoder(decoder_config, weights), CHATML, vision)
     return VLM(pathlib.Path(shape), parts, Tokenizer(models.BPE()), frozenset())
-
-
-def visual_tokens(shape: str) -> int:
-    """Visual tokens of one tile."""
-    vision, side, _ = SHAPES[shape]
-    return vision.features // side**2
