@@ -33,8 +33,8 @@ from .model.vision import VisionConfig
 def layer_flops(config: DecoderConfig, ran: LayerCount) -> int:
     """What one layer computed, with what a method asked for before it."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
-    worked = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications a token
-    return 2 * ran.worked * worked + 2 * ran.entered * width * 2 * key_value + ran.extra_flops
+    each = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications per token
+    return 2 * ran.worked * each + 2 * ran.entered * width * 2 * key_value + ran.extra_flops
 
 
 def head_flops(config: DecoderConfig) -> int:

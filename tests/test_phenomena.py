@@ -152,13 +152,13 @@ def test_a_knock_out_is_a_mask(case, data):
     cut = data.draw(cuts(decoder, prompt))
     forbidden, everything = np.outer(cut.queries, cut.keys), np.zeros((len(prompt.hidden),) * 2, bool)
     masked, _ = plain_prefill(decoder, prompt, lambda index: ~(forbidden if index in cut.layers else everything))
-    assert_close(knock_outs.knocked_out(decoder, migration.walk_through(decoder, prompt), *cut), masked)
+    assert_close(knock_outs.knocked_out(decoder, migration.layer_inputs(decoder, prompt), *cut), masked)
 
 
 @given(seeing)
 def test_a_knock_out_of_nothing_is_the_model(case):
     decoder, prompt, _ = case
-    entering = migration.walk_through(decoder, prompt)
+    entering = migration.layer_inputs(decoder, prompt)
     image, question, last = knock_outs.roles(prompt.is_visual)
     plain = prefill(decoder, prompt).hidden
     for nothing in ((last, image, ()), (np.zeros_like(last), image, [0]), (last, np.zeros_like(last), [0])):
@@ -170,7 +170,7 @@ def test_knocking_out_all_deep_layers_is_withdrawal(case):
     """What the text computes from layer K on is the same, whether the image has left or is merely out of sight."""
     decoder, prompt, layer = case
     image, deep = prompt.is_visual, range(layer, len(decoder.layers))
-    out_of_sight = knock_outs.knocked_out(decoder, migration.walk_through(decoder, prompt), ~image, image, deep)
+    out_of_sight = knock_outs.knocked_out(decoder, migration.layer_inputs(decoder, prompt), ~image, image, deep)
     assume(layer < len(decoder.layers))
     assert_close(out_of_sight[~image], prefill(decoder, prompt, withdraw(layer)).hidden)
 
@@ -184,7 +184,7 @@ def test_who_cannot_look_cannot_tell(case):
     for who, unseen in ((last, image | question), (question | last, image)):
         changed = EmbeddedPrompt(np.where(unseen[:, None], 3 * prompt.hidden + 1, prompt.hidden), image)
         states = [
-            knock_outs.knocked_out(decoder, migration.walk_through(decoder, each), who, unseen, everywhere)[who]
+            knock_outs.knocked_out(decoder, migration.layer_inputs(decoder, each), who, unseen, everywhere)[who]
             for each in (prompt, changed)
         ]
         assert np.array_equal(*states)
@@ -198,7 +198,7 @@ def test_roles_of_a_prompt_by_hand():
 
 def test_a_token_cannot_be_forbidden_to_see_itself():
     decoder = random_decoder(DecoderConfig(9, 8, 2, 2, 2, 4, 8, 1e-5, 1e4, 64))
-    entering = migration.walk_through(decoder, random_prompt(decoder, [True, False]))
+    entering = migration.layer_inputs(decoder, random_prompt(decoder, [True, False]))
     with pytest.raises(InputError, match="always sees itself"):
         knock_outs.knocked_out(decoder, entering, np.array([True, True]), np.array([True, False]), [0])
 
@@ -245,7 +245,7 @@ def pairs(draw):
 
 def swap(decoder, prompt, other, layers):
     """The text of a prefill in which the visual tokens are swapped; (text tokens, width)."""
-    method = migration.swapped(*(migration.walk_through(decoder, each) for each in (prompt, other)), layers)
+    method = migration.swapped(*(migration.layer_inputs(decoder, each) for each in (prompt, other)), layers)
     return prefill(decoder, prompt, method).hidden[~prompt.is_visual]
 
 
@@ -285,7 +285,7 @@ def test_what_is_said_after_a_swap_is_what_decoding_says(pair, most_tokens):
     said, _, is_clear = greedy(decoder, prompt, migration.swapped(own.entering, others.entering, layers), most_tokens)
     assume(is_clear)
     for answer in (own.answer, others.answer, said):
-        longer = migration.walk_through(decoder, knock_outs.with_answer(decoder, prompt, answer))
+        longer = migration.layer_inputs(decoder, knock_outs.with_answer(decoder, prompt, answer))
         says = instruments.says_after_swap(decoder, longer, others.entering, answer, layers)
         assert says == (answer == said[: len(answer)])
 
@@ -293,7 +293,7 @@ def test_what_is_said_after_a_swap_is_what_decoding_says(pair, most_tokens):
 def test_pictures_of_unlike_sizes_are_not_swapped():
     decoder = random_decoder(DecoderConfig(9, 8, 2, 2, 2, 4, 8, 1e-5, 1e4, 64))
     own, other = (
-        migration.walk_through(decoder, random_prompt(decoder, is_visual))
+        migration.layer_inputs(decoder, random_prompt(decoder, is_visual))
         for is_visual in ([True, False, False], [True, True, False])
     )
     with pytest.raises(InputError, match="same places"):
@@ -317,7 +317,7 @@ def test_lens_ends_with_what_the_model_says(case):
 @given(seeing)
 def test_the_lens_on_the_image_reads_every_visual_token(case):
     decoder, prompt, _ = case
-    words = instruments.visual_lens(decoder, migration.walk_through(decoder, prompt))
+    words = instruments.visual_lens(decoder, migration.layer_inputs(decoder, prompt))
     states = [prompt.hidden]
     prefill(decoder, prompt, observe=lambda name, array: name.endswith("hidden") and states.append(array))
     for layer, hidden in enumerate(states):

@@ -3,7 +3,7 @@
 A *knock-out* keeps some tokens from attending to some others in some layers (Lin et al. 2024, section 3.1, asks the
 question): if the answer's probability falls, something crossed there that did not cross elsewhere.
 
-A prompt comes as `entering`, its tokens as they enter each layer with nothing changed (`migration.walk_through`): one
+A prompt comes as `entering`, its tokens as they enter each layer with nothing changed (`migration.layer_inputs`): one
 list serves every knock-out.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivtw import InputError
-from minivtw.analysis.migration import answer_probability, walk_through
+from minivtw.analysis.migration import answer_probability, layer_inputs
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import Decoder, forward
 from minivtw.model.tokens import EmbeddedPrompt, Tokens
@@ -83,6 +83,6 @@ def knock_outs(
     decoder: Decoder, prompt: EmbeddedPrompt, answer: Sequence[int], cuts: Sequence[Cut]
 ) -> tuple[float, np.ndarray]:
     """The answer's probability with nothing cut, and under each cut; their tokens are those of `with_answer`."""
-    entering = walk_through(decoder, with_answer(decoder, prompt, answer))
+    entering = layer_inputs(decoder, with_answer(decoder, prompt, answer))
     left = [answer_probability(decoder, knocked_out(decoder, entering, *cut), answer) for cut in cuts]
     return answer_probability(decoder, entering[-1].hidden, answer), np.array(left)

@@ -107,7 +107,7 @@ def words(about):
     """The lens on every visual token, drawn on the picture at some depths; all of it goes into the data."""
     vlm, picture = about.vlm, HERE / STAR[0]
     prompt = vlm.prepare(picture, STAR[1])
-    read = instruments.visual_lens(vlm.decoder, migration.walk_through(vlm.decoder, embedded(vlm, picture, STAR[1])))
+    read = instruments.visual_lens(vlm.decoder, migration.layer_inputs(vlm.decoder, embedded(vlm, picture, STAR[1])))
     (tile,) = page.as_seen(vlm.parts.vision, prompt.tiles)
     side, place, layers = round(read.token_ids.shape[1] ** 0.5), 152, vlm.config.layers
     body = [f'<defs><image id="tile" href="{page.data_url(tile)}" width="{place}" height="{place}"/></defs>']

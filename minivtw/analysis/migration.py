@@ -17,7 +17,7 @@ from ..model.tokens import EmbeddedPrompt, Tokens, arriving
 from ..search.layer import layer_by_layer, log_softmax
 
 
-def walk_through(decoder: Decoder, prompt: EmbeddedPrompt) -> list[Tokens]:
+def layer_inputs(decoder: Decoder, prompt: EmbeddedPrompt) -> list[Tokens]:
     """A prompt as it enters each layer and, last, after all of them, with nothing changed: `entering`."""
     return layer_by_layer(decoder, arriving(prompt, KVCache(decoder.config)))
 

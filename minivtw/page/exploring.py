@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ..analysis.migration import swapped, walk_through
+from ..analysis.migration import layer_inputs, swapped
 from ..checkpoints.hub import model_name
 from ..errors import InputError
 from ..inputs.opening import open_image
@@ -94,7 +94,7 @@ class Explorer:
         if swap:
             first, stop = sorted(indices([swap.get("first"), swap.get("stop")], self.vlm.config.layers + 1))
             both = self.question(content), self.question(content | swap, "other")
-            own, other = (walk_through(self.vlm.decoder, each.embedded) for each in both)
+            own, other = (layer_inputs(self.vlm.decoder, each.embedded) for each in both)
             parts.insert(0, swapped(own, other, range(first, stop)))
         if content.get("gone"):
             places = len(self.question(content).embedded.hidden)
