@@ -30,10 +30,7 @@ def summary(name: str, method: Method | None, turns: list[tuple[Question, Answer
     for question, answer, _ in turns:
         scores[question.family].append(score(question.family, answer.text, question.answer))
     accuracy = {family: fmean(points) for family, points in sorted(scores.items())}
-
-    def mean_of(part: str, key: str) -> float:
-        return fmean(answer.stats[part][key] for _, answer, _ in turns)
-
+    mean_of = lambda part, key: fmean(answer.stats[part][key] for _, answer, _ in turns)
     return {
         "name": name,
         "method": spec_of(method),

@@ -44,7 +44,7 @@ def traces(
             attends, is_cached = np.isin(followed, rows), np.isin(followed, cached)  # (chosen,) booleans
             theirs = attended[:, np.searchsorted(rows, followed[attends])].swapaxes(0, 1)  # (chosen, heads, cached)
             attention[:, index][np.ix_(attends, np.arange(config.heads), cached)] = theirs
-            to_them = attended[:, :, np.searchsorted(cached, followed[is_cached])].mean(0)  # (rows, chosen)
+            to_them = attended.mean(0)[:, np.searchsorted(cached, followed[is_cached])]  # (rows, chosen)
             received[:, index][np.ix_(is_cached, rows)] = to_them.T
             note_states(states[:, index + 1], followed, tokens)
     return Traces(attention, received, states)

@@ -155,11 +155,11 @@ class Progress:
         self._began, self._last, self._answer = time.monotonic(), ("", 0), None
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error: type | None, *_: Any) -> None:
         try:
             self.clear()
         finally:
-            if self._answer is not None:
+            if self._answer or (self._answer is not None and error is None):
                 print(flush=True)
 
     def __call__(self, done: int, total: int, what: str) -> None:

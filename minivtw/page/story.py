@@ -34,7 +34,7 @@ class Story(NamedTuple):
     frames: list[dict]  # `watching.frame` at every K from 0 to the number of layers
     layer: int | None  # the K to begin with; None: with `own`
     own: dict | None  # the frame of another method
-    attention: np.ndarray  # (tokens, layers, tokens) of each, nothing left out; mean over heads
+    attention: np.ndarray  # (tokens, layers, tokens) of each, nothing left out; mean over heads; visual rows are zero
     shares: dict  # {"withdrawn": (layers, groups), "full": the same}: attention of the text
     even: float  # the image's share if attention were even
     worst: np.ndarray  # (layers,) KL of the answer's worst token, nats
@@ -74,6 +74,9 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None) -> Story:
     prompt, is_visual = question.embedded, question.prompt.is_visual
     leaves = withdrawal_layer(method) if method else layers
     is_own = method is not None and spec_of(method) != f"withdraw:layer={leaves}"
+    words = np.flatnonzero(~is_visual)
+    attention = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)
+    attention[words] = traces(vlm.decoder, prompt, (), None, words.tolist()).attention.mean(2)
     return Story(
         model=question.answer.stats["model"],
         question=text,
@@ -81,7 +84,7 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None) -> Story:
         frames=[framed(vlm, question, withdraw(layer)) for layer in range(layers + 1)],
         layer=leaves,
         own=framed(vlm, question, method) if is_own else None,
-        attention=traces(vlm.decoder, prompt, (), None, range(len(is_visual))).attention.mean(2),
+        attention=attention,
         shares={"withdrawn": settling(vlm.decoder, prompt, method), "full": settling(vlm.decoder, prompt)},
         even=float(even_shares(is_visual)[GROUPS.index("visual")]),
         worst=kl_curve(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids),
@@ -113,8 +116,7 @@ def report_html(story: Story) -> str:
         even=story.even, layer=story.layer if name == "withdrawn" else None,
         label="where the text's attention goes, layer by layer",
     )  # fmt: skip
-    now, full = story.seconds["withdrawn"], story.seconds["full"]
-    seconds = [(phase, now[phase], full[phase]) for phase in ("prefill", "decode")]
+    seconds = zip(story.seconds["withdrawn"].items(), story.seconds["full"].values())
     script = part("wall.js") + part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return filled(
@@ -133,7 +135,7 @@ def report_html(story: Story) -> str:
             "bars withdrawn": bars("withdrawn"),
             "bars full": bars("full"),
             "even": f"{story.even:.0%}",
-            "seconds": ", ".join(f"{phase} {1e3 * now:.1f} ms instead of {1e3 * full:.1f}" for phase, now, full in seconds),
+            "seconds": ", ".join(f"{phase} {1e3 * now:.1f} ms instead of {1e3 * full:.1f}" for (phase, now), full in seconds),
             "model": escape(story.model),
             "question": escape(story.question),
             "data": json.dumps(report_data(story)).replace("<", "\\u003c"),  # which would end the script element
