@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import load
-from .cli.options import Parser, add_model_option, methods_to_try
+from .cli.options import Parser, add_model_option, layers_to_try, methods_to_try
 from .cli.terminal import command
 from .counting import prompt_flops, vision_flops
 from .errors import InputError
@@ -26,7 +26,7 @@ from .model.tokens import EmbeddedPrompt, Tokens
 from .model.vision import encode
 from .timing import rounds as timing
 from .timing.rounds import Measure
-from .timing.shapes import SHAPES, random_model, visual_tokens
+from .timing.shapes import SHAPES, random_model
 from .vlm import VLM
 
 WORKS = ("vision", "prefill", "decode", "question")
@@ -38,16 +38,15 @@ Counted = dict[tuple[str, str], tuple[int, int]]  # (work, method) -> FLOPs, byt
 def random_prompt(vlm: VLM, shape: str, tiles: int, tokens: int | None) -> tuple[np.ndarray, EmbeddedPrompt]:
     """Pixels and an embedded prompt of these sizes: a little text, the tiles' visual tokens, and more text."""
     random, config = np.random.default_rng(0), vlm.config
-    visual = tiles * visual_tokens(shape)
+    tower, side, _ = SHAPES[shape]
+    visual = tiles * (tower.features // side**2)
     if tokens is None:
         tokens = visual + 60
     if not visual < tokens - 1 < config.max_positions:
         raise InputError(
             f"--tokens must be from {visual + 2} to {config.max_positions}: {tiles} tiles make {visual} of them"
         )
-    assert vlm.parts.vision  # every shape has a tower
-    size = vlm.parts.vision.encoder.config.image_size
-    pixels = random.standard_normal((tiles, 3, size, size), np.float32)
+    pixels = random.standard_normal((tiles, 3, tower.image_size, tower.image_size), np.float32)
     hidden = random.standard_normal((tokens, config.width), np.float32)
     first = min(20, tokens - visual - 1)
     places = np.arange(tokens)
@@ -65,16 +64,16 @@ def see(vlm: VLM, pixels: np.ndarray) -> tuple[float, np.ndarray]:
 
 def read(
     vlm: VLM, prompt: EmbeddedPrompt, method: Method | None, new_tokens: int
-) -> tuple[float, float, np.ndarray, Tokens]:
-    """(prefill seconds, seconds for one decoded token, the prompt's last logits, its `Tokens`)."""
+) -> tuple[float, float, np.ndarray, Tokens, Tokens]:
+    """(prefill seconds, seconds for one decoded token, the prompt's last logits, its `Tokens`, those of the last token)."""
     cache, newest = KVCache(vlm.config), EmbeddedPrompt(prompt.hidden[:1], np.zeros(1, bool))
     started = time.perf_counter()
     logits, tokens = vlm.advance(prompt, cache, method)
     prefilled = time.perf_counter()
     for _ in range(new_tokens):
-        vlm.advance(newest, cache, method)
+        _, said = vlm.advance(newest, cache, method)
     decoded = time.perf_counter() - prefilled
-    return prefilled - started, decoded / new_tokens, logits, tokens
+    return prefilled - started, decoded / new_tokens, logits, tokens, said
 
 
 def measures(
@@ -83,7 +82,7 @@ def measures(
     """What a round calls: functions that return seconds by (work, whose, method)."""
 
     def ours(name: str, method: Method | None) -> dict[Any, float]:
-        prefill, decode, _, _ = read(vlm, prompt, method, new_tokens)
+        prefill, decode, *_ = read(vlm, prompt, method, new_tokens)
         return {("prefill", "ours", name): prefill, ("decode", "ours", name): decode}
 
     def theirs() -> dict[Any, float]:
@@ -109,11 +108,9 @@ def operations(vlm: VLM, pixels: np.ndarray | None, prompt: EmbeddedPrompt, meth
         counted["vision", "off"] = len(pixels) * vision_flops(encoder.config), len(pixels) * tower
     weights = sum(map(nbytes, vlm.decoder.layers)) + 4 * config.width * config.vocabulary
     for name, method in methods.items():
-        cache, newest = KVCache(config), EmbeddedPrompt(prompt.hidden[:1], np.zeros(1, bool))
-        _, prefilled = vlm.advance(prompt, cache, method)
-        counted["prefill", name] = prompt_flops(config, prefilled.ran), weights
-        _, token = vlm.advance(newest, cache, method)
-        counted["decode", name] = prompt_flops(config, token.ran), weights + cache.nbytes
+        *_, tokens, said = read(vlm, prompt, method, 1)
+        counted["prefill", name] = prompt_flops(config, tokens.ran), weights
+        counted["decode", name] = prompt_flops(config, said.ran), weights + said.cache.nbytes
     return counted
 
 
@@ -177,26 +174,6 @@ def milliseconds(one: dict[str, Any], prefix: str = "") -> str:
     return f"{1e3 * one[f'{prefix}seconds']:.1f} ({1e3 * low:.1f}-{1e3 * high:.1f})"
 
 
-def parser() -> Parser:
-    options = Parser(
-        prog="minivtw.bench", description="Time vision, prefill and decode, side by side with transformers."
-    )
-    add = options.add_argument
-    add("image", nargs="?", metavar="IMAGE")
-    add("prompt", nargs="?", metavar="PROMPT")
-    add_model_option(options)
-    add("--shape", choices=SHAPES, help="random weights of a published size instead of a model and a picture")
-    add("--tiles", type=int, metavar="N", help="tiles of a shape's picture (default: 1)")
-    add("--tokens", type=int, metavar="N", help="of a shape's prompt, visual ones among them")
-    add("--withdraw", default="off,auto", metavar="off,auto,K,…")
-    add("--method", nargs="+", metavar="NAME:parameters", help="other methods to time beside them")
-    add("--repeats", type=int, default=20, metavar="N", help="rounds, of which the median counts (default: 20)")
-    add("--new-tokens", type=int, default=16, metavar="N", help="tokens to decode in each (default: 16)")
-    add("--alone", action="store_true", help="without transformers, even if it is installed")
-    add("--json", action="store_true", help="one JSON object instead of text")
-    return options
-
-
 def check_arguments(chosen: Namespace) -> None:
     if min(chosen.repeats, chosen.new_tokens, chosen.tiles or 1) < 1:
         raise InputError("--repeats, --new-tokens and --tiles must be 1 or more")
@@ -219,7 +196,22 @@ def prepared(chosen: Namespace) -> tuple[VLM, np.ndarray | None, EmbeddedPrompt]
 
 
 def main(arguments: list[str]) -> None:
-    chosen = parser().parse_args(arguments)
+    what = "Time vision, prefill and decode, side by side with transformers."
+    options = Parser(prog="minivtw.bench", description=what)
+    add = options.add_argument
+    add("image", nargs="?", metavar="IMAGE")
+    add("prompt", nargs="?", metavar="PROMPT")
+    add_model_option(options)
+    add("--shape", choices=SHAPES, help="random weights of a published size instead of a model and a picture")
+    add("--tiles", type=int, metavar="N", help="tiles of a shape's picture (default: 1)")
+    add("--tokens", type=int, metavar="N", help="of a shape's prompt, visual ones among them")
+    add("--withdraw", type=layers_to_try, default="off,auto", metavar="off,auto,K,…")
+    add("--method", nargs="+", default=[], metavar="NAME:parameters", help="other methods to time beside them")
+    add("--repeats", type=int, default=20, metavar="N", help="rounds, of which the median counts (default: 20)")
+    add("--new-tokens", type=int, default=16, metavar="N", help="tokens to decode in each (default: 16)")
+    add("--alone", action="store_true", help="without transformers, even if it is installed")
+    add("--json", action="store_true", help="one JSON object instead of text")
+    chosen = options.parse_args(arguments)
     check_arguments(chosen)
     vlm, pixels, prompt = prepared(chosen)
     methods = {"off": None} | methods_to_try(vlm, chosen.withdraw, chosen.method)

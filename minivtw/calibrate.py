@@ -46,7 +46,7 @@ def curve_table(found: dict[str, Any], unit: str) -> str:
     return "\n".join([f"{found['criterion']} ({unit}), {mean}", *rows])
 
 
-def parser() -> Parser:
+def main(arguments: list[str]) -> None:
     options = Parser(prog="minivtw.calibrate", description="Find where a model can spare its visual tokens.")
     add = options.add_argument
     add("model", nargs="?", metavar="MODEL", help="a model folder (default: the embedded model)")
@@ -62,16 +62,11 @@ def parser() -> Parser:
     add("--measured", metavar="FILE", help="keep what a search for a schedule measures, and go on from what this holds")
     add("--store", action="store_true", help="store what was found with the model, for `--withdraw auto`")
     add("--json", action="store_true", help="print one JSON object")
-    return options
-
-
-def main(arguments: list[str]) -> None:
-    chosen = parser().parse_args(arguments)
+    chosen = options.parse_args(arguments)
     if chosen.threshold is not None and not 0 <= chosen.threshold < float("inf"):
         raise InputError(f"--threshold must be 0 or more, not {chosen.threshold:g}")
     if chosen.limit < 1:
         raise InputError(f"--limit must be 1 or more, not {chosen.limit}")
-
     if chosen.measured is not None and not (chosen.save or chosen.schedule):
         raise InputError("--measured keeps what --save or --schedule measures")
 

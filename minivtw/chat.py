@@ -10,21 +10,12 @@ from typing import Any
 
 from . import load
 from .cli.options import Parser, add_asking_options, sampling, stats_table
-from .cli.terminal import Printer, Progress, command, print_error, watched
+from .cli.terminal import Progress, command, say, watched
 from .errors import InputError
 from .inputs.opening import open_image
 from .vlm import Chat
 
 HELP = "one question per line; /image FILE: show a picture with the next one; end with /quit or Ctrl-D"
-
-
-def parser() -> Parser:
-    options = Parser(prog="minivtw.chat", description="Talk with a vision-language model about pictures, in NumPy.")
-    options.epilog = "Where a model's turns are plain words (LLaVA 1.5: USER:, ASSISTANT:), a line can forge them."
-    options.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about from the first question on")
-    add_asking_options(options)
-    options.add_argument("--stats", action="store_true", help="a table after every answer: what withdrawal saved")
-    return options
 
 
 def lines() -> Iterator[str]:
@@ -45,8 +36,8 @@ def converse(chat: Chat, images: list, options: dict[str, Any], with_stats: bool
             if line.startswith("/image"):
                 images = [*images, open_image(line.removeprefix("/image").strip())]
             elif line:
-                with Printer(progress) as stream:
-                    answer = chat.ask(line, images, stream=stream, **options)
+                with progress:
+                    answer = chat.ask(line, images, stream=progress.print_piece, **options)
                 images = []
                 if with_stats:
                     print(stats_table(answer.stats))
@@ -54,11 +45,16 @@ def converse(chat: Chat, images: list, options: dict[str, Any], with_stats: bool
             with contextlib.suppress(InputError):  # of words that could not be asked without a picture either
                 if images and not line.startswith("/image") and chat.prepare(line):
                     images, error = [], InputError(f"{error}; the next question goes without a picture")
-            print_error(error)
+            say(f"error: {error}")
 
 
 def main(arguments: list[str]) -> None:
-    chosen = parser().parse_args(arguments)
+    options = Parser(prog="minivtw.chat", description="Talk with a vision-language model about pictures, in NumPy.")
+    options.epilog = "Where a model's turns are plain words (LLaVA 1.5: USER:, ASSISTANT:), a line can forge them."
+    options.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about from the first question on")
+    add_asking_options(options)
+    options.add_argument("--stats", action="store_true", help="a table after every answer: what withdrawal saved")
+    chosen = options.parse_args(arguments)
     images = [open_image(image) for image in chosen.images]
     vlm, progress = watched(load(chosen.model, chosen.low_memory, chosen.max_tiles))
     chat = Chat(vlm, chosen.withdraw, chosen.method, chosen.system)

@@ -2,13 +2,13 @@
 
 import json
 import re
-import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from statistics import fmean, stdev
 from typing import Any
 
 from . import VLM, Answer, Chat, load
-from .cli.options import Parser, add_model_option, methods_to_try
+from .cli.options import Parser, add_model_option, layers_to_try, methods_to_try
 from .cli.terminal import command, progress_line
 from .cli.writing import check_writable, write_whole
 from .errors import InputError
@@ -21,45 +21,29 @@ MOST_SEEDS = 1000  # of one method
 SCORED = ("image", "family", "question", "answer")  # what a question needs to be scored
 
 
-class Tally:
-    """What one method has scored so far; a question's later turns count as questions of their own."""
+def summary(name: str, method: Method | None, turns: list[tuple[Question, Answer, Answer]]) -> dict[str, Any]:
+    """One run of the report: accuracies from 0 to 1, mean FLOPs, bytes and seconds per question.
 
-    def __init__(self, name: str, method: Method | None) -> None:
-        self.name = name
-        self.method = method
-        self.scores = defaultdict[str, list[float]](list)  # family -> one score per question
-        self.unchanged = 0
-        self.stats = list[dict[str, Any]]()
-
-    def add(self, question: Question, answer: Answer, untouched: Answer) -> None:
-        self.scores[question.family].append(score(question.family, answer.text, question.answer))
-        self.unchanged += answer.token_ids == untouched.token_ids
-        self.stats.append(answer.stats)
-
-    def summary(self) -> dict[str, Any]:
-        """One run of the report: accuracies from 0 to 1, mean FLOPs, bytes and seconds per question."""
-
-        def mean(values: Iterable[float]) -> float:
-            values = list(values)
-            return sum(values) / len(values)
-
-        def mean_of(part: str, key: str) -> float:
-            return mean(stats[part][key] for stats in self.stats)
-
-        accuracy = {family: mean(scores) for family, scores in sorted(self.scores.items())}
-        return {
-            "name": self.name,
-            "method": spec_of(self.method),
-            "withdraw_layer": withdrawal_layer(self.method),
-            "accuracy": accuracy,
-            "mean": mean(accuracy.values()),
-            "agreement": self.unchanged / len(self.stats),
-            "prefill_flops": mean_of("flops", "prefill"),
-            "prefill_flops_without_withdrawal": mean_of("flops", "prefill_without_withdrawal"),
-            "cache_bytes": mean_of("cache", "bytes"),
-            "prefill_seconds": mean_of("seconds", "prefill"),
-            "decode_seconds": mean_of("seconds", "decode"),
-        }
+    turns: each with its answer, and that of the model that is left alone; later turns count as questions of their own.
+    """
+    scores = defaultdict[str, list[float]](list)  # family -> one score per question
+    for question, answer, _ in turns:
+        scores[question.family].append(score(question.family, answer.text, question.answer))
+    accuracy = {family: fmean(points) for family, points in sorted(scores.items())}
+    mean_of = lambda part, key: fmean(answer.stats[part][key] for _, answer, _ in turns)
+    return {
+        "name": name,
+        "method": spec_of(method),
+        "withdraw_layer": withdrawal_layer(method),
+        "accuracy": accuracy,
+        "mean": fmean(accuracy.values()),
+        "agreement": fmean(answer.token_ids == untouched.token_ids for _, answer, untouched in turns),
+        "prefill_flops": mean_of("flops", "prefill"),
+        "prefill_flops_without_withdrawal": mean_of("flops", "prefill_without_withdrawal"),
+        "cache_bytes": mean_of("cache", "bytes"),
+        "prefill_seconds": mean_of("seconds", "prefill"),
+        "decode_seconds": mean_of("seconds", "decode"),
+    }
 
 
 def evaluate(
@@ -75,7 +59,7 @@ def evaluate(
     alone; one and the same method under two names runs once. Questions that follow in the same chat find there what the
     model answered before, under the same method.
     """
-    tallies = [Tally(name, method) for name, method in methods.items()]
+    turns: dict[str, list[tuple[Question, Answer, Answer]]] = {name: [] for name in methods}
     for number, question in enumerate(questions, 1):
         prompt = vlm.embed(vlm.prepare(question.image, question.question))
         answers = dict[int, list[Answer]]()  # a method itself, whatever its name -> an Answer for every turn
@@ -85,11 +69,10 @@ def evaluate(
                 first = chat.respond(prompt, Sampler(), max_new_tokens)
                 later = [chat.ask(turn.question, max_new_tokens=max_new_tokens) for turn in question.then]
                 answers[id(method)] = [first, *later]
-        for tally in tallies:
-            for turn, *said in zip((question, *question.then), answers[id(tally.method)], answers[id(None)]):
-                tally.add(turn, *said)
+        for name, method in methods.items():
+            turns[name] += zip((question, *question.then), answers[id(method)], answers[id(None)])
         progress(number)
-    return [tally.summary() for tally in tallies]
+    return [summary(name, method, turns[name]) for name, method in methods.items()]
 
 
 def seeds(text: str) -> list[str]:
@@ -114,8 +97,8 @@ def gathered(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
             return {family: measure([value[family] for value in values]) for family in values[0]}
         return measure(values)
 
-    numbers = {key: over(statistics.mean, key) for key, value in runs[0].items() if isinstance(value, dict | float)}
-    spread = {key: over(statistics.stdev, key) for key in ("accuracy", "mean", "agreement")}
+    numbers = {key: over(fmean, key) for key, value in runs[0].items() if isinstance(value, dict | float)}
+    spread = {key: over(stdev, key) for key in ("accuracy", "mean", "agreement")}
     return {**runs[0], **numbers, "name": name, "method": name, "seeds": len(runs), "spread": spread}
 
 
@@ -154,8 +137,7 @@ def to_ask(questions: list[Question], without: str | None, limit: int | None) ->
 
     Raises InputError where there is no such family, or no other.
     """
-    counts = Counter[str]()
-    chosen = []
+    counts, chosen = Counter[str](), list[Question]()
     for question in questions:
         counts[question.family] += 1
         if question.family != without and (limit is None or counts[question.family] <= limit):
@@ -171,7 +153,8 @@ def main(arguments: list[str]) -> None:
     lines = "holds the pictures and questions.jsonl (image, family, question, answer; or image, turns)"
     add("folder", metavar="FOLDER", help=lines)
     add_model_option(options)
-    add("--withdraw", default="off,auto", metavar="off,auto,K,…", help="layers to try, in one go (default: off,auto)")
+    layers = "layers to try, in one go (default: off,auto)"
+    add("--withdraw", type=layers_to_try, default="off,auto", metavar="off,auto,K,…", help=layers)
     more = "other methods to try beside them; seed=0-4 tries five seeds and gives their mean and spread"
     add("--method", "--methods", nargs="+", default=[], metavar="NAME:parameters", help=more)
     add("--limit", type=int, metavar="N", help="ask only the first N questions of each family")
@@ -186,12 +169,11 @@ def main(arguments: list[str]) -> None:
     questions = to_ask(read_questions(chosen.folder, SCORED), chosen.without, chosen.limit)
     vlm = load(chosen.model)
     check_questions(vlm, questions)
-    rows = {text: seeds(text) for text in chosen.method}
-    methods = methods_to_try(vlm, chosen.withdraw, [one for row in rows.values() for one in row])
+    rows = {name: [name] for name in chosen.withdraw} | {text: seeds(text) for text in chosen.method}
+    methods = methods_to_try(vlm, chosen.withdraw, [one for text in chosen.method for one in rows[text]])
     same = {spec_of(method): method for method in methods.values()}  # of equal texts one method, which runs once
     methods = {name: same[spec_of(method)] for name, method in methods.items()}
     by_name = {run["name"]: run for run in evaluate(vlm, questions, methods, progress_line(len(questions)))}
-    rows = {name: [name] for name in by_name if not any(name in row for row in rows.values())} | rows
     runs = [gathered(name, [by_name[one] for one in row]) for name, row in rows.items()]
     print(f"{vlm.folder.name}: {len(questions)} questions")
     print(results_table(runs))

@@ -106,7 +106,10 @@ def answered(explorer: Explorer, name: str, body: bytes) -> tuple[int, dict]:
     """The status and the answer of a request. What is wrong with it is one line; of a fault, in this package or in the
     method that the page was started with, the terminal gets the traceback."""
     try:
-        content = body if name == "upload" else parsed(body)
+        content = body if name == "upload" else json.loads(body)
+    except (ValueError, RecursionError):
+        return 400, {"error": "the request cannot be read"}
+    try:
         if name not in REQUESTS or not isinstance(content, bytes | dict):
             raise InputError("there is no such request")
         with explorer.lock:
@@ -123,14 +126,6 @@ def answered(explorer: Explorer, name: str, body: bytes) -> tuple[int, dict]:
         at, ours = (theirs or frames)[-1], f"or of {own}" if ".py:" in own else "please report it"
         said = f"{''.join(traceback.format_exception_only(error))} ({pathlib.Path(at.filename).name}, line {at.lineno}: {at.line})"
         return 500, {"error": shortened(one_line(said if theirs else f"a fault of minivtw, {ours}: {said}"))}
-
-
-def parsed(body: bytes) -> Any:
-    """A request's JSON. Raises InputError."""
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise InputError("the request cannot be read") from None
 
 
 class Server(ThreadingHTTPServer):

@@ -7,21 +7,8 @@ import numpy as np
 
 from . import load
 from .cli.options import Parser, add_asking_options, check_question, sampling, stats_table
-from .cli.terminal import Printer, command, watched
+from .cli.terminal import command, watched
 from .errors import InputError
-
-
-def parser() -> Parser:
-    options = Parser(prog="minivtw.generate", description="Ask a vision-language model about pictures, in NumPy.")
-    add = options.add_argument
-    add("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
-    add("prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)")
-    add("--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable")
-    add_asking_options(options)
-    add("--stats", action="store_true", help="print a table of what withdrawal saved, after the answer")
-    add("--json", action="store_true", help="one JSON object instead of text")
-    add("--trace", action="store_true", help="print every intermediate array as it happens")
-    return options
 
 
 def tracer() -> Callable[[str, np.ndarray], None]:
@@ -41,13 +28,21 @@ def tracer() -> Callable[[str, np.ndarray], None]:
 
 
 def main(arguments: list[str]) -> None:
-    chosen = parser().parse_intermixed_args(arguments)
+    options = Parser(prog="minivtw.generate", description="Ask a vision-language model about pictures, in NumPy.")
+    add = options.add_argument
+    add("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
+    add("prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)")
+    add("--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable")
+    add_asking_options(options)
+    add("--stats", action="store_true", help="print a table of what withdrawal saved, after the answer")
+    add("--json", action="store_true", help="one JSON object instead of text")
+    add("--trace", action="store_true", help="print every intermediate array as it happens")
+    chosen = options.parse_intermixed_args(arguments)
     if chosen.json and chosen.trace:
         raise InputError("--json and --trace both write to standard output; choose one")
     check_question(chosen.image, chosen.prompt)
     vlm, progress = watched(load(chosen.model, chosen.low_memory, chosen.max_tiles))
-    printer = None if chosen.json or chosen.trace else Printer(progress)
-    with printer or progress:
+    with progress:
         answer = vlm.answer(
             chosen.images if chosen.image is None else [chosen.image, *chosen.images],
             chosen.prompt,
@@ -55,12 +50,12 @@ def main(arguments: list[str]) -> None:
             method=chosen.method,
             system=chosen.system,
             observe=tracer() if chosen.trace else None,
-            stream=printer,
+            stream=None if chosen.json or chosen.trace else progress.print_piece,
             **sampling(chosen),
         )
     if chosen.json:
         print(json.dumps({"answer": answer.text, "token_ids": answer.token_ids, **answer.stats}))
-    elif not printer:
+    elif chosen.trace:
         print(answer.text)
     if chosen.stats and not chosen.json:
         print(stats_table(answer.stats))

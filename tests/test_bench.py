@@ -23,7 +23,7 @@ SMALL = (
     shapes.DecoderConfig(50, 16, 4, 4, 2, 4, 24, 1e-5, 1e4, 64),
 )  # fmt: skip
 SMALL_CLIP = (
-    shapes.VisionConfig(16, 4, 8, 2, 2, 12, post_norm=False, feature_layer=-1, **shapes.CLIP), None,
+    shapes.VisionConfig(16, 4, 8, 2, 2, 12, post_norm=False, feature_layer=-1, **shapes.CLIP), 1,
     shapes.DecoderConfig(50, 16, 4, 4, 4, 4, 24, 1e-6, 1e6, 64, qkv_bias=True, tied_head=True),
 )  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_transformers_computes_the_same_beside_it(small, shape):
     features, theirs = see(vlm, pixels)[1], twin.see(pixels)[1]
     if vlm.parts.vision.encoder.config.post_norm:
         assert np.abs(features - theirs).max() < 2e-5 * np.abs(theirs).max()
-    *_, logits, tokens = read(vlm, prompt, None, 2)
+    _, _, logits, tokens, _ = read(vlm, prompt, None, 2)
     expected = twin.read(prompt.hidden, 2)[2]
     assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max() and len(tokens) == 40
     with mock.patch("minivtw.bench.THREADS", 1):

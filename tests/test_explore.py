@@ -179,7 +179,7 @@ def test_swapping_inside_a_window_is_swapping_what_the_text_reads_there(vlm, exp
             read = forward(vlm.decoder, together, start=layer, stop=layer + 1)
             own.hidden[~visual] = read.hidden[~visual]
         theirs, ours = forward(vlm.decoder, theirs, start=layer, stop=layer + 1), own
-    entering = (migration.walk_through(vlm.decoder, each) for each in prompts)
+    entering = (migration.layer_inputs(vlm.decoder, each) for each in prompts)
     method = migration.swapped(*entering, range(first, stop))
     swapped = forward(vlm.decoder, arriving(prompts[0], KVCache(vlm.config)), method)
     np.testing.assert_allclose(swapped.hidden[~visual], ours.hidden[~visual], atol=1e-3)

@@ -36,6 +36,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs" / "pictures"))
 
 import instruments  # noqa: E402
+import knock_outs  # noqa: E402
 
 seeing = cases(places=places_with_visual)
 
@@ -142,7 +143,7 @@ def cuts(draw, decoder, prompt):
     """Some tokens that may not look at some others, in some layers."""
     tokens = len(prompt.hidden)
     part = np.array(draw(st.lists(st.integers(0, 2), min_size=tokens, max_size=tokens)))
-    return migration.Cut(part == 1, part == 2, draw(st.frozensets(st.integers(0, len(decoder.layers) - 1))))
+    return knock_outs.Cut(part == 1, part == 2, draw(st.frozensets(st.integers(0, len(decoder.layers) - 1))))
 
 
 @given(cases(), st.data())
@@ -151,17 +152,17 @@ def test_a_knock_out_is_a_mask(case, data):
     cut = data.draw(cuts(decoder, prompt))
     forbidden, everything = np.outer(cut.queries, cut.keys), np.zeros((len(prompt.hidden),) * 2, bool)
     masked, _ = plain_prefill(decoder, prompt, lambda index: ~(forbidden if index in cut.layers else everything))
-    assert_close(migration.knocked_out(decoder, migration.walk_through(decoder, prompt), *cut), masked)
+    assert_close(knock_outs.knocked_out(decoder, migration.layer_inputs(decoder, prompt), *cut), masked)
 
 
 @given(seeing)
 def test_a_knock_out_of_nothing_is_the_model(case):
     decoder, prompt, _ = case
-    entering = migration.walk_through(decoder, prompt)
-    image, question, last = migration.roles(prompt.is_visual)
+    entering = migration.layer_inputs(decoder, prompt)
+    image, question, last = knock_outs.roles(prompt.is_visual)
     plain = prefill(decoder, prompt).hidden
     for nothing in ((last, image, ()), (np.zeros_like(last), image, [0]), (last, np.zeros_like(last), [0])):
-        assert_close(migration.knocked_out(decoder, entering, *nothing), plain)
+        assert_close(knock_outs.knocked_out(decoder, entering, *nothing), plain)
 
 
 @given(seeing)
@@ -169,7 +170,7 @@ def test_knocking_out_all_deep_layers_is_withdrawal(case):
     """What the text computes from layer K on is the same, whether the image has left or is merely out of sight."""
     decoder, prompt, layer = case
     image, deep = prompt.is_visual, range(layer, len(decoder.layers))
-    out_of_sight = migration.knocked_out(decoder, migration.walk_through(decoder, prompt), ~image, image, deep)
+    out_of_sight = knock_outs.knocked_out(decoder, migration.layer_inputs(decoder, prompt), ~image, image, deep)
     assume(layer < len(decoder.layers))
     assert_close(out_of_sight[~image], prefill(decoder, prompt, withdraw(layer)).hidden)
 
@@ -178,12 +179,12 @@ def test_knocking_out_all_deep_layers_is_withdrawal(case):
 def test_who_cannot_look_cannot_tell(case):
     """Cut off everywhere, the last token cannot tell another image and question, nor all the text another image."""
     decoder, prompt, _ = case
-    image, question, last = migration.roles(prompt.is_visual)
+    image, question, last = knock_outs.roles(prompt.is_visual)
     everywhere = range(len(decoder.layers))
     for who, unseen in ((last, image | question), (question | last, image)):
         changed = EmbeddedPrompt(np.where(unseen[:, None], 3 * prompt.hidden + 1, prompt.hidden), image)
         states = [
-            migration.knocked_out(decoder, migration.walk_through(decoder, each), who, unseen, everywhere)[who]
+            knock_outs.knocked_out(decoder, migration.layer_inputs(decoder, each), who, unseen, everywhere)[who]
             for each in (prompt, changed)
         ]
         assert np.array_equal(*states)
@@ -191,15 +192,15 @@ def test_who_cannot_look_cannot_tell(case):
 
 def test_roles_of_a_prompt_by_hand():
     is_visual = np.array([False, True, True, False, False, True, False, False, False])
-    image, question, last = (list(np.flatnonzero(role)) for role in migration.roles(is_visual, predictions=2))
+    image, question, last = (list(np.flatnonzero(role)) for role in knock_outs.roles(is_visual, predictions=2))
     assert (image, question, last) == ([1, 2, 5], [3, 4, 6], [7, 8])
 
 
 def test_a_token_cannot_be_forbidden_to_see_itself():
     decoder = random_decoder(DecoderConfig(9, 8, 2, 2, 2, 4, 8, 1e-5, 1e4, 64))
-    entering = migration.walk_through(decoder, random_prompt(decoder, [True, False]))
+    entering = migration.layer_inputs(decoder, random_prompt(decoder, [True, False]))
     with pytest.raises(InputError, match="always sees itself"):
-        migration.knocked_out(decoder, entering, np.array([True, True]), np.array([True, False]), [0])
+        knock_outs.knocked_out(decoder, entering, np.array([True, True]), np.array([True, False]), [0])
 
 
 @settings(max_examples=40)
@@ -213,8 +214,8 @@ def test_answer_probability_is_that_of_decoding_it(case):
         expected *= softmax(scores)[token]
         said = EmbeddedPrompt(decoder.embedding[[token]], np.zeros(1, bool))
         scores = prefill(decoder, said, None, run.cache).logits[0]
-    text = ~migration.with_answer(decoder, asked, answer).is_visual
-    whole, (left,) = migration.knock_outs(decoder, asked, answer, [migration.Cut(text, ~text, ())])
+    text = ~knock_outs.with_answer(decoder, asked, answer).is_visual
+    whole, (left,) = knock_outs.knock_outs(decoder, asked, answer, [knock_outs.Cut(text, ~text, ())])
     assert whole == left == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
@@ -224,9 +225,9 @@ def test_if_only_the_last_token_may_look_the_others_are_cut_off(case, most_token
     decoder, prompt, layer = case
     answer, deep = search.run_in_full(decoder, prompt, most_tokens).answer, range(layer, len(decoder.layers))
     whole, left = instruments.only_one_attends(decoder, prompt, answer, deep)
-    image, question, last = migration.roles(migration.with_answer(decoder, prompt, answer).is_visual, len(answer))
+    image, question, last = knock_outs.roles(knock_outs.with_answer(decoder, prompt, answer).is_visual, len(answer))
     assert len(left) == question.sum() + 1
-    expected = migration.knock_outs(decoder, prompt, answer, [migration.Cut(question, image, deep)])
+    expected = knock_outs.knock_outs(decoder, prompt, answer, [knock_outs.Cut(question, image, deep)])
     assert (whole, left[-1]) == (expected[0], expected[1][0])
 
 
@@ -244,7 +245,7 @@ def pairs(draw):
 
 def swap(decoder, prompt, other, layers):
     """The text of a prefill in which the visual tokens are swapped; (text tokens, width)."""
-    method = migration.swapped(*(migration.walk_through(decoder, each) for each in (prompt, other)), layers)
+    method = migration.swapped(*(migration.layer_inputs(decoder, each) for each in (prompt, other)), layers)
     return prefill(decoder, prompt, method).hidden[~prompt.is_visual]
 
 
@@ -284,7 +285,7 @@ def test_what_is_said_after_a_swap_is_what_decoding_says(pair, most_tokens):
     said, _, is_clear = greedy(decoder, prompt, migration.swapped(own.entering, others.entering, layers), most_tokens)
     assume(is_clear)
     for answer in (own.answer, others.answer, said):
-        longer = migration.walk_through(decoder, migration.with_answer(decoder, prompt, answer))
+        longer = migration.layer_inputs(decoder, knock_outs.with_answer(decoder, prompt, answer))
         says = instruments.says_after_swap(decoder, longer, others.entering, answer, layers)
         assert says == (answer == said[: len(answer)])
 
@@ -292,7 +293,7 @@ def test_what_is_said_after_a_swap_is_what_decoding_says(pair, most_tokens):
 def test_pictures_of_unlike_sizes_are_not_swapped():
     decoder = random_decoder(DecoderConfig(9, 8, 2, 2, 2, 4, 8, 1e-5, 1e4, 64))
     own, other = (
-        migration.walk_through(decoder, random_prompt(decoder, is_visual))
+        migration.layer_inputs(decoder, random_prompt(decoder, is_visual))
         for is_visual in ([True, False, False], [True, True, False])
     )
     with pytest.raises(InputError, match="same places"):
@@ -316,7 +317,7 @@ def test_lens_ends_with_what_the_model_says(case):
 @given(seeing)
 def test_the_lens_on_the_image_reads_every_visual_token(case):
     decoder, prompt, _ = case
-    words = instruments.visual_lens(decoder, migration.walk_through(decoder, prompt))
+    words = instruments.visual_lens(decoder, migration.layer_inputs(decoder, prompt))
     states = [prompt.hidden]
     prefill(decoder, prompt, observe=lambda name, array: name.endswith("hidden") and states.append(array))
     for layer, hidden in enumerate(states):

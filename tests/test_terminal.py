@@ -94,10 +94,9 @@ def test_an_answer_on_an_ascii_terminal(world, monkeypatch):
 def test_what_a_terminal_would_obey_is_written_out(world):
     assert_one_line_error(run(generate.main, "\x1b[31m\x07.png", "x", "--model", world.model), r"\x1b[31m\x07.png")
     assert_one_line_error(run(generate.main, "a\n\udcff.png", "x", "--model", world.model), r"a \udcff.png")
-    printer = terminal.Printer(terminal.Progress())
-    for says in (printer, lambda text: print(text, end="")):
+    for says in (terminal.Progress().print_piece, lambda text: print(text, end="")):
         assert run(lambda _: says("a\x1b]0;b\n\tc\r"), terminal=True).out == "a\\x1b]0;b\n\tc\\r"
-    assert run(lambda _: terminal.Printer(terminal.Progress())("a\x1b]0;b")).out == "a\x1b]0;b"  # a file gets all
+    assert run(lambda _: terminal.Progress().print_piece("a\x1b]0;b")).out == "a\x1b]0;b"  # a file gets all
 
 
 @pytest.mark.parametrize("door", [evaluate.main, generate.main])
@@ -241,18 +240,17 @@ def test_ctrl_c_in_an_answer_keeps_what_was_said(world):
     whole = run(generate.main, *arguments).out
 
     def stopped(piece_count):
-        left = piece_count
+        left, print_piece = piece_count, terminal.Progress.print_piece
 
-        class Stops(terminal.Printer):
-            def __call__(self, piece):
-                nonlocal left
-                super().__call__(piece)
-                left -= 1
-                if not left:
-                    signal.raise_signal(signal.SIGINT)
+        def stops(progress, piece):
+            nonlocal left
+            print_piece(progress, piece)
+            left -= 1
+            if not left:
+                signal.raise_signal(signal.SIGINT)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(generate, "Printer", Stops)
+            patch.setattr(terminal.Progress, "print_piece", stops)
             return run(generate.main, *arguments)
 
     for count in (1, 4, 9):

@@ -11,10 +11,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import knock_outs
 import numpy as np
 
 from minivtw.analysis import migration
-from minivtw.analysis.settling import observed_attention
+from minivtw.analysis.tracing import traces
 from minivtw.methods.text import Method, first_layer
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import Decoder, forward, logits
@@ -76,10 +77,10 @@ def only_one_attends(
     Returns it for each of the prompt's text tokens after the first visual one, in their order; the answer's tokens
     count as the last of them.
     """
-    image, question, last = migration.roles(migration.with_answer(decoder, prompt, answer).is_visual, len(answer))
+    image, question, last = knock_outs.roles(knock_outs.with_answer(decoder, prompt, answer).is_visual, len(answer))
     attending = [np.arange(len(image)) == word for word in np.flatnonzero(question)] + [last]
-    return migration.knock_outs(
-        decoder, prompt, answer, [migration.Cut((question | last) & ~word, image, layers) for word in attending]
+    return knock_outs.knock_outs(
+        decoder, prompt, answer, [knock_outs.Cut((question | last) & ~word, image, layers) for word in attending]
     )
 
 
@@ -104,14 +105,8 @@ def last_states(
 
     Returns (predictions, layers + 1, width).
     """
-    states = [prompt.hidden[-predictions:]]
-
-    def observe(name: str, array: np.ndarray) -> None:
-        if name.endswith("hidden"):
-            states.append(array[-predictions:])
-
-    forward(decoder, arriving(prompt, KVCache(decoder.config)), method, observe=observe)
-    return np.stack(states, axis=1)
+    last = range(len(prompt.hidden) - predictions, len(prompt.hidden))
+    return traces(decoder, prompt, (), method, last).states
 
 
 def lens(decoder: Decoder, prompt: EmbeddedPrompt, method: Method | None = None) -> np.ndarray:
@@ -143,6 +138,5 @@ def image_maps(
 
     Returns (predictions, layers, visual tokens).
     """
-    by_layer = observed_attention(decoder, prompt, method)
-    attended = np.array([each.mean(0) for each in by_layer])  # (layers, queries, keys)
-    return attended[:, -predictions:][:, :, prompt.is_visual].swapaxes(0, 1)
+    last = range(len(prompt.hidden) - predictions, len(prompt.hidden))
+    return traces(decoder, prompt, (), method, last).attention.mean(2)[:, :, prompt.is_visual]

@@ -18,9 +18,10 @@ import time
 import numpy as np
 from drawing import options
 
+from minivtw.checkpoints.clip import vision
 from minivtw.model.attention import attention, attention_probabilities, split_heads
 from minivtw.model.layers import gelu_tanh, layer_norm, linear
-from minivtw.timing.shapes import SIGLIP_512, Weights
+from minivtw.timing.shapes import SIGLIP_512, RandomWeights
 
 HERE, ROUNDS = pathlib.Path(__file__).parent, 9
 COLORS = {"products": "#4a86c5", "attention": "#d98a3d", "activation": "#b5413b", "norms": "#4f9d72"}
@@ -46,11 +47,10 @@ def plain_attention(queries, keys, values):
 
 def parts():
     """(part, before, after) for everything that a layer does."""
-    config, weights = SIGLIP_512, Weights()
-    width, wide = config.width, config.mlp_width
-    hidden, inner = weights.array(config.patches, width) * 50, weights.array(config.patches, wide) * 50
-    qkv, output = weights.linear(width, 3 * width), weights.linear(width, width)
-    up, down, norm = weights.linear(width, wide), weights.linear(wide, width), weights.norm(width)
+    config, random = SIGLIP_512._replace(layers=1), np.random.default_rng(1)
+    norm, qkv, output, _, up, down = vision(config, RandomWeights(), "").layers[0]
+    sizes = config.width, config.mlp_width
+    hidden, inner = (random.standard_normal((config.patches, size), np.float32) for size in sizes)
     heads = split_heads(linear(hidden, qkv), 3 * config.heads).reshape(3, config.heads, config.patches, -1)
     products = [(hidden, qkv), (hidden, output), (hidden, up), (inner, down)]
     return [

@@ -12,13 +12,14 @@ from collections import defaultdict
 
 import criteria
 import instruments
+import knock_outs
 import numpy as np
 import routes
 from drawing import options
 from filling import HERE, About, embedded, embedded_all, fill, names, questions_of, table, weights_sha256, write
 
 import minivtw
-from minivtw.analysis import migration, settling
+from minivtw.analysis import settling
 from minivtw.counting import plain_run, prompt_flops
 from minivtw.inputs.questions import digest
 from minivtw.inputs.scoring import score
@@ -99,10 +100,10 @@ def crossing(about):
         left, read = defaultdict(list), []
         for prompt in embedded_all(vlm, about.some("crossing")):
             answer = search.run_in_full(vlm.decoder, prompt, search.LONGEST_ANSWER, vlm.stop_ids).answer
-            image = migration.with_answer(vlm.decoder, prompt, answer).is_visual
+            image = knock_outs.with_answer(vlm.decoder, prompt, answer).is_visual
             for cut, ranges in cuts.items():
-                whole, shares = migration.knock_outs(
-                    vlm.decoder, prompt, answer, [migration.Cut(~image, image, each) for each in ranges]
+                whole, shares = knock_outs.knock_outs(
+                    vlm.decoder, prompt, answer, [knock_outs.Cut(~image, image, each) for each in ranges]
                 )
                 left[cut].append(shares / whole)
             read.append(instruments.lens(vlm.decoder, prompt)[1:, answer[0]])

@@ -4,6 +4,7 @@ A part of `phenomena.py`.
 """
 
 import instruments
+import knock_outs
 import numpy as np
 from filling import HERE, embedded, fill, names, table, write
 
@@ -63,11 +64,11 @@ def routes(about):
 
 def cut_ways(vlm, prompt, answer, ranges):
     """The share of the answer's probability that is left with each of CUTS, (ways, ranges)."""
-    roles = migration.roles(migration.with_answer(vlm.decoder, prompt, answer).is_visual, len(answer))._asdict()
+    roles = knock_outs.roles(knock_outs.with_answer(vlm.decoder, prompt, answer).is_visual, len(answer))._asdict()
     cuts = [
-        migration.Cut(roles[queries], roles[keys], layers) for queries, keys, _ in CUTS.values() for layers in ranges
+        knock_outs.Cut(roles[queries], roles[keys], layers) for queries, keys, _ in CUTS.values() for layers in ranges
     ]
-    whole, left = migration.knock_outs(vlm.decoder, prompt, answer, cuts)
+    whole, left = knock_outs.knock_outs(vlm.decoder, prompt, answer, cuts)
     return left.reshape(len(CUTS), -1) / whole
 
 
@@ -106,7 +107,7 @@ def words(about):
     """The lens on every visual token, drawn on the picture at some depths; all of it goes into the data."""
     vlm, picture = about.vlm, HERE / STAR[0]
     prompt = vlm.prepare(picture, STAR[1])
-    read = instruments.visual_lens(vlm.decoder, migration.walk_through(vlm.decoder, embedded(vlm, picture, STAR[1])))
+    read = instruments.visual_lens(vlm.decoder, migration.layer_inputs(vlm.decoder, embedded(vlm, picture, STAR[1])))
     (tile,) = page.as_seen(vlm.parts.vision, prompt.tiles)
     side, place, layers = round(read.token_ids.shape[1] ** 0.5), 152, vlm.config.layers
     body = [f'<defs><image id="tile" href="{page.data_url(tile)}" width="{place}" height="{place}"/></defs>']

@@ -11,6 +11,7 @@ measures and goes on from there, then draws docs/pictures/swaps-NAME.svg and fil
 import json
 
 import instruments
+import knock_outs
 import numpy as np
 from drawing import options
 from filling import HERE, embedded, fill, questions_of, table, weights_sha256, write
@@ -59,7 +60,7 @@ def whose_answer(vlm, picture, other, question, windows):
     own, others = (run_in_full(vlm.decoder, each, LONGEST_ANSWER, vlm.stop_ids) for each in (prompt, others_prompt))
     if own.answer == others.answer:
         return None
-    longer = migration.walk_through(vlm.decoder, migration.with_answer(vlm.decoder, prompt, others.answer))
+    longer = migration.layer_inputs(vlm.decoder, knock_outs.with_answer(vlm.decoder, prompt, others.answer))
     swaps = (instruments.says_after_swap(vlm.decoder, longer, others.entering, others.answer, each) for each in windows)
     return [int(swap) for swap in swaps]
 

@@ -1,1 +1,1 @@
-"""The paper's instruments: where attention goes, and what moves into the text."""
+"""The paper's instruments: where attention goes, and what moves into the text; tokens followed through the layers."""

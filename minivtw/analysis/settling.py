@@ -17,9 +17,9 @@ tokens is nothing remarkable where they are nine tenths of the keys.
 import numpy as np
 
 from ..methods.text import Method
-from ..model.cache import KVCache
-from ..model.decoder import Decoder, forward
-from ..model.tokens import EmbeddedPrompt, arriving
+from ..model.decoder import Decoder
+from ..model.tokens import EmbeddedPrompt
+from .tracing import traces
 
 GROUPS = ("sink", "visual", "nearest", "other")
 NEAREST = 4  # tokens, the query among them
@@ -41,15 +41,10 @@ def group_shares(attended: np.ndarray, is_visual: np.ndarray) -> np.ndarray:
 
     attended: (heads, tokens, tokens), the attention probabilities of a whole prompt.
     """
-    groups, queries = key_groups(is_visual), text_queries(is_visual)
+    groups, queries = key_groups(is_visual), ~is_visual & (np.cumsum(is_visual) > 0)  # after the first visual token
     by_query = attended.mean(0)  # (queries, keys)
     shares = [np.where(groups == group, by_query, 0)[queries].sum(-1).mean() for group in range(len(GROUPS))]
     return np.array(shares)
-
-
-def text_queries(is_visual: np.ndarray) -> np.ndarray:
-    """The text queries after the first visual token, (tokens,) booleans."""
-    return ~is_visual & (np.cumsum(is_visual) > 0)
 
 
 def even_shares(is_visual: np.ndarray) -> np.ndarray:
@@ -59,30 +54,8 @@ def even_shares(is_visual: np.ndarray) -> np.ndarray:
     return group_shares(even[None], is_visual)
 
 
-def observed_attention(decoder: Decoder, prompt: EmbeddedPrompt, method: Method | None = None) -> list[np.ndarray]:
-    """Every layer's attention probabilities under a method, a list of (heads, tokens, tokens).
-
-    The row of a token that does not ask in a layer is zero there, and so is the column of one that has left.
-    """
-    tokens, attended = arriving(prompt, KVCache(decoder.config)), []
-    for index in range(len(decoder.layers)):
-        if method:
-            tokens = method(index, tokens)
-        asking = tokens.positions if tokens.works is None else tokens.positions[tokens.works]
-        there = np.ix_(asking, tokens.positions)
-        seen: list[np.ndarray] = []
-
-        def observe(name: str, array: np.ndarray, seen: list[np.ndarray] = seen) -> None:
-            if name.endswith("attention"):
-                seen.append(array)
-
-        tokens = forward(decoder, tokens, start=index, stop=index + 1, observe=observe)
-        whole = np.zeros((decoder.config.heads, len(prompt.hidden), len(prompt.hidden)), np.float32)
-        whole[:, there[0], there[1]] = seen[0]
-        attended.append(whole)
-    return attended
-
-
 def settling(decoder: Decoder, prompt: EmbeddedPrompt, method: Method | None = None) -> np.ndarray:
     """The shares of every layer under a method, (layers, 4) in the order of GROUPS."""
-    return np.array([group_shares(each, prompt.is_visual) for each in observed_attention(decoder, prompt, method)])
+    everywhere = range(len(prompt.hidden))
+    attention = traces(decoder, prompt, (), method, everywhere).attention  # (queries, layers, heads, keys)
+    return np.array([group_shares(each, prompt.is_visual) for each in attention.transpose(1, 2, 0, 3)])

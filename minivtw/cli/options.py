@@ -7,6 +7,8 @@ from typing import Any
 from ..checkpoints.layouts import SYSTEMS
 from ..errors import InputError
 from ..methods.shelf import METHODS
+from ..methods.text import Method
+from ..vlm import VLM
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,19 +77,15 @@ def withdraw_option(text: str) -> str | int | None:
         raise argparse.ArgumentTypeError(f"takes auto, off or a layer, not {text}") from None
 
 
-def methods_to_try(vlm: Any, withdraws: str, methods: list[str] | None) -> dict[str, Any]:
-    """The columns of a table: what `--withdraw off,auto,K` and `--method`, which may be repeated, name.
+def layers_to_try(text: str) -> dict[str, str | int | None]:
+    """off,auto,K as a `withdraw_option` for each, by its name in a table."""
+    return {part.strip(): withdraw_option(part.strip()) for part in text.split(",")}
 
-    Returns the method of each by its name in the table.
-    """
-    named = {}
-    for text in withdraws.split(","):
-        try:
-            option = withdraw_option(text.strip())
-        except argparse.ArgumentTypeError as error:
-            raise InputError(f"argument --withdraw: {error}") from None
-        named[text.strip()] = vlm.method(option)
-    return named | {text: vlm.method(method=text) for text in methods or []}
+
+def methods_to_try(vlm: VLM, layers: dict[str, str | int | None], methods: list[str]) -> dict[str, Method | None]:
+    """The columns of a table: what `--withdraw off,auto,K` and `--method` name. Returns the method of each by its name."""
+    named: dict[str, Method | None] = {name: vlm.method(layer) for name, layer in layers.items()}
+    return named | {text: vlm.method(method=text) for text in methods}
 
 
 def stats_table(stats: dict[str, Any]) -> str:

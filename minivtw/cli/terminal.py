@@ -65,12 +65,8 @@ def exit_code(error: Exception) -> int:
 def refuse(message: object) -> int:
     """Say what is wrong. Returns the exit code for what the caller can mend."""
     interrupts.hear(False)
-    print_error(message)
-    return 2
-
-
-def print_error(message: object) -> None:
     say(f"error: {message}")
+    return 2
 
 
 def say(message: object) -> None:
@@ -101,17 +97,13 @@ def visible(text: str) -> str:
 
 def open_streams() -> None:
     """Closed standard streams lead nowhere; characters that a terminal lacks, or would obey, are shown as numbers."""
-    for name, mode, errors in (
-        ("stdin", "r", "surrogateescape"),
-        ("stdout", "w", "backslashreplace"),
-        ("stderr", "w", "backslashreplace"),
-    ):
-        stream = getattr(sys, name)
+    for name in ("stdin", "stdout", "stderr"):
+        stream, is_read = getattr(sys, name), name == "stdin"
         if stream is None:  # opening takes the stream's own number, which is free; no other file may get it
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if is_read else "w", encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(io.UnsupportedOperation):  # of what has been read from already, by a debugger
-                stream.reconfigure(errors=errors)
+                stream.reconfigure(errors="surrogateescape" if is_read else "backslashreplace")
         if name == "stdout" and sys.stdout.isatty():
             setattr(sys, name, VisibleStream(sys.stdout))
 
@@ -152,19 +144,24 @@ def bar(done: int, total: int) -> str:
 
 
 class Progress:
-    """How far vision and prefill are, for one who waits at a terminal: a line after the first second, gone before the
-    answer. As a context it is one turn.
+    """What a terminal shows of one turn, as a context: how far vision and prefill are, from the first second on, and then
+    the answer, piece by piece. The answer's line ends, whatever ends the answer.
     """
 
     def __init__(self) -> None:
         self._began, self._shown, self._last = 0.0, 0, ("", 0)
+        self._answer: str | None = None  # what has been printed of it
 
     def __enter__(self) -> "Progress":
-        self._began, self._last = time.monotonic(), ("", 0)
+        self._began, self._last, self._answer = time.monotonic(), ("", 0), None
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.clear()
+    def __exit__(self, error: type | None, *_: Any) -> None:
+        try:
+            self.clear()
+        finally:
+            if self._answer or (self._answer is not None and error is None):
+                print(flush=True)
 
     def __call__(self, done: int, total: int, what: str) -> None:
         if what == self._last[0] and done < self._last[1]:  # the layers begin again: the prompt has been read
@@ -176,10 +173,17 @@ class Progress:
             self._shown = len(line)
 
     def clear(self) -> None:
-        """Take the line away, and show no more in this turn."""
+        """Take the line away, and show no more of the progress in this turn."""
         if self._shown:
             print(f"\r{' ' * self._shown}\r", end="", file=sys.stderr, flush=True)
         self._began, self._shown = float("inf"), 0
+
+    def print_piece(self, piece: str) -> None:
+        """Print a piece of the answer, without the space that most answers begin with."""
+        piece = piece if self._answer else piece.lstrip()
+        self._answer = (self._answer or "") + piece
+        self.clear()
+        print(piece, end="", flush=True)
 
 
 class WatchedLayers(Sequence):
@@ -220,29 +224,3 @@ def watched(vlm: VLM) -> tuple[VLM, Progress]:
 
         vlm.parts = replace(vlm.parts, vision=replace(vision, tile=tile, connect=connect))
     return vlm, progress
-
-
-class Printer:
-    """Prints an answer's pieces as they come, without the space that most begin with. As a context it ends the line,
-    whatever ends the answer."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._started = False
-
-    def __enter__(self) -> "Printer":
-        self._progress.__enter__()
-        return self
-
-    def __exit__(self, error: type | None, *_: Any) -> None:
-        try:
-            self._progress.clear()
-        finally:
-            if self._started or error is None:
-                print(flush=True)
-
-    def __call__(self, piece: str) -> None:
-        piece = piece if self._started else piece.lstrip()
-        self._started = self._started or bool(piece)
-        self._progress.clear()
-        print(piece, end="", flush=True)

@@ -68,11 +68,6 @@ def rectangle(x: float, y: float, width: float, height: float, kind: str) -> str
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{max(height, 0):.1f}" class="{kind}"/>'
 
 
-def band(column: int, area: str, tip: str) -> str:
-    """A part of the drawing that says what it shows when it is pointed at."""
-    return f'<g data-column="{column}">{area}<title>{escape(tip)}</title></g>'
-
-
 class Axes:
     """Where columns and values lie in the plot: shares from 0 to 1, or, with `decades` (low, high), powers of ten."""
 
@@ -100,7 +95,7 @@ class Axes:
             ticks = [(share, f"{share:.0%}") for share in (0, 0.25, 0.5, 0.75, 1)]
         body = []
         for value, words in ticks:
-            body.append(line(LEFT, self.y(value), WIDTH - RIGHT, self.y(value), "grid"))
+            body.append(self.across(value, "grid"))
             body.append(text(LEFT - 6, self.y(value) + 4, words, "end"))
         every = -(-len(self.columns) // 16)  # a column's name needs room
         body += [text(self.x(i), HEIGHT - BOTTOM + 16, name) for i, name in enumerate(self.columns) if i % every == 0]
@@ -116,12 +111,18 @@ class Axes:
         side, anchor = (-5, "end") if layer > len(self.columns) / 2 else (5, "start")
         return [line(x, TOP - 14, x, HEIGHT - BOTTOM, "mark"), text(x + side, TOP - 7, words, anchor, "marked")]
 
-    def bands(self, tips: Iterable[str]) -> list[str]:
-        """What a column says when it is pointed at."""
-        return [
-            band(i, rectangle(self.x(i) - self.step / 2, TOP, self.step, HEIGHT - TOP - BOTTOM, "band"), tip)
-            for i, tip in enumerate(tips)
-        ]
+    def across(self, value: float, kind: str) -> str:
+        """A line at a value, over all columns."""
+        return line(LEFT, self.y(value), WIDTH - RIGHT, self.y(value), kind)
+
+    def bands(self, name: str, values: Iterable[Iterable[str]]) -> list[str]:
+        """What each column says when it is pointed at: its name and its values."""
+        body = []
+        for i, (column, lines) in enumerate(zip(self.columns, values)):
+            area = rectangle(self.x(i) - self.step / 2, TOP, self.step, HEIGHT - TOP - BOTTOM, "band")
+            tip = "\n".join([f"{name} {column}", *lines])
+            body.append(f'<g data-column="{i}">{area}<title>{escape(tip)}</title></g>')
+        return body
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> list[str]:
@@ -130,8 +131,7 @@ def legend(entries: Sequence[tuple[str, str]]) -> list[str]:
     for name, kind in reversed(entries):
         x -= 7.9 * len(name)  # about the width of 13 px letters
         body.append(text(x, 12, name, "start"))
-        swatch = line(x - 17, 8, x - 4, 8, f"line {kind}") if "line" in kind else rectangle(x - 15, 2, 11, 11, kind)
-        body.append(swatch.replace("line line", "line"))
+        body.append(line(x - 17, 8, x - 4, 8, kind) if "line" in kind else rectangle(x - 15, 2, 11, 11, kind))
         x -= 28
     return body
 
@@ -152,23 +152,15 @@ def line_chart(
     axes = Axes(columns, decades)
     body = axes.drawn(*names)
     if threshold is not None:
-        body += [line(LEFT, axes.y(threshold), WIDTH - RIGHT, axes.y(threshold), "eta")]
-        body += [text(WIDTH - RIGHT, axes.y(threshold) - 4, f"{threshold:g}", "end")]
+        body += [axes.across(threshold, "eta"), text(WIDTH - RIGHT, axes.y(threshold) - 4, f"{threshold:g}", "end")]
     body += axes.withdrawal(layer)
     for _, kind, values in series:
-        points = " ".join(f"{axes.x(i):.1f},{axes.y(value):.1f}" for i, value in enumerate(values))
-        body.append(f'<polyline points="{points}" class="line {kind}"/>')
-        color = kind.split()[0]
-        body += [
-            f'<circle cx="{axes.x(i):.1f}" cy="{axes.y(value):.1f}" r="2.6" class="fill {color}"/>'
-            for i, value in enumerate(values)
-        ]
+        points = [(f"{axes.x(i):.1f}", f"{axes.y(value):.1f}") for i, value in enumerate(values)]
+        body.append(f'<polyline points="{" ".join(map(",".join, points))}" class="line {kind}"/>')
+        body += [f'<circle cx="{x}" cy="{y}" r="2.6" class="fill {kind.split()[0]}"/>' for x, y in points]
     shown = (lambda value: f"{value:.2g}") if decades else (lambda value: f"{value:.1%}")
-    tips = [
-        "\n".join([f"{names[0]} {column}"] + [f"{name}: {shown(values[i])}" for name, _, values in series])
-        for i, column in enumerate(columns)
-    ]
-    body += legend([(name, f"line {kind}") for name, kind, _ in series]) + axes.bands(tips)
+    said = [[f"{name}: {shown(values[i])}" for name, _, values in series] for i in range(len(columns))]
+    body += legend([(name, f"line {kind}") for name, kind, _ in series]) + axes.bands(names[0], said)
     return svg(body, label=label)
 
 
@@ -188,16 +180,12 @@ def stacked_bars(
     for i, parts in enumerate(shares):
         below = 0.0
         for group, share in zip(groups, parts):
-            top = axes.y(below + share)
-            left, wide = axes.x(i) - 0.4 * axes.step, 0.8 * axes.step
-            body.append(rectangle(left, top, wide, axes.y(below) - top, f"fill {group}"))
+            top, height = axes.y(below + share), axes.y(below) - axes.y(below + share)
+            body.append(rectangle(axes.x(i) - 0.4 * axes.step, top, 0.8 * axes.step, height, f"fill {group}"))
             below += share
     if even is not None:
-        body.append(line(LEFT, axes.y(even), WIDTH - RIGHT, axes.y(even), "eta"))
+        body.append(axes.across(even, "eta"))
     body += axes.withdrawal(layer)
-    tips = [
-        "\n".join([f"{names[0]} {column}"] + [f"{group}: {share:.1%}" for group, share in zip(groups, parts)])
-        for column, parts in zip(columns, shares)
-    ]
-    body += legend([(group, f"fill {group}") for group in groups]) + axes.bands(tips)
+    said = [[f"{group}: {share:.1%}" for group, share in zip(groups, parts)] for parts in shares]
+    body += legend([(group, f"fill {group}") for group in groups]) + axes.bands(names[0], said)
     return svg(body, label=label)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ..analysis.migration import swapped, walk_through
+from ..analysis.migration import layer_inputs, swapped
 from ..checkpoints.hub import model_name
 from ..errors import InputError
 from ..inputs.opening import open_image
@@ -23,7 +23,7 @@ from ..model.decoder import decoder_layer, forward
 from ..model.tokens import arriving
 from ..vlm import VLM
 from . import watching
-from .page import as_seen, data_url, packed, patches, thumbnail
+from .page import data_url, packed, thumbnail
 from .unfolding import Called, unfolded
 
 MOST_HELD = 500_000_000  # bytes of pictures' files and embedded questions; the oldest go first
@@ -94,7 +94,7 @@ class Explorer:
         if swap:
             first, stop = sorted(indices([swap.get("first"), swap.get("stop")], self.vlm.config.layers + 1))
             both = self.question(content), self.question(content | swap, "other")
-            own, other = (walk_through(self.vlm.decoder, each.embedded) for each in both)
+            own, other = (layer_inputs(self.vlm.decoder, each.embedded) for each in both)
             parts.insert(0, swapped(own, other, range(first, stop)))
         if content.get("gone"):
             places = len(self.question(content).embedded.hidden)
@@ -127,15 +127,7 @@ class Explorer:
     def ask(self, content: dict) -> dict:
         """A question about a picture: its tokens, the picture as the model sees it, what it says left alone."""
         question = self.question(content)
-        prompt, vision = question.prompt, self.vlm.parts.vision
-        tokens = zip(prompt.token_ids.tolist(), prompt.is_visual)
-        assert vision and prompt.tiles is not None  # there was a picture
-        return {
-            "words": [None if is_visual else watching.token_text(self.vlm, token) for token, is_visual in tokens],
-            "tiles": [data_url(tile) for tile in as_seen(vision, prompt.tiles)],
-            "patches": patches(vision, len(prompt.tiles), int(prompt.is_visual.sum())),
-            "full": question.answer.text,
-        }
+        return watching.shown(self.vlm, question) | {"full": question.answer.text}
 
     def frame(self, content: dict) -> dict:
         """The answer under a method, and what it took: `watching.frame`. Where the picture is tampered with, also how
@@ -171,17 +163,12 @@ class Explorer:
 
 
 def called_json(called: Called) -> dict:
-    steps = [
-        {
-            "file": step.file,
-            "line": step.line,
-            "source": step.source,
-            "arrays": [{"name": name, **thumbnail(array)} for name, array in step.arrays.items()],
-            "inside": [called_json(each) for each in step.inside],
-        }
-        for step in called.steps
-    ]
-    return {"name": called.name, "summary": called.summary, "steps": steps}
+    """A function that ran as the page gets it, with each array as a small picture."""
+    steps = []
+    for step in called.steps:
+        arrays = [{"name": name, **thumbnail(array)} for name, array in step.arrays.items()]
+        steps.append(step._asdict() | {"arrays": arrays, "inside": [called_json(each) for each in step.inside]})
+    return called._asdict() | {"steps": steps}
 
 
 def required_text(content: dict, name: str) -> str:

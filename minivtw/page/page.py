@@ -4,7 +4,6 @@
 
 import base64
 import io
-import json
 import pathlib
 from html import escape
 from typing import Any
@@ -69,11 +68,6 @@ def thumbnail(array: np.ndarray) -> dict[str, Any]:
     signed = np.where(finite, np.round(127 * np.where(finite, small, 0) / scale), -128).astype(np.int8)
     values = base64.b64encode(signed.tobytes()).decode()
     return {"shape": list(array.shape), "columns": small.shape[1], "values": values, "largest": float(f"{scale:.3g}")}
-
-
-def as_json(content: Any) -> str:
-    """JSON that is safe inside a script element."""
-    return json.dumps(content).replace("<", "\\u003c")
 
 
 def part(name: str) -> str:

@@ -77,11 +77,9 @@ class RunningFunction:
 @functools.cache
 def statements(path: str) -> list[tuple[int, int]]:
     """The simple statements and headers of a Python file: [(first line, last line)]."""
-    found = []
-    for node in ast.walk(ast.parse(pathlib.Path(path).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.stmt) and not hasattr(node, "body"):
-            found.append((node.lineno, node.end_lineno or node.lineno))
-    return found
+    nodes = ast.walk(ast.parse(pathlib.Path(path).read_text(encoding="utf-8")))
+    simple = [node for node in nodes if isinstance(node, ast.stmt) and not hasattr(node, "body")]
+    return [(node.lineno, node.end_lineno or node.lineno) for node in simple]
 
 
 def statement(path: str, line: int) -> tuple[int, str]:

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..analysis.migration import answer_probability
+from ..analysis.tracing import traces, worked_on
 from ..inputs.prompts import Prompt
 from ..methods.text import Method, spec_of
-from ..model.cache import KVCache
-from ..model.decoder import Decoder, forward, logits
+from ..model.decoder import Decoder, logits
 from ..model.layers import softmax
-from ..model.tokens import EmbeddedPrompt, Tokens, arriving, embedded_text
+from ..model.tokens import EmbeddedPrompt, Tokens
 from ..search.layer import divergence
 from ..vlm import VLM, Answer, Chat
+from .page import as_seen, data_url, patches
 
 LONGEST_ANSWER = 32  # tokens
 READINGS = 3  # tokens shown of what a layer would say
@@ -48,6 +49,18 @@ def ask(vlm: VLM, image: Any, text: str) -> EmbeddedQuestion:
     return EmbeddedQuestion(prompt, embedded, answer, first)
 
 
+def shown(vlm: VLM, question: EmbeddedQuestion) -> dict[str, Any]:
+    """What a page shows of a question: its tokens, and the image as the model sees it."""
+    prompt, vision = question.prompt, vlm.parts.vision
+    assert vision and prompt.tiles is not None  # there was an image
+    tokens = zip(prompt.token_ids.tolist(), prompt.is_visual)
+    return {
+        "words": [None if is_visual else token_text(vlm, token) for token, is_visual in tokens],
+        "tiles": [data_url(tile) for tile in as_seen(vision, prompt.tiles)],
+        "patches": patches(vision, len(prompt.tiles), int(prompt.is_visual.sum())),
+    }
+
+
 def responded(vlm: VLM, prompt: EmbeddedPrompt, method: Method | None) -> tuple[Answer, np.ndarray, np.ndarray]:
     """The greedy answer under a method, its first token's logits (vocabulary,), and what became of each token of the
     prompt in each layer: (layers, tokens) of GONE, READ, WORKED."""
@@ -70,11 +83,6 @@ def responded(vlm: VLM, prompt: EmbeddedPrompt, method: Method | None) -> tuple[
     return answer, first[0], np.array(marks)
 
 
-def worked_on(tokens: Tokens) -> np.ndarray:
-    """The positions of the tokens that the next layer works on."""
-    return tokens.positions if tokens.works is None else tokens.positions[tokens.works]
-
-
 def frame(vlm: VLM, question: EmbeddedQuestion, method: Method | None) -> dict[str, Any]:
     """One position of the wall: the answer under a method, what each layer carried, and what that cost and changed."""
     answer, first, marks = responded(vlm, question.embedded, method)
@@ -94,12 +102,8 @@ def frame(vlm: VLM, question: EmbeddedQuestion, method: Method | None) -> dict[s
 
 def probability(decoder: Decoder, prompt: EmbeddedPrompt, answer: Sequence[int], method: Method | None) -> float:
     """How likely a whole answer is under a method, token after token."""
-    cache = KVCache(decoder.config)
-    hidden = forward(decoder, arriving(prompt, cache), method).hidden[-1:]
-    if len(answer) > 1:
-        following = arriving(embedded_text(decoder, answer[:-1]), cache)
-        hidden = np.concatenate([hidden, forward(decoder, following, method).hidden])
-    return answer_probability(decoder, hidden, answer)
+    predicting = range(len(prompt.hidden) - 1, len(prompt.hidden) + len(answer) - 1)
+    return answer_probability(decoder, traces(decoder, prompt, answer, method, predicting).states[:, -1], answer)
 
 
 def likeliest(vlm: VLM, scores: np.ndarray) -> list[list[tuple[str, float]]]:
@@ -115,53 +119,6 @@ def likeliest(vlm: VLM, scores: np.ndarray) -> list[list[tuple[str, float]]]:
 def token_text(vlm: VLM, token: int) -> str:
     """A token as people would write it."""
     return vlm.tokenizer.decode([token], skip_special_tokens=False)
-
-
-class Traces(NamedTuple):
-    """Some tokens of prompt and answer, followed through the layers; zero in a layer that a token does not reach."""
-
-    attention: np.ndarray  # (chosen, layers, heads, tokens) of each
-    received: np.ndarray  # (chosen, layers, tokens) how much each other token attends to it; mean over heads
-    states: np.ndarray  # (chosen, layers + 1, width) embedded, then after each layer; NaN where it is gone
-
-
-def traces(
-    decoder: Decoder, prompt: EmbeddedPrompt, answer: Sequence[int], method: Method | None, chosen: Sequence[int]
-) -> Traces:
-    """What tokens attend to under a method, and what attends to them.
-
-    chosen: places in the prompt and, after it, in the answer, whose last token no layer sees. The answer follows the
-    prompt through the cache, as it does when it is spoken.
-    """
-    config, cache = decoder.config, KVCache(decoder.config)
-    total = len(prompt.hidden) + len(answer) - 1
-    attention = np.zeros((len(chosen), config.layers, config.heads, total), np.float32)
-    received = np.zeros((len(chosen), config.layers, total), np.float32)
-    states = np.full((len(chosen), config.layers + 1, config.width), np.nan, np.float32)
-    said = embedded_text(decoder, answer[:-1])
-    for part in (prompt, said)[: 1 + (len(answer) > 1)]:
-        tokens = arriving(part, cache)
-        note_states(states[:, 0], chosen, tokens)
-        for index in range(config.layers):
-            tokens = method(index, tokens) if method else tokens
-            rows, keys = worked_on(tokens), []
-            tokens = forward(decoder, tokens, None, index, index + 1, lambda name, array: keys.append(array))
-            attended = keys[0]  # (heads, rows, cached)
-            cached = cache[index].positions
-            for place, token in enumerate(chosen):
-                if token in rows:
-                    attention[place, index][:, cached] = attended[:, np.searchsorted(rows, token)]
-                if token in cached:
-                    received[place, index, rows] = attended[:, :, np.searchsorted(cached, token)].mean(0)
-            note_states(states[:, index + 1], chosen, tokens)
-    return Traces(attention, received, states)
-
-
-def note_states(states: np.ndarray, chosen: Sequence[int], tokens: Tokens) -> None:
-    """Write down the hidden states of the chosen tokens that are there. states: (chosen, width), written to."""
-    for place, token in enumerate(chosen):
-        if token in tokens.positions:
-            states[place] = tokens.hidden[np.searchsorted(tokens.positions, token)]
 
 
 def readings(vlm: VLM, states: np.ndarray) -> list[list[tuple[str, float]] | None]:
