@@ -33,7 +33,7 @@ RUN = (
     "03-withdrawal",
     "04-which-layer",
     "05-attention-leaves",
-    "10-your-own-method",
+    "08-your-own-method",
 )
 
 
@@ -50,7 +50,7 @@ def test_the_chapters_programs_print_what_the_page_says(name, monkeypatch, capsy
 def test_the_method_of_the_last_page_is_withdrawal_when_it_keeps_nothing(monkeypatch):
     monkeypatch.chdir(ROOT)
     names = {}
-    exec(compile(programs_of(ROOT / "docs" / "10-your-own-method.md")[0][0], "10", "exec"), names)
+    exec(compile(programs_of(ROOT / "docs" / "08-your-own-method.md")[0][0], "8", "exec"), names)
     vlm, question = minivtw.load(), "How many objects are there?"
     prompt = vlm.prepare(PICTURE, question)
 

@@ -1,4 +1,4 @@
-"""Draw accuracy.svg of chapter 8 from docs/data/withdrawn-by-layer.json: python docs/pictures/accuracy.py [EMBEDDED.json]
+"""Draw accuracy.svg of chapter 6 from docs/data/withdrawn-by-layer.json: python docs/pictures/accuracy.py [EMBEDDED.json]
 
 With a file that `python -m minivtw.evaluate questions --withdraw off,0,1,…,12 --json EMBEDDED.json` wrote, its figures
 take the place of the stored ones first.

@@ -1,8 +1,8 @@
-"""Every picture and number of chapters 4, 5 and 9, and the example reports: measured, drawn, and put in their places.
+"""Every picture and number of chapters 4, 5 and 7, and the example reports: measured, drawn, and put in their places.
 
     python weights/recipe/scenes.py --evaluation QUESTIONS
     python docs/pictures/phenomena.py QUESTIONS [--plain DIR] [--only STEP …]
-    python docs/pictures/phenomena.py QUESTIONS --smol [--only STEP …]        chapter 9 instead, about minivtw-smol
+    python docs/pictures/phenomena.py QUESTIONS --smol [--only STEP …]        chapter 7 instead, about minivtw-smol
 
 `--plain` is the embedded model before its withdrawal-aware training (weights/recipe/README.md). Without it, pictures
 and tables show the embedded model alone. `swaps.py` measures the swaps; `still_talks.py` the chat.
@@ -231,12 +231,12 @@ def main():
     parser = options(__doc__)
     parser.add_argument("questions", help="a folder that scenes.py --evaluation wrote")
     parser.add_argument("--plain", metavar="DIR", help="the folder of the model before withdrawal-aware training")
-    parser.add_argument("--smol", action="store_true", help="measure minivtw-smol, for chapter 9")
+    parser.add_argument("--smol", action="store_true", help="measure minivtw-smol, for chapter 7")
     parser.add_argument("--only", metavar="STEP", nargs="+", choices=SMOL_STEPS, help="only these steps")
     chosen = parser.parse_args()
     questions = questions_of(chosen.questions, FAMILIES)
     if chosen.smol:
-        chapter, data = "09-a-language-model-that-sees.md", "data/09-a-language-model-that-sees.md"
+        chapter, data = "07-a-language-model-that-sees.md", "data/07-a-language-model-that-sees.md"
         about = About({"smol": minivtw.load("smol")}, questions, SMOL_COUNTS, data, chapter, data, "-smol", 14)
         name, steps = "smol", SMOL_STEPS
     else:

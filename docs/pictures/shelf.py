@@ -1,4 +1,4 @@
-"""Chapter 10's table and pictures: which methods to try, what they scored, which patches they keep.
+"""Chapter 8's table and pictures: which methods to try, what they scored, which patches they keep.
 
 python docs/pictures/shelf.py methods [--model MODEL] [--saved 0.25 0.4 0.6]     method texts at equal budgets
 python docs/pictures/shelf.py ladder SCORES.json … shelf.svg   from what `minivtw.evaluate --json` wrote; prints the tables

@@ -25,7 +25,7 @@ from minivtw.page import charts
 from minivtw.search.layer import LONGEST_ANSWER, run_in_full
 
 DATA = HERE.parent / "data"
-CHAPTERS = {"smol": "09-a-language-model-that-sees.md", "tiny": "05-attention-leaves.md"}
+CHAPTERS = {"smol": "07-a-language-model-that-sees.md", "tiny": "05-attention-leaves.md"}
 WINDOW = 3  # layers
 LOOKS = {"color": "visual", "digit": "sink", "existence": "nearest", "count": "mark dashed", "relation": "other"}
 KINDS = {"color": "attribute", "digit": "reading", "existence": "existence", "count": "count", "relation": "relation"}

@@ -26,7 +26,7 @@ const STEPS = [
     async () => { await plainly(layers); for (let i = Math.ceil(layers / 2); i < layers; i++) chosen.frozen.add(i); await wall.refresh(); }],
   ["Swap", "In the layers of the window the words read another picture. Move its ends: where the answer changes sides, the picture was read.",
     async () => { await plainly(layers); const other = all("#others button").find(button => button.dataset.picture !== chosen.picture); other.click(); find("swap").scrollIntoView({block: "center"}); }],
-  ["Write your own", "A method gets a layer's index and its tokens and gives back those that go on. Write one into a file and start the page with --method mine.py:mine; whenever you save, it runs as it stands. Chapter 10 shows how.",
+  ["Write your own", "A method gets a layer's index and its tokens and gives back those that go on. Write one into a file and start the page with --method mine.py:mine; whenever you save, it runs as it stands. Chapter 8 shows how.",
     async () => { await plainly(Math.ceil(layers / 2)); find("methods").scrollIntoView({block: "center"}); find("method").focus({preventScroll: true}); }],
 ];
 let step = 0;
