@@ -34,7 +34,7 @@ from .model.vision import encode as encode_image
 
 
 class Answer(NamedTuple):
-    """`token_ids` includes the token that ends an answer if the model came to it; `stats` is what `--json` prints."""
+    """`token_ids` includes the token that ends an answer if the model produced it; `stats` is what `--json` prints."""
 
     text: str
     token_ids: list[int]

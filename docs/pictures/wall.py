@@ -20,7 +20,7 @@ from minivtw.explore import Server  # noqa: E402
 from minivtw.page.exploring import Explorer  # noqa: E402
 from tests.browser import Browser  # noqa: E402
 
-WIDTH, HEIGHT = 1100, 640
+WIDTH, HEIGHT = 1100, 744
 QUESTION = "What color is the star?"
 READY = "await ready; await ask({question: arguments[0]}); await wall.move(arguments[1]);"
 MILLISECONDS = 500  # a layer
@@ -45,6 +45,7 @@ def record(server, folder):
         browser.wait("await wall.move(3); await new Promise(done => setTimeout(done, 400))")
         shot(browser, folder).save(HERE / "wall.png", optimize=True)
         browser.show(HERE.parent / "reports" / "star.html")
+        browser.wait("await new Promise(done => setTimeout(done, 600))")  # the answer fades in
         browser.picture(HERE / "report.png")
     size = round(WIDTH * SCALE), round(HEIGHT * SCALE)
     small = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
