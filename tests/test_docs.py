@@ -62,6 +62,13 @@ def test_the_method_of_the_last_page_is_withdrawal_when_it_keeps_nothing(monkeyp
     assert np.abs(keeping[8] - keeping[64]).max() > 1e-4
 
 
+def test_the_exercise_for_a_class_keeps_sixteen_patches():
+    vlm, names = minivtw.load(), {}
+    exec(compile(programs_of(ROOT / "docs" / "for-teachers.md")[0][0], "for teachers", "exec"), names)
+    run = vlm.answer(PICTURE, "What color is the star?", max_new_tokens=0, method=names["sixteen"]).stats["prefill"]
+    assert run["entered"] == [77] * 3 + [13 + 16] * 9
+
+
 def test_the_readme_shows_the_loop_that_runs():
     """And the method: each line of the README's first block stands in the code as it is shown."""
     block = re.search(

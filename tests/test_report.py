@@ -313,7 +313,7 @@ def test_brightest_patch_is_the_one_looked_at_most(opened, story):
             share = float(re.search(r"gives ([\d.]+) %", said(browser, "where")).group(1))
             assert share == pytest.approx(100 * looks.sum(), abs=0.6)
         browser.run("const s = document.getElementById('layer'); s.value = 11; s.dispatchEvent(new Event('input'))")
-        assert "has no picture" in said(browser, "where")
+        assert "has no image" in said(browser, "where")
 
 
 @pytest.mark.browser

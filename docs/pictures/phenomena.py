@@ -120,16 +120,16 @@ def crossing(about):
     fill(about.data, "knock-outs", table(["text cut off, layer", *range(layers)], rows))
 
 
-def crossed(name, from_here, below, read):
-    """What knock-outs and lens say, as a sentence. Each argument: one value a layer."""
+def crossed(name, from_here, before, read):
+    """What knock-outs and lens say, as a sentence. Each argument: one value per layer."""
     enough = [layer for layer in range(len(from_here)) if (from_here[layer:] >= 0.95).all()]
     layer = enough[0] if enough else len(from_here)
     half = int(np.flatnonzero(read >= read[-1] / 2)[0])
     return (
         f"- *{name}*: from layer {layer} of {len(from_here)} on, all text can be cut off from the image and at least "
-        f"95% of the answer's probability remains; cut off below {layer} instead, it keeps "
-        f"{below[min(layer, len(below) - 1)]:.0%}. Behind layer {half} the lens gives the answer's first token half of "
-        f"the probability that it has in the end."
+        f"95% of the answer's probability remains; cut off in the layers before {layer} instead, it keeps "
+        f"{before[min(layer, len(before) - 1)]:.0%}. After layer {half} the lens gives the answer's first token at "
+        f"least half of the probability that it has in the end."
     )
 
 
@@ -255,7 +255,7 @@ def measured_on(about, name):
     asked = ", ".join(f"{count} for {step}" for step, count in about.counts.items())
     return (
         f"Questions of each family: {asked}. SHA-256 of minivtw-{name}: `{weights_sha256(name)}`; of the "
-        f"{len(about.questions):,} pictures and questions that these are the first of: `{digest(about.questions)}`."
+        f"{len(about.questions):,} images and questions that these are the first of: `{digest(about.questions)}`."
     )
 
 

@@ -54,7 +54,7 @@ def pairs_of(questions, kind):
 
 
 def whose_answer(vlm, picture, other, question, windows):
-    """For each window, whether the answer becomes the other picture's; None where the model answers both alike."""
+    """For each window, whether the answer becomes the other image's; None where the model answers both alike."""
     prompt, others_prompt = (embedded(vlm, each, question) for each in (picture, other))
     own, others = (run_in_full(vlm.decoder, each, LONGEST_ANSWER, vlm.stop_ids) for each in (prompt, others_prompt))
     if own.answer == others.answer:
@@ -104,7 +104,7 @@ def show(name, layers, became):
     heading = [
         "asked for",
         "layers that decide most",
-        "becomes the other picture's",
+        "becomes the other image's",
         "most in three layers apart from these",
         "pairs",
     ]

@@ -124,7 +124,7 @@ function makePaint() {
   }));
 }
 
-// A newer choice of picture or question overtakes an older one.
+// A newer choice of image or question overtakes an older one.
 let asking = 0;
 async function ask(edits) {
   const mine = ++asking;
@@ -138,7 +138,7 @@ async function ask(edits) {
     Object.assign(chosen, next);
     find("question").value = chosen.question;
     forget();
-    find("tiles").replaceChildren(...asked.tiles.map((url, i) => make("div", {className: "tile"}, make("img", {src: url, alt: `the picture as the model sees it, part ${i + 1}`}))));
+    find("tiles").replaceChildren(...asked.tiles.map((url, i) => make("div", {className: "tile"}, make("img", {src: url, alt: `the image as the model sees it, part ${i + 1}`}))));
     press("samples", chosen.picture);
     failed("");
     await wall.open({words: asked.words, patches: asked.patches, full: asked.full});

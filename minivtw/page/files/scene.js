@@ -35,7 +35,7 @@ function drawThing(pen, {shape, color, x, y, radius}) {
   }
 }
 
-// changed(blob) is told of every new picture, as PNG.
+// changed(blob) is told of every new image, as PNG.
 function Scene(changed) {
   const canvas = find("scene"), pen = canvas.getContext("2d", {willReadFrequently: true});
   let things = [{shape: "star", color: "red", x: 80, y: 90, radius: 38}, {shape: "circle", color: "blue", x: 180, y: 170, radius: 34}], chosen = 0, held = null;

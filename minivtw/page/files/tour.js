@@ -11,7 +11,7 @@ async function plainly(K, token = null) {
 }
 const last = () => wall.state.words.length - 1;
 const STEPS = [
-  ["A patch is a token", "The picture is cut into patches. Each becomes one token, a blue cell; the words are orange. Each row is a layer; its length is what the layer computes.",
+  ["A patch is a token", "The image is cut into patches. Each becomes one token, a blue cell; the words are orange. Each row is a layer; its length is what the layer computes.",
     () => plainly(layers)],
   ["One token looks", "The prompt's last token becomes the answer. Bright patches are what it looks at in this layer; the rows show it for all layers. Choose other words.",
     async () => { await plainly(layers, last()); wall.chooseLayer(Math.floor(layers / 3)); }],
@@ -23,7 +23,7 @@ const STEPS = [
     () => plainly(Math.ceil(layers / 2))],
   ["Freeze", "Patches can also stay, but frozen: thin cells are read, and nothing is computed for them. ❄ beside a row paints it. The arithmetic shrinks, the cache does not.",
     async () => { await plainly(layers); for (let i = Math.ceil(layers / 2); i < layers; i++) chosen.frozen.add(i); await wall.refresh(); }],
-  ["Swap", "In the layers of the window the words read another picture. Move its ends: where the answer changes sides, the picture was read.",
+  ["Swap", "In the layers of the window the words read another image. Move its ends: where the answer changes sides, the image was read.",
     async () => { await plainly(layers); const other = all("#others button").find(button => button.dataset.picture !== chosen.picture); other.click(); find("swap").scrollIntoView({block: "end"}); }],
   ["Write your own", "A method gets a layer's index and its tokens and gives back those that go on. Write one into a file and, next time, start the page with --method mine.py:mine; saving it runs it anew. Chapter 8 of the course shows how.",
     async () => { await plainly(Math.ceil(layers / 2)); find("methods").scrollIntoView({block: "center"}); find("method").focus({preventScroll: true}); }],

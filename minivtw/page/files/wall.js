@@ -1,5 +1,5 @@
 "use strict";
-// The wall: the picture at the left, one row of tokens per layer at the right, a red line at K that can be dragged.
+// The wall: the image at the left, one row of tokens per layer at the right, a red line at K that can be dragged.
 const find = id => document.getElementById(id), all = selector => [...document.querySelectorAll(selector)];
 const make = (tag, given = {}, ...inside) => {
   const made = Object.assign(document.createElement(tag), tag === "button" ? {type: "button"} : {}, given);
@@ -85,7 +85,7 @@ function Wall(source) {
     find("answer").replaceChildren(...(words.length ? words : ["…"]).flatMap((word, i) =>
       [make("span", {className: wrong[i] ?? true ? "wrong" : "", textContent: word}), " "]));
     const same = frame.answer === full;
-    find("whole").textContent = same ? "as with the picture in every layer" : `with the picture in every layer: ${full}`;
+    find("whole").textContent = same ? "as with the image in every layer" : `with the image in every layer: ${full}`;
     const less = ([now, without]) => (now <= without ? percent(1 - now / without) + " less" : percent(now / without - 1) + " more");
     for (const [name, unit, scale] of [["flops", "MFLOP", 1e6], ["cache", "kB", 1e3]]) {
       const [now, without] = frame[name];
@@ -118,9 +118,9 @@ function Wall(source) {
         ? here ? percent(seen[token]) + " of the attention" : "has left before this layer" : `in ${depth} of ${layers} layers`);
     });
     find("where").textContent = eyes
-      ? (total ? `In layer ${layer} this token ${state.way ? "is looked at by the bright patches" : `gives ${percent(total)} of its attention to the picture: the bright patches`}.`
-        : `Layer ${layer} has no picture to look at.`) + (state.words[state.token] === null && !state.way ? " It sees only what stands before it: the causal mask." : "")
-      : !deepest ? "No layer sees the picture." : `${held < depths.length ? `${held} of ` : ""}${depths.length} visual tokens reach `
+      ? (total ? `In layer ${layer} this token ${state.way ? "is looked at by the bright patches" : `gives ${percent(total)} of its attention to the image: the bright patches`}.`
+        : `Layer ${layer} has no image to look at.`) + (state.words[state.token] === null && !state.way ? " It sees only what stands before it: the causal mask." : "")
+      : !deepest ? "No layer sees the image." : `${held < depths.length ? `${held} of ` : ""}${depths.length} visual tokens reach `
         + (deepest === layers ? "the last layer" : deepest > 1 ? `layers 0 … ${deepest - 1}` : "layer 0") + ". The darker a patch, the earlier it leaves.";
   }
 
@@ -173,7 +173,7 @@ function Wall(source) {
     find("play").hidden = !state.movable;
     handle.style.top = K * rowHeight + 10 + "px";
     find("knob").textContent = "K = " + K;
-    find("leaves").textContent = K === layers ? ": drag me up" : K ? ": the picture leaves" : ": it never comes in";
+    find("leaves").textContent = K === layers ? ": drag me up" : K ? ": the image leaves" : ": it never comes in";
     handle.ariaValueNow = K;
     handle.ariaValueText = `before layer ${K} of ${layers}` + (frame ? `; the model says ${frame.answer}` : "");
   }
