@@ -137,3 +137,12 @@ def test_a_script_that_draws_says_what_it_does_before_it_does_it(script):
     for option, code in (("--help", 0), ("--halp", 2)):
         ran = subprocess.run([sys.executable, str(path), option], capture_output=True, env=environment)
         assert (ran.returncode, drawn.stat().st_mtime_ns) == (code, before)
+
+
+def test_every_drawing_can_be_heard_and_stands_in_the_dark():
+    drawings = sorted((ROOT / "docs" / "pictures").glob("*.svg"))
+    assert len(drawings) > 30
+    for drawing in drawings:
+        text = drawing.read_text(encoding="utf-8")
+        assert re.search(r'role="img" aria-label="[^"]{15,}"', text), drawing.name
+        assert "@media (prefers-color-scheme: dark)" in text, drawing.name

@@ -15,7 +15,7 @@ import instruments
 import numpy as np
 import routes
 from drawing import options
-from filling import HERE, About, embedded, embedded_all, fill, names, questions_of, table, weights_sha256, write
+from filling import CALLED, HERE, About, embedded, embedded_all, fill, names, questions_of, table, weights_sha256, write
 
 import minivtw
 from minivtw.analysis import migration, settling
@@ -31,11 +31,11 @@ ABLATED_LAYERS = (0, 6, 12, 16, 20, 22, 23, 24, 26, 30)  # of smol
 WINDOW = 3  # layers that a knock-out takes at once
 REPORTS = {"star": ("scene.png", "What color is the star?"), "three": ("three.png", "Describe the image.")}
 METHODS = {
-    "method": withdraw,
+    "withdrawal": withdraw,
     "renumbered": lambda layer: then(withdraw(layer), renumber(layer)),
     "random tokens": random_tokens,
 }
-LOOKS = {"method": "visual", "renumbered": "nearest dashed", "random tokens": "sink"}
+LOOKS = {"withdrawal": "visual", "renumbered": "nearest dashed", "random tokens": "sink"}
 FAMILIES = ("attribute", "reading", "count", "existence", "relation", "choice", "caption")  # that both models learned
 
 
@@ -49,7 +49,7 @@ def attention(about):
         even = np.mean([settling.even_shares(each.is_visual) for each in prompts], axis=0)[order]
         write(f"settling-{name}", charts.stacked_bars(
             range(len(shares)), groups, shares, ("layer", "attention of the text"), even[0],
-        ))  # fmt: skip
+        ), f"Where the text looks: {CALLED[name]}")  # fmt: skip
         rows += [[f"{name}, {group}", *(f"{share:.0%}" for share in shares[:, i])] for i, group in enumerate(groups)]
         deep = dict(zip(groups, shares[-len(shares) // 3 :].mean(0)))
         says.append(
@@ -63,7 +63,7 @@ def attention(about):
 
 
 def looking(about):
-    """The picture once a layer, each patch as bright as the attention that the answering token gives it."""
+    """The image once per layer, each patch as bright as the attention that the answering token gives it."""
     picture, question = REPORTS["star"]
     maps = instruments.image_maps(about.vlm.decoder, embedded(about.vlm, HERE / picture, question))[
         0
@@ -83,7 +83,13 @@ def looking(about):
                 f'<rect x="{x + patch % side * 72 / side}" y="{y + patch // side * 72 / side}" width="{72 / side}" '
                 f'height="{72 / side}" opacity="{dark:.2f}"><title>{share:.1%}</title></rect>'
             )
-    write(f"looking{about.suffix}", charts.svg(body, 18 + -(-len(maps) // 6) * (place + 16)))
+    height = 18 + -(-len(maps) // 6) * (place + 16)
+    note = "bold: the layer; in per cent: the image's share of the token's attention"
+    write(
+        f"looking{about.suffix}",
+        charts.svg([*body, charts.text(6, height + 2, note, "start")], height + 12, f"{question} {note}"),
+        "What the answering token looks at: bright patches",
+    )
 
 
 def crossing(about):
@@ -92,9 +98,9 @@ def crossing(about):
     for name, vlm in about.models.items():
         layers = vlm.config.layers
         cuts = {
-            "window": [range(i, min(i + WINDOW, layers)) for i in range(layers)],
-            "below": [range(i) for i in range(layers)],
-            "from here": [range(i, layers) for i in range(layers)],
+            "i to i + 2": [range(i, min(i + WINDOW, layers)) for i in range(layers)],
+            "before i": [range(i) for i in range(layers)],
+            "i and deeper": [range(i, layers) for i in range(layers)],
         }
         left, read = defaultdict(list), []
         for prompt in embedded_all(vlm, about.some("crossing")):
@@ -108,15 +114,16 @@ def crossing(about):
             read.append(instruments.lens(vlm.decoder, prompt)[1:, answer[0]])
         left, read = {cut: np.mean(shares, axis=0) for cut, shares in left.items()}, np.mean(read, axis=0)
         series = [(cut, look, left[cut]) for cut, look in zip(left, ("visual", "sink dashed", "nearest"))]
-        write(f"knock-outs-{name}", charts.line_chart(range(layers), series, ("layer", "probability left")))
+        drawing = charts.line_chart(range(layers), series, ("layer i", "probability left"))
+        write(f"knock-outs-{name}", drawing, f"Text cut off from the image: {CALLED[name]}")
         rows += [[f"{name}, {cut}", *(f"{share:.0%}" for share in shares)] for cut, shares in left.items()]
         rows.append([f"{name}, lens", *(f"{share:.0%}" for share in read)])
         lenses.append((name, "sink dashed" if name == "plain" else "visual", read))
-        says.append(crossed(name, left["from here"], left["below"], read))
+        says.append(crossed(name, left["i and deeper"], left["before i"], read))
     fill(about.page, "migration says", "\n".join(says))
     write(f"lens{about.suffix}", charts.line_chart(
         range(layers), lenses, ("after layer", "probability of the answer's first token"),
-    ))  # fmt: skip
+    ), "What the last token would say: the logit lens")  # fmt: skip
     fill(about.data, "knock-outs", table(["text cut off, layer", *range(layers)], rows))
 
 
@@ -162,11 +169,16 @@ def losing(about, name="redundancy", methods=METHODS, layers=None, most_tokens=6
         name.replace("redundancy", f"redundancy{about.suffix}"),
     )
     agrees, kl = (np.mean(each, axis=0).reshape(len(methods), -1) for each in (agrees, kl))
-    below = "withdrawn before layer"
+    column = "withdrawn before layer"
     series = [(each, LOOKS[each], accuracy[i]) for i, each in enumerate(methods)]
-    write(picture, charts.line_chart(layers, series, (below, "accuracy")))
+    write(
+        picture,
+        charts.line_chart(layers, series, (column, "accuracy")),
+        f"Right answers if the image leaves: {about.called}",
+    )
     series = [(each, LOOKS[each], np.maximum(kl[i], 1e-9)) for i, each in enumerate(methods)]
-    write(f"{picture}-kl", charts.line_chart(layers, series, (below, "KL, nats"), (-6, 1), search.ETA))
+    drawing = charts.line_chart(layers, series, (column, "KL, nats"), (-6, 1), search.ETA)
+    write(f"{picture}-kl", drawing, f"How much the next token changes: {about.called}")
     rows = [["prefill FLOPs saved", *(f"{saved(vlm, *REPORTS['star'], layer):.0%}" for layer in layers)]]
     for i, each in enumerate(methods):
         rows.append([f"{each}: accuracy", *(f"{value:.1%}" for value in accuracy[i])])
@@ -174,13 +186,13 @@ def losing(about, name="redundancy", methods=METHODS, layers=None, most_tokens=6
         rows.append([f"{each}: KL", *(f"{value:.2g}" for value in kl[i])])
     if not name.endswith("ablations"):
         rows += [[each, *(f"{share:.0%}" for share in by_family[: len(layers), i])] for i, each in enumerate(families)]
-    fill(about.data, name, table([below, *layers], rows))
+    fill(about.data, name, table([column, *layers], rows))
     if about.suffix and len(methods) == 1:
         draw_staircase(layers, dict(zip(families, by_family[: len(layers)].T)))
-    column = next(i for i, value in enumerate(kl[0]) if value <= search.ETA)
-    parts = [f"{each} {agrees[i, column]:.0%} ({accuracy[i, column]:.1%} right)" for i, each in enumerate(methods)]
+    found = next(i for i, value in enumerate(kl[0]) if value <= search.ETA)
+    parts = [f"{each} {agrees[i, found]:.0%} ({accuracy[i, found]:.1%} right)" for i, each in enumerate(methods)]
     says = (
-        f"At K = {layers[column]}, the first that meets the paper's threshold on these questions, this share of the "
+        f"At K = {layers[found]}, the first that meets the paper's threshold on these questions, this share of the "
         f"answers is unchanged: {', '.join(parts)}; without withdrawal {accuracy[0, -1]:.1%} are right."
     )
     fill(about.page, f"{name} says", says)
@@ -194,7 +206,7 @@ def saved(vlm, picture, question, layer):
 
 
 def draw_staircase(layers, accuracy):
-    """What is asked for decides how long the image is needed. accuracy: one value a K for each family."""
+    """What is asked for decides how long the image is needed. accuracy: one value per K for each family."""
     series = [
         (name, look, np.mean([accuracy[family] for family in families], axis=0))
         for name, look, families in (
@@ -203,7 +215,8 @@ def draw_staircase(layers, accuracy):
             ("word", "visual", ("attribute", "reading", "caption")),
         )
     ]
-    write("staircase-smol", charts.line_chart(layers, series, ("withdrawn before layer", "accuracy")))
+    drawing = charts.line_chart(layers, series, ("withdrawn before layer", "accuracy"))
+    write("staircase-smol", drawing, "What is asked decides when the image may leave")
 
 
 def write_reports(about):
@@ -219,7 +232,7 @@ STEPS = {
     "losing": losing, "reports": write_reports,
 }  # fmt: skip
 SMOL_STEPS = STEPS | {
-    "losing": lambda about: losing(about, methods={"method": withdraw}),
+    "losing": lambda about: losing(about, methods={"withdrawal": withdraw}),
     # What has lost its image may ramble on; no answer is longer than 24 tokens.
     "ablations": lambda about: losing(about, "redundancy-ablations", METHODS, ABLATED_LAYERS, 24),
 }

@@ -91,8 +91,8 @@ def show(name, layers, became):
     """Draw the shares, and say for each kind where it peaks. became: {kind: (pairs, windows)}."""
     firsts = [window[0] for window in windows_of(layers)]
     series = [(kind, LOOKS[kind], rows.mean(0)) for kind, rows in became.items()]
-    below = "swapped in three layers from this one: answers that become the other's"
-    write(f"swaps-{name}", charts.line_chart(firsts, series, (below, "share")))
+    drawing = charts.line_chart(firsts, series, (f"layer i of minivtw-{name}: swapped in layers i to i + 2", ""))
+    write(f"swaps-{name}", drawing, "Share of answers that become the other image's")
     lines = []
     for kind, rows in became.items():
         share, best = rows.mean(0), int(rows.mean(0).argmax())

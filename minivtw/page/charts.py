@@ -158,7 +158,7 @@ def line_chart(
         for i, column in enumerate(columns)
     ]
     body += legend([(name, f"line {kind}") for name, kind, _ in series]) + axes.bands(tips)
-    return svg(body, label=label)
+    return svg(body, label=label or f"{', '.join(name for name, *_ in series)}, by {names[0]}")
 
 
 def stacked_bars(
@@ -189,4 +189,4 @@ def stacked_bars(
         for column, parts in zip(columns, shares)
     ]
     body += legend([(group, f"fill {group}") for group in groups]) + axes.bands(tips)
-    return svg(body, label=label)
+    return svg(body, label=label or f"{', '.join(groups)}, by {names[0]}")
