@@ -44,7 +44,7 @@ def losses(vlm, text):
 
 
 def perplexities(models):
-    """One row a paragraph of the text, each read on its own, and one for all."""
+    """One row per paragraph of the text, each read on its own, and one for all."""
     paragraphs = TEXT.read_text(encoding="utf-8").strip().split("\n\n")
     read = {name: [losses(vlm, paragraph) for paragraph in paragraphs] for name, vlm in models.items()}
     rows = []

@@ -1,4 +1,4 @@
-"""Record the wall in headless Chromium: wall.png for the README, wall.webp of its way from 12 to 0, the report's pictures.
+"""Record the pages in headless Chromium: wall.webp, the wall on its way from 12 to 0, and report.png, the report.
 
 python docs/pictures/wall.py    # needs chromium and chromedriver; a minute
 """
@@ -42,8 +42,6 @@ def record(server, folder):
         for layer in range(layers, -1, -1):
             browser.wait("await wall.move(arguments[0]); await new Promise(done => setTimeout(done, 400))", layer)
             frames.append(shot(browser, folder))
-        browser.wait("await wall.move(3); await new Promise(done => setTimeout(done, 400))")
-        shot(browser, folder).save(HERE / "wall.png", optimize=True)
         browser.show(HERE.parent / "reports" / "star.html")
         browser.wait("await new Promise(done => setTimeout(done, 600))")  # the answer fades in
         browser.picture(HERE / "report.png")
