@@ -91,7 +91,7 @@ function Wall(source) {
       const [now, without] = frame[name];
       find(name).textContent = less(frame[name]);
       find(name + "-bar").style.width = within(100 * now / without, 0, 100) + "%";
-      find(name + "-says").textContent = `${(now / scale).toFixed(1)} of ${(without / scale).toFixed(1)} ${unit} left`;
+      find(name + "-says").textContent = `${Math.round(now / scale)} of ${Math.round(without / scale)} ${unit} left`;
     }
     find("kl").textContent = frame.kl < 1e-6 ? "0" : frame.kl < 1e-4 ? "< 0.0001" : frame.kl.toPrecision(2);
     find("kl-bar").style.width = within(100 * (Math.log10(Math.max(frame.kl, 1e-5)) + 5) / 6, 0, 100) + "%";
