@@ -123,7 +123,7 @@ class VLM:
         images = [] if images is None else images if isinstance(images, list | tuple) else [images]
         vision, tiles, expansions, expected = self.parts.vision, None, [], 0
         if images and not vision:
-            raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
+            raise InputError(f"{self.folder} is a text-only model: ask it without an image")
         for said in (text,) if system is None else (text, system):
             refuse_marks(said, self.tokenizer, self.parts.layout.marks())
         turn = self.parts.layout.turn(text, len(images), is_first, system)
