@@ -13,7 +13,7 @@ UNIT, ROW, LEFT, TOP = 6.6, 17, 92, 54  # pixels: a token's width, a layer's hei
 
 STYLE = """
     text { font: 13px system-ui, sans-serif; fill: #333 }
-    .small { font-size: 11px; fill: #666 }
+    .small { font-size: 11px; fill: #666 } .title { font-size: 16px; font-weight: 600 }
     .visual { fill: #4a86c5 }
     .read { fill: #4a86c5; opacity: .35 }
     .text { fill: #d98a3d }
@@ -51,8 +51,9 @@ def draw(stats):
     split, is_read = LEFT + text * UNIT, stats["prefill"]["worked"] != entered
     saved = 1 - stats["flops"]["prefill"] / stats["flops"]["prefill_without_withdrawal"]
     says = "one bar per layer: what it works on" + (", paler what it only reads" if is_read else " and caches")
+    title = f"What each layer of {stats['model']} does with the tokens"
     lines = [
-        f'<text class="small" x="{LEFT - 8}" y="24" text-anchor="end">{stats["model"]}</text>',
+        f'<text class="title" x="{LEFT}" y="0">{title}</text>',
         f'<text x="{LEFT}" y="24">{text} text tokens</text>',
         f'<text x="{split + 20:.1f}" y="24">{visual} visual tokens</text>',
         f'<text class="small" x="{LEFT}" y="42">{says}</text>',
@@ -69,7 +70,7 @@ def draw(stats):
         ]
     less = f"prefill: {saved:.1%} fewer operations than without withdrawal"
     lines.append(f'<text class="small" x="{LEFT}" y="{height - 12}">{less}</text>')
-    size = f'viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" height="{height}" role="img" aria-label="{says}; {less}"'
+    size = f'viewBox="0 -18 {width:.0f} {height + 18}" width="{width:.0f}" height="{height + 18}" role="img" aria-label="{title}: {says}; {less}"'
     body = "\n  ".join(lines)
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n  <style>{STYLE}  </style>\n  {body}\n</svg>\n'
 
