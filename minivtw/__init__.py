@@ -1,4 +1,4 @@
-"""A vision-language model in NumPy that withdraws its visual tokens half way (arXiv 2405.05803)."""
+"""A vision-language model in NumPy that drops its visual tokens partway through the decoder (arXiv 2405.05803)."""
 
 from .cli import interrupts  # noqa: F401  first: Ctrl-C may come while the rest is imported
 from .errors import InputError

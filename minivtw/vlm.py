@@ -33,7 +33,7 @@ from .model.vision import encode as encode_image
 
 
 class Answer(NamedTuple):
-    """`token_ids` includes the token that ends an answer if the model came to it; `stats` is what `--json` prints."""
+    """`token_ids` includes the token that ends an answer if the model produced it; `stats` is what `--json` prints."""
 
     text: str
     token_ids: list[int]
@@ -105,7 +105,7 @@ class VLM:
         images = [] if images is None else images if isinstance(images, list | tuple) else [images]
         vision, tiles, expansions, expected = self.parts.vision, None, [], 0
         if images and not vision:
-            raise InputError(f"{self.folder} is a language model that sees nothing; ask it without an image")
+            raise InputError(f"{self.folder} is a text-only model: ask it without an image")
         refuse_swapped(images, text)
         for said in (text,) if system is None else (text, system):
             refuse_marks(said, self.tokenizer, self.parts.layout.marks())

@@ -32,7 +32,7 @@ RUN = (
     "03-withdrawal",
     "04-which-layer",
     "05-attention-leaves",
-    "10-your-own-method",
+    "08-your-own-method",
 )
 
 
@@ -49,7 +49,7 @@ def test_the_chapters_programs_print_what_the_page_says(name, monkeypatch, capsy
 def test_the_method_of_the_last_page_is_withdrawal_when_it_keeps_nothing(monkeypatch):
     monkeypatch.chdir(ROOT)
     names = {}
-    exec(compile(programs_of(ROOT / "docs" / "10-your-own-method.md")[0][0], "10", "exec"), names)
+    exec(compile(programs_of(ROOT / "docs" / "08-your-own-method.md")[0][0], "8", "exec"), names)
     vlm, question = minivtw.load(), "How many objects are there?"
     prompt = vlm.prepare(PICTURE, question)
 
@@ -59,6 +59,13 @@ def test_the_method_of_the_last_page_is_withdrawal_when_it_keeps_nothing(monkeyp
     keeping = {keep: next_logits(functools.partial(names["most_looked_at"], keep=keep)) for keep in (0, 8, 64)}
     assert np.array_equal(keeping[0], next_logits(withdraw(3))) and np.array_equal(keeping[64], next_logits(None))
     assert np.abs(keeping[8] - keeping[64]).max() > 1e-4
+
+
+def test_the_exercise_for_a_class_keeps_sixteen_patches():
+    vlm, names = minivtw.load(), {}
+    exec(compile(programs_of(ROOT / "docs" / "for-teachers.md")[0][0], "for teachers", "exec"), names)
+    run = vlm.answer(PICTURE, "What color is the star?", max_new_tokens=0, method=names["sixteen"]).stats["prefill"]
+    assert run["entered"] == [77] * 3 + [13 + 16] * 9
 
 
 def test_the_readme_shows_the_loop_that_runs():
@@ -106,3 +113,12 @@ def test_a_script_that_draws_says_what_it_does_before_it_does_it(script):
     for option, code in (("--help", 0), ("--halp", 2)):
         ran = subprocess.run([sys.executable, str(path), option], capture_output=True, env=environment)
         assert (ran.returncode, drawn.stat().st_mtime_ns) == (code, before)
+
+
+def test_every_drawing_can_be_heard_and_stands_in_the_dark():
+    drawings = sorted((ROOT / "docs" / "pictures").glob("*.svg"))
+    assert len(drawings) > 30
+    for drawing in drawings:
+        text = drawing.read_text(encoding="utf-8")
+        assert re.search(r'role="img" aria-label="[^"]{15,}"', text), drawing.name
+        assert "@media (prefers-color-scheme: dark)" in text, drawing.name

@@ -376,7 +376,7 @@ def test_redundancy_counts_what_a_withdrawal_changes(case):
 # --- the chapters about it
 
 
-TINY, SMOL = "05-attention-leaves.md", "09-a-language-model-that-sees.md"
+TINY, SMOL = "05-attention-leaves.md", "07-a-language-model-that-sees.md"
 WEIGHTS = {TINY: "minivtw-tiny/model.safetensors", SMOL: "minivtw-smol/graft.safetensors"}
 SHORT = {"settling says", "routes", "alone", "alone says", "swaps", "wrong", "redundancy says"}
 LONG = {"weights", "curves", "settling", "knock-outs", "reading", "routes", "words", "wrong", "redundancy"}

@@ -270,7 +270,7 @@ def test_packed_tokens_are_not_drawn_as_patches(opened, tmp_path):
     (tmp_path / "packed.html").write_text(html, encoding="utf-8")
     browser.show(tmp_path / "packed.html")
     assert browser.run("return document.querySelectorAll('.patch').length") == 9
-    assert "the first 9 one a patch" in said(browser, "visual-says")
+    assert "the first 9 one per patch" in said(browser, "visual-says")
     assert said(browser, "where").startswith(f"{data_of(html)['words'].count(None)} visual tokens reach layers 0 … 1")
     assert browser.console() == []
 
@@ -313,7 +313,7 @@ def test_brightest_patch_is_the_one_looked_at_most(opened, story):
             share = float(re.search(r"gives ([\d.]+) %", said(browser, "where")).group(1))
             assert share == pytest.approx(100 * looks.sum(), abs=0.6)
         browser.run("const s = document.getElementById('layer'); s.value = 11; s.dispatchEvent(new Event('input'))")
-        assert "has no picture" in said(browser, "where")
+        assert "has no image" in said(browser, "where")
 
 
 @pytest.mark.browser

@@ -1,4 +1,4 @@
-"""Draw accuracy.svg of chapter 8 from docs/data/withdrawn-by-layer.json: python docs/pictures/accuracy.py [EMBEDDED.json]
+"""Draw accuracy.svg of chapter 6 from docs/data/withdrawn-by-layer.json: python docs/pictures/accuracy.py [EMBEDDED.json]
 
 With a file that `python -m minivtw.evaluate questions --withdraw off,0,1,…,12 --json EMBEDDED.json` wrote, its figures
 take the place of the stored ones first.
@@ -50,9 +50,10 @@ def main():
             ("prefill left", "other dashed", [1 - run["saved"] for run in embedded]),
         ],
         ("layer K before which the image leaves", "right answers"),
-        label="accuracy against K, for the embedded model and for plain, and the share of the prefill that is left",
     )
-    (HERE / "accuracy.svg").write_text(standalone(drawing), encoding="utf-8")
+    (HERE / "accuracy.svg").write_text(
+        standalone(drawing, "Right answers if the image leaves before layer K"), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from filling import embedded_all, fill, table, write
+from filling import CALLED, embedded_all, fill, table, write
 
 from minivtw.errors import InputError
 from minivtw.evaluate import evaluate
@@ -58,6 +58,6 @@ def curves(about):
         layer = search.first_at_most(mean["kl"], search.ETA)
         write(f"which-layer-{name}", charts.line_chart(
             range(len(mean["kl"])), series, ("withdrawn before layer", "KL, nats"), (-6, 1), search.ETA, layer,
-        ))  # fmt: skip
+        ), f"How K is found: {CALLED[name]}")  # fmt: skip
         rows += [[f"{name}, {each}", *(f"{value:.2g}" for value in curve)] for each, curve in mean.items()]
     fill(about.data, "curves", table(["withdrawn before layer", *range(len(rows[0]) - 1)], rows))

@@ -16,11 +16,12 @@ from minivtw.inputs.questions import read_questions
 from minivtw.vlm import VLM
 
 HERE = pathlib.Path(__file__).parent
+CALLED = {"embedded": "minivtw-tiny", "plain": "plain minivtw-tiny", "smol": "minivtw-smol"}  # in titles
 WEIGHTS = {"tiny": "minivtw-tiny/model.safetensors", "smol": "minivtw-smol/graft.safetensors"}
 
 
-def write(name, drawing):
-    (HERE / f"{name}.svg").write_text(standalone(drawing), encoding="utf-8")
+def write(name, drawing, title):
+    (HERE / f"{name}.svg").write_text(standalone(drawing, title), encoding="utf-8")
     print(f"{name}.svg", flush=True)
 
 
@@ -34,7 +35,7 @@ def fill(page, name, content):
 
 
 def table(heading, rows):
-    """Markdown; what is wider than a page stands upright, one row a layer."""
+    """Markdown; what is wider than a page stands upright, one row per layer."""
     if len(heading) > 14:
         heading, *rows = zip(heading, *rows)
         heading = [heading[0] if heading[0].endswith("layer") else "layer", *heading[1:]]
@@ -95,6 +96,10 @@ class About(NamedTuple):
     @property
     def vlm(self):
         return next(iter(self.models.values()))
+
+    @property
+    def called(self):
+        return CALLED[next(iter(self.models))]
 
     def some(self, step):
         return list(some_of(self.questions, self.counts[step]))

@@ -11,7 +11,7 @@ HERE = pathlib.Path(__file__).parent
 QUESTION = "What color is the star?"
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11.5px; fill: #66707c }
-  .name { font-weight: 600 } .visual { fill: #4a86c5 } .text { fill: #d98a3d } .grid { stroke: #fff; stroke-opacity: .55 }
+  .name { font-weight: 600 } .title { font-size: 17px; font-weight: 600 } .visual { fill: #4a86c5 } .text { fill: #d98a3d } .grid { stroke: #fff; stroke-opacity: .55 }
   .arrow { stroke: #66707c; stroke-width: 1.5; fill: none; marker-end: url(#head) } .head { fill: #66707c }
   .wall { stroke: #b5413b; stroke-width: 2 } .leave { fill: #b5413b; font-weight: 600; font-size: 11.5px }
   @media (prefers-color-scheme: dark) { text { fill: #e6eaef } .small { fill: #9aa5b1 } .leave { fill: #f08a83 }
@@ -20,7 +20,7 @@ STYLE = """
 
 
 def cells(x, y, count, kind, columns, size=7.0):
-    """A token each, in rows of `columns`."""
+    """One square per token, in rows of `columns`."""
     for index in range(count):
         left, top = x + index % columns * size, y + index // columns * size
         yield f'<rect class="{kind}" x="{left:.1f}" y="{top:.1f}" width="{size - 1.2:.1f}" height="{size - 1.2:.1f}" rx="1"/>'
@@ -42,7 +42,7 @@ def draw(answer):
     step = 112 / side
     grid = [f'<path class="grid" d="M{20 + i * step:.1f} 44v112M20 {44 + i * step:.1f}h112"/>' for i in range(1, side)]
     body = [
-        words(20, 24, "picture", "name"), f'<image x="20" y="44" width="112" height="112" href="data:image/png;base64,{picture}"/>',
+        words(20, -4, "An image and a question become an answer", "title"), words(20, 24, "image", "name"), f'<image x="20" y="44" width="112" height="112" href="data:image/png;base64,{picture}"/>',
         *grid, words(20, 174, f"cut into {side} x {side} patches", "small"),
         '<path class="arrow" d="M140 100h32"/>',
         words(182, 24, "vision tower", "name"), words(182, 40, "and connector", "small"),
@@ -75,8 +75,10 @@ def draw(answer):
     head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path class="head" d="M0 0l8 4-8 4z"/></marker>'
     height = bottom + 66
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 {height}" role="img" aria-label="a picture and a question on '
-        f'their way through the model">\n<style>{STYLE}</style><defs>{head}</defs>\n' + "\n".join(body) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -24 660 {height + 24}" role="img" aria-label="an image and a question on '
+        f'their way through the model: {visual} visual and {text} text tokens, and before layer {leaves} the image leaves">\n<style>{STYLE}</style><defs>{head}</defs>\n'
+        + "\n".join(body)
+        + "\n</svg>\n"
     )
 
 

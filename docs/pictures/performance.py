@@ -26,7 +26,8 @@ from minivtw.timing.shapes import SIGLIP_512, RandomWeights
 HERE, ROUNDS = pathlib.Path(__file__).parent, 9
 COLORS = {"products": "#4a86c5", "attention": "#d98a3d", "activation": "#b5413b", "norms": "#4f9d72"}
 STYLE = (
-    "text { font: 13px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11px } .in { fill: #fff; font-size: 11px } "
+    "text { font: 13px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11px } text.in { fill: #fff; font-size: 11px } "
+    ".title { font-size: 16px; font-weight: 600 } "
     ".grid { stroke: #9aa5b1; opacity: .35 } .mid { text-anchor: middle } .end { text-anchor: end } "
     "@media (prefers-color-scheme: dark) { text { fill: #e6eaef } }"
 )
@@ -74,26 +75,34 @@ def measure(parts_of_layer):
     return {name: tuple(statistics.median(taken[name, way]) for way in range(2)) for name, *_ in parts_of_layer}
 
 
+def svg(title, height, *body):
+    """A whole drawing, its title above it and read by screen readers."""
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -26 590 {height + 26}" width="590" role="img" aria-label="{title}">'
+    return f'{head}<style>{STYLE}</style><text class="title" x="12" y="-8">{title}</text>{"".join(body)}</svg>\n'
+
+
 def draw(milliseconds):
     scale = 560 / max(sum(pair[way] for pair in milliseconds.values()) for way in range(2))
     body = []
     for way, title in enumerate(("as the formulas are written", "as they are computed")):
         x, y = 12, 30 + 74 * way
         total = sum(pair[way] for pair in milliseconds.values())
-        body.append(f'<text x="{x}" y="{y - 8}">{title}: {total:.0f} ms a layer</text>')
+        body.append(f'<text x="{x}" y="{y - 8}">{title}: {total:.0f} ms</text>')
         for name, pair in milliseconds.items():
             length = pair[way] * scale
             body.append(
                 f'<rect x="{x:.1f}" y="{y}" width="{length:.1f}" height="30" fill="{COLORS[name]}"><title>{name}: {pair[way]:.1f} ms</title></rect>'
             )
-            if length > 60:
-                body.append(f'<text class="in" x="{x + 6:.1f}" y="{y + 19}">{name} {pair[way]:.0f}</text>')
+            label = f"{name} {pair[way]:.0f} ms"
+            if length > 6.5 * len(label) + 8:  # else the legend says it
+                body.append(f'<text class="in" x="{x + 6:.1f}" y="{y + 19}">{label}</text>')
             x += length
     legend = "".join(
-        f'<rect x="{12 + 120 * place}" y="158" width="11" height="11" fill="{color}"/><text class="small" x="{28 + 120 * place}" y="168">{name}</text>'
+        f'<rect x="{12 + 145 * place}" y="158" width="11" height="11" fill="{color}"/><text class="small" x="{28 + 145 * place}" y="168">'
+        f"{name} {milliseconds[name][0]:.0f} → {milliseconds[name][1]:.0f}</text>"
         for place, (name, color) in enumerate(COLORS.items())
     )
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 590 180" width="590"><style>{STYLE}</style>{"".join(body)}{legend}</svg>\n'
+    return svg("Where the milliseconds of one vision layer go", 180, *body, legend)
 
 
 def roofline(result):
@@ -129,13 +138,12 @@ def roofline(result):
     body.append(
         f'<text x="{right:.0f}" y="{corner[1] - 8:.0f}" class="end">a large product: {compute / 1e9:.0f} GFLOP/s</text>'
     )
-    body.append(
-        f'<text x="{corner[0] - 62:.0f}" y="{corner[1] + 40:.0f}" class="end">reading memory: {stream / 1e9:.1f} GB/s</text>'
-    )
+    x, y = place(1, stream)
+    body.append(f'<text x="{x + 12:.0f}" y="{y + 14:.0f}">reading memory: {stream / 1e9:.1f} GB/s</text>')
     body.append(
         f'<text x="{right:.0f}" y="298" class="end">FLOPs for each byte that is read</text><text x="62" y="24">GFLOP/s</text>'
     )
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 590 306" width="590"><style>{STYLE}</style>{"".join(body)}</svg>\n'
+    return svg("Prefill is bound by arithmetic, decoding by reading memory", 306, *body)
 
 
 if __name__ == "__main__":

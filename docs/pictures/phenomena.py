@@ -1,8 +1,8 @@
-"""Every picture and number of chapters 4, 5 and 9, and the example reports: measured, drawn, and put in their places.
+"""Every picture and number of chapters 4, 5 and 7, and the example reports: measured, drawn, and put in their places.
 
     python weights/recipe/scenes.py --evaluation QUESTIONS
     python docs/pictures/phenomena.py QUESTIONS [--plain DIR] [--only STEP …]
-    python docs/pictures/phenomena.py QUESTIONS --smol [--only STEP …]        chapter 9 instead, about minivtw-smol
+    python docs/pictures/phenomena.py QUESTIONS --smol [--only STEP …]        chapter 7 instead, about minivtw-smol
 
 `--plain` is the embedded model before its withdrawal-aware training (weights/recipe/README.md). Without it, pictures
 and tables show the embedded model alone. `swaps.py` measures the swaps; `still_talks.py` the chat.
@@ -16,7 +16,7 @@ import knock_outs
 import numpy as np
 import routes
 from drawing import options
-from filling import HERE, About, embedded, embedded_all, fill, names, questions_of, table, weights_sha256, write
+from filling import CALLED, HERE, About, embedded, embedded_all, fill, names, questions_of, table, weights_sha256, write
 
 import minivtw
 from minivtw.analysis import settling
@@ -32,11 +32,11 @@ ABLATED_LAYERS = (0, 6, 12, 16, 20, 22, 23, 24, 26, 30)  # of smol
 WINDOW = 3  # layers that a knock-out takes at once
 REPORTS = {"star": ("scene.png", "What color is the star?"), "three": ("three.png", "Describe the image.")}
 METHODS = {
-    "method": withdraw,
+    "withdrawal": withdraw,
     "renumbered": lambda layer: then(withdraw(layer), renumber(layer)),
     "random tokens": random_tokens,
 }
-LOOKS = {"method": "visual", "renumbered": "nearest dashed", "random tokens": "sink"}
+LOOKS = {"withdrawal": "visual", "renumbered": "nearest dashed", "random tokens": "sink"}
 FAMILIES = ("attribute", "reading", "count", "existence", "relation", "choice", "caption")  # that both models learned
 
 
@@ -50,7 +50,7 @@ def attention(about):
         even = np.mean([settling.even_shares(each.is_visual) for each in prompts], axis=0)[order]
         write(f"settling-{name}", charts.stacked_bars(
             range(len(shares)), groups, shares, ("layer", "attention of the text"), even[0],
-        ))  # fmt: skip
+        ), f"Where the text looks: {CALLED[name]}")  # fmt: skip
         rows += [[f"{name}, {group}", *(f"{share:.0%}" for share in shares[:, i])] for i, group in enumerate(groups)]
         deep = dict(zip(groups, shares[-len(shares) // 3 :].mean(0)))
         says.append(
@@ -64,7 +64,7 @@ def attention(about):
 
 
 def looking(about):
-    """The picture once a layer, each patch as bright as the attention that the answering token gives it."""
+    """The image once per layer, each patch as bright as the attention that the answering token gives it."""
     picture, question = REPORTS["star"]
     maps = instruments.image_maps(about.vlm.decoder, embedded(about.vlm, HERE / picture, question))[
         0
@@ -84,7 +84,13 @@ def looking(about):
                 f'<rect x="{x + patch % side * 72 / side}" y="{y + patch // side * 72 / side}" width="{72 / side}" '
                 f'height="{72 / side}" opacity="{dark:.2f}"><title>{share:.1%}</title></rect>'
             )
-    write(f"looking{about.suffix}", charts.svg(body, 18 + -(-len(maps) // 6) * (place + 16)))
+    height = 18 + -(-len(maps) // 6) * (place + 16)
+    note = "bold: the layer; in per cent: the image's share of the token's attention"
+    write(
+        f"looking{about.suffix}",
+        charts.svg([*body, charts.text(6, height + 2, note, "start")], height + 12, f"{question} {note}"),
+        "What the answering token looks at: bright patches",
+    )
 
 
 def crossing(about):
@@ -93,9 +99,9 @@ def crossing(about):
     for name, vlm in about.models.items():
         layers = vlm.config.layers
         cuts = {
-            "window": [range(i, min(i + WINDOW, layers)) for i in range(layers)],
-            "below": [range(i) for i in range(layers)],
-            "from here": [range(i, layers) for i in range(layers)],
+            "i to i + 2": [range(i, min(i + WINDOW, layers)) for i in range(layers)],
+            "before i": [range(i) for i in range(layers)],
+            "i and deeper": [range(i, layers) for i in range(layers)],
         }
         left, read = defaultdict(list), []
         for prompt in embedded_all(vlm, about.some("crossing")):
@@ -109,28 +115,29 @@ def crossing(about):
             read.append(instruments.lens(vlm.decoder, prompt)[1:, answer[0]])
         left, read = {cut: np.mean(shares, axis=0) for cut, shares in left.items()}, np.mean(read, axis=0)
         series = [(cut, look, left[cut]) for cut, look in zip(left, ("visual", "sink dashed", "nearest"))]
-        write(f"knock-outs-{name}", charts.line_chart(range(layers), series, ("layer", "probability left")))
+        drawing = charts.line_chart(range(layers), series, ("layer i", "probability left"))
+        write(f"knock-outs-{name}", drawing, f"Text cut off from the image: {CALLED[name]}")
         rows += [[f"{name}, {cut}", *(f"{share:.0%}" for share in shares)] for cut, shares in left.items()]
         rows.append([f"{name}, lens", *(f"{share:.0%}" for share in read)])
         lenses.append((name, "sink dashed" if name == "plain" else "visual", read))
-        says.append(crossed(name, left["from here"], left["below"], read))
+        says.append(crossed(name, left["i and deeper"], left["before i"], read))
     fill(about.page, "migration says", "\n".join(says))
     write(f"lens{about.suffix}", charts.line_chart(
         range(layers), lenses, ("after layer", "probability of the answer's first token"),
-    ))  # fmt: skip
+    ), "What the last token would say: the logit lens")  # fmt: skip
     fill(about.data, "knock-outs", table(["text cut off, layer", *range(layers)], rows))
 
 
-def crossed(name, from_here, below, read):
-    """What knock-outs and lens say, as a sentence. Each argument: one value a layer."""
+def crossed(name, from_here, before, read):
+    """What knock-outs and lens say, as a sentence. Each argument: one value per layer."""
     enough = [layer for layer in range(len(from_here)) if (from_here[layer:] >= 0.95).all()]
     layer = enough[0] if enough else len(from_here)
     half = int(np.flatnonzero(read >= read[-1] / 2)[0])
     return (
         f"- *{name}*: from layer {layer} of {len(from_here)} on, all text can be cut off from the image and at least "
-        f"95% of the answer's probability remains; cut off below {layer} instead, it keeps "
-        f"{below[min(layer, len(below) - 1)]:.0%}. Behind layer {half} the lens gives the answer's first token half of "
-        f"the probability that it has in the end."
+        f"95% of the answer's probability remains; cut off in the layers before {layer} instead, it keeps "
+        f"{before[min(layer, len(before) - 1)]:.0%}. After layer {half} the lens gives the answer's first token at "
+        f"least half of the probability that it has in the end."
     )
 
 
@@ -163,11 +170,16 @@ def losing(about, name="redundancy", methods=METHODS, layers=None, most_tokens=6
         name.replace("redundancy", f"redundancy{about.suffix}"),
     )
     agrees, kl = (np.mean(each, axis=0).reshape(len(methods), -1) for each in (agrees, kl))
-    below = "withdrawn before layer"
+    column = "withdrawn before layer"
     series = [(each, LOOKS[each], accuracy[i]) for i, each in enumerate(methods)]
-    write(picture, charts.line_chart(layers, series, (below, "accuracy")))
+    write(
+        picture,
+        charts.line_chart(layers, series, (column, "accuracy")),
+        f"Right answers if the image leaves: {about.called}",
+    )
     series = [(each, LOOKS[each], np.maximum(kl[i], 1e-9)) for i, each in enumerate(methods)]
-    write(f"{picture}-kl", charts.line_chart(layers, series, (below, "KL, nats"), (-6, 1), search.ETA))
+    drawing = charts.line_chart(layers, series, (column, "KL, nats"), (-6, 1), search.ETA)
+    write(f"{picture}-kl", drawing, f"How much the next token changes: {about.called}")
     rows = [["prefill FLOPs saved", *(f"{saved(vlm, *REPORTS['star'], layer):.0%}" for layer in layers)]]
     for i, each in enumerate(methods):
         rows.append([f"{each}: accuracy", *(f"{value:.1%}" for value in accuracy[i])])
@@ -175,13 +187,13 @@ def losing(about, name="redundancy", methods=METHODS, layers=None, most_tokens=6
         rows.append([f"{each}: KL", *(f"{value:.2g}" for value in kl[i])])
     if not name.endswith("ablations"):
         rows += [[each, *(f"{share:.0%}" for share in by_family[: len(layers), i])] for i, each in enumerate(families)]
-    fill(about.data, name, table([below, *layers], rows))
+    fill(about.data, name, table([column, *layers], rows))
     if about.suffix and len(methods) == 1:
         draw_staircase(layers, dict(zip(families, by_family[: len(layers)].T)))
-    column = next(i for i, value in enumerate(kl[0]) if value <= search.ETA)
-    parts = [f"{each} {agrees[i, column]:.0%} ({accuracy[i, column]:.1%} right)" for i, each in enumerate(methods)]
+    found = next(i for i, value in enumerate(kl[0]) if value <= search.ETA)
+    parts = [f"{each} {agrees[i, found]:.0%} ({accuracy[i, found]:.1%} right)" for i, each in enumerate(methods)]
     says = (
-        f"At K = {layers[column]}, the first that meets the paper's threshold on these questions, this share of the "
+        f"At K = {layers[found]}, the first that meets the paper's threshold on these questions, this share of the "
         f"answers is unchanged: {', '.join(parts)}; without withdrawal {accuracy[0, -1]:.1%} are right."
     )
     fill(about.page, f"{name} says", says)
@@ -195,7 +207,7 @@ def saved(vlm, picture, question, layer):
 
 
 def draw_staircase(layers, accuracy):
-    """What is asked for decides how long the image is needed. accuracy: one value a K for each family."""
+    """What is asked for decides how long the image is needed. accuracy: one value per K for each family."""
     series = [
         (name, look, np.mean([accuracy[family] for family in families], axis=0))
         for name, look, families in (
@@ -204,7 +216,8 @@ def draw_staircase(layers, accuracy):
             ("word", "visual", ("attribute", "reading", "caption")),
         )
     ]
-    write("staircase-smol", charts.line_chart(layers, series, ("withdrawn before layer", "accuracy")))
+    drawing = charts.line_chart(layers, series, ("withdrawn before layer", "accuracy"))
+    write("staircase-smol", drawing, "What is asked decides when the image may leave")
 
 
 def write_reports(about):
@@ -220,7 +233,7 @@ STEPS = {
     "losing": losing, "reports": write_reports,
 }  # fmt: skip
 SMOL_STEPS = STEPS | {
-    "losing": lambda about: losing(about, methods={"method": withdraw}),
+    "losing": lambda about: losing(about, methods={"withdrawal": withdraw}),
     # What has lost its image may ramble on; no answer is longer than 24 tokens.
     "ablations": lambda about: losing(about, "redundancy-ablations", METHODS, ABLATED_LAYERS, 24),
 }
@@ -232,12 +245,12 @@ def main():
     parser = options(__doc__)
     parser.add_argument("questions", help="a folder that scenes.py --evaluation wrote")
     parser.add_argument("--plain", metavar="DIR", help="the folder of the model before withdrawal-aware training")
-    parser.add_argument("--smol", action="store_true", help="measure minivtw-smol, for chapter 9")
+    parser.add_argument("--smol", action="store_true", help="measure minivtw-smol, for chapter 7")
     parser.add_argument("--only", metavar="STEP", nargs="+", choices=SMOL_STEPS, help="only these steps")
     chosen = parser.parse_args()
     questions = questions_of(chosen.questions, FAMILIES)
     if chosen.smol:
-        chapter, data = "09-a-language-model-that-sees.md", "data/09-a-language-model-that-sees.md"
+        chapter, data = "07-a-language-model-that-sees.md", "data/07-a-language-model-that-sees.md"
         about = About({"smol": minivtw.load("smol")}, questions, SMOL_COUNTS, data, chapter, data, "-smol", 14)
         name, steps = "smol", SMOL_STEPS
     else:
@@ -256,7 +269,7 @@ def measured_on(about, name):
     asked = ", ".join(f"{count} for {step}" for step, count in about.counts.items())
     return (
         f"Questions of each family: {asked}. SHA-256 of minivtw-{name}: `{weights_sha256(name)}`; of the "
-        f"{len(about.questions):,} pictures and questions that these are the first of: `{digest(about.questions)}`."
+        f"{len(about.questions):,} images and questions that these are the first of: `{digest(about.questions)}`."
     )
 
 

@@ -86,7 +86,7 @@ def draw(files, arrows):
             )
     head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path class="head" d="M0 0l8 4-8 4z"/></marker>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y - 20}" role="img" aria-label="rooms and imports">\n<style>{STYLE}</style><defs>{head}</defs>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y - 20}" role="img" aria-label="the folders of the package with their files, and which folder imports which">\n<style>{STYLE}</style><defs>{head}</defs>\n'
         + "\n".join(under + body)  # the arrows pass under the rooms
         + "\n</svg>\n"
     )

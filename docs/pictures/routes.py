@@ -20,7 +20,7 @@ CUTS = {
     "image → last": ("last", "image", "sink"),
     "question → last": ("last", "question", "nearest dashed"),
 }
-PANELS = 6  # layers of which the words in the patches are drawn
+PANELS, COLUMNS = 6, 2  # layers of which the words in the patches are drawn
 
 
 def routes(about):
@@ -44,7 +44,8 @@ def routes(about):
     series = [(way, look, shares[i]) for i, (way, (_, _, look)) in enumerate(CUTS.items())]
     write(
         f"routes{about.suffix}",
-        charts.line_chart(columns, series, ("cut in three layers from this one: probability left", "left")),
+        charts.line_chart(columns, series, ("layer i: cut in layers i to i + 2", "")),
+        f"The answer's probability after a cut: {about.called}",
     )
     rows = [[way, *(f"{share:.0%}" for share in shares[i])] for i, way in enumerate(CUTS)]
     fill(about.data, "routes", table(["cut in three layers from layer", *columns], rows))
@@ -109,18 +110,26 @@ def words(about):
     prompt = vlm.prepare(picture, STAR[1])
     read = instruments.visual_lens(vlm.decoder, migration.layer_inputs(vlm.decoder, embedded(vlm, picture, STAR[1])))
     (tile,) = page.as_seen(vlm.parts.vision, prompt.tiles)
-    side, place, layers = round(read.token_ids.shape[1] ** 0.5), 152, vlm.config.layers
+    side, place, layers = round(read.token_ids.shape[1] ** 0.5), 232, vlm.config.layers
     body = [f'<defs><image id="tile" href="{page.data_url(tile)}" width="{place}" height="{place}"/></defs>']
     for panel, layer in enumerate(np.linspace(0, layers, PANELS).round().astype(int)):
-        x, y = panel % 3 * (place + 8) + 4, panel // 3 * (place + 24) + 18
+        x, y = panel % COLUMNS * (place + 8) + 4, panel // COLUMNS * (place + 24) + 18
         name = f"after layer {layer - 1}" if layer else "as they arrive"
-        body += [charts.text(x, y - 5, name, "start", "strong"), f'<use href="#tile" x="{x}" y="{y}" opacity=".45"/>']
+        body.append(charts.text(x, y - 5, name, "start", "strong"))
+        body.append(f'<rect x="{x}" y="{y}" width="{place}" height="{place}" fill="#fff"/>')  # in the dark, too
+        body.append(f'<use href="#tile" x="{x}" y="{y}" opacity=".35"/>')
         for patch, token in enumerate(read.token_ids[layer]):
             left, top = x + (patch % side + 0.5) * place / side, y + (patch // side + 0.5) * place / side + 2
             label = charts.text(left, top, names(vlm, token)[:7], "middle", "word")
             body.append(label.replace("</text>", f"<title>{read.probabilities[layer, patch]:.0%}</title></text>"))
-    style = "<style>svg.chart .word { font-size: 5.5px; fill: var(--ink); }</style>"
-    write(f"words{about.suffix}", charts.svg([style, *body], 2 * (place + 24)))
+    style = "<style>svg.chart .word { font-size: 7px; fill: #111; }</style>"
+    write(
+        f"words{about.suffix}",
+        charts.svg(
+            [style, *body], -(-PANELS // COLUMNS) * (place + 24), "the likeliest word on every patch, at six depths"
+        ),
+        f"The word that each patch would say: {about.called}",
+    )
     said = [[names(vlm, token).replace("`", "'") for token in tokens] for tokens in read.token_ids]
     rows = [[layer, f"`{' '.join(word.strip() or '·' for word in row)}`"] for layer, row in enumerate(said)]
     fill(about.data, "words", table(["layer that they enter", "the likeliest word of each patch, row by row"], rows))

@@ -1,4 +1,4 @@
-"""Chapter 10's table and pictures: which methods to try, what they scored, which patches they keep.
+"""Chapter 8's table and pictures: which methods to try, what they scored, which patches they keep.
 
 python docs/pictures/shelf.py methods [--model MODEL] [--saved 0.25 0.4 0.6]     method texts at equal budgets
 python docs/pictures/shelf.py ladder SCORES.json … shelf.svg   from what `minivtw.evaluate --json` wrote; prints the tables
@@ -103,7 +103,7 @@ def panels(content):
 
 
 def ladder(contents):
-    """A dot a method, the best on top, a panel for every model and budget; random is a band, places are hollow dots."""
+    """A dot per method, the best at the top, a panel for every model and budget; random is a band, places are hollow dots."""
     across = lambda share: NAMES + (max(share, LEAST) - LEAST) / (1 - LEAST) * (WIDTH - NAMES - RIGHT)
     body, y = [], 4
     for content in contents:
@@ -134,12 +134,13 @@ def ladder(contents):
                 body.append(text(NAMES - 10, middle + 4.5, short(run), "end", kind))
             y += 26
     x = NAMES
-    for mark, words in (("fill visual", "correct"), ("line sink", "where is it?"), ("box", "random ± σ")):
+    for mark, words in (("fill visual", "correct"), ("line sink", "on places"), ("box", "random ± σ")):
         circle = f'<circle cx="{x + 5:.1f}" cy="{y + 4:.1f}" r="4.5" class="{mark}"/>'
         box = f'<g opacity="0.45">{rectangle(x, y - 2, 10, 12, "fill other")}</g>'
         body += [box if mark == "box" else circle, text(x + 16, y + 9, words, "start")]
         x += 112
-    return standalone(svg(body, y + 20, "accuracy of every method at equal budgets"))
+    label = "one dot per method, the best at the top"
+    return standalone(svg(body, y + 20, label), "Right answers of every method at equal budgets")
 
 
 def table(content):
@@ -169,7 +170,7 @@ def left_before(vlm, picture, question, method):
 
 
 def sheet(vlm, picture, question, texts, columns=4):
-    """One small picture a method: patches that left are covered, the more the earlier they did."""
+    """One small image per method: patches that left are covered, the more the earlier they did."""
     data = base64.b64encode(picture.read_bytes()).decode()
     body = [f'<defs><image id="seen" width="{SIDE}" height="{SIDE}" href="data:image/png;base64,{data}"/></defs>']
     for number, words in enumerate(texts):
@@ -186,7 +187,8 @@ def sheet(vlm, picture, question, texts, columns=4):
                     f'<rect {place} width="{size:.1f}" height="{size:.1f}" fill="#14181d" opacity="{covered:.2f}"/>'
                 )
         body.append(text(x + SIDE / 2, y + SIDE + 14, words.split(":")[0]))
-    return standalone(svg(body, 2 * GAP + -(-len(texts) // columns) * (SIDE + 2 * GAP + 8), question))
+    height = 2 * GAP + -(-len(texts) // columns) * (SIDE + 2 * GAP + 8)
+    return standalone(svg(body, height, question), "The patches that each method keeps (dark: dropped)")
 
 
 def lower_half(vlm, questions, words):

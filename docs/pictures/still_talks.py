@@ -3,7 +3,7 @@
     python docs/pictures/still_talks.py
 
 Needs both models: `python -m minivtw.fetch smollm2` and `… smol`. Fills in the
-tables `perplexity` and `chats` of chapter 9's data.
+tables `perplexity` and `chats` of chapter 7's data.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from minivtw.model.decoder import forward, logits
 from minivtw.model.tokens import arriving, embedded_text
 from minivtw.search.layer import log_softmax
 
-PAGE = "data/09-a-language-model-that-sees.md"
+PAGE = "data/07-a-language-model-that-sees.md"
 TEXT = pathlib.Path(__file__).with_name("english.txt")
 QUESTIONS = (
     "What is the capital of France?",
@@ -44,7 +44,7 @@ def losses(vlm, text):
 
 
 def perplexities(models):
-    """One row a paragraph of the text, each read on its own, and one for all."""
+    """One row per paragraph of the text, each read on its own, and one for all."""
     paragraphs = TEXT.read_text(encoding="utf-8").strip().split("\n\n")
     read = {name: [losses(vlm, paragraph) for paragraph in paragraphs] for name, vlm in models.items()}
     rows = []

@@ -26,7 +26,7 @@ from minivtw.page import charts
 from minivtw.search.layer import LONGEST_ANSWER, run_in_full
 
 DATA = HERE.parent / "data"
-CHAPTERS = {"smol": "09-a-language-model-that-sees.md", "tiny": "05-attention-leaves.md"}
+CHAPTERS = {"smol": "07-a-language-model-that-sees.md", "tiny": "05-attention-leaves.md"}
 WINDOW = 3  # layers
 LOOKS = {"color": "visual", "digit": "sink", "existence": "nearest", "count": "mark dashed", "relation": "other"}
 KINDS = {"color": "attribute", "digit": "reading", "existence": "existence", "count": "count", "relation": "relation"}
@@ -55,7 +55,7 @@ def pairs_of(questions, kind):
 
 
 def whose_answer(vlm, picture, other, question, windows):
-    """For each window, whether the answer becomes the other picture's; None where the model answers both alike."""
+    """For each window, whether the answer becomes the other image's; None where the model answers both alike."""
     prompt, others_prompt = (embedded(vlm, each, question) for each in (picture, other))
     own, others = (run_in_full(vlm.decoder, each, LONGEST_ANSWER, vlm.stop_ids) for each in (prompt, others_prompt))
     if own.answer == others.answer:
@@ -92,8 +92,8 @@ def show(name, layers, became):
     """Draw the shares, and say for each kind where it peaks. became: {kind: (pairs, windows)}."""
     firsts = [window[0] for window in windows_of(layers)]
     series = [(kind, LOOKS[kind], rows.mean(0)) for kind, rows in became.items()]
-    below = "swapped in three layers from this one: answers that become the other's"
-    write(f"swaps-{name}", charts.line_chart(firsts, series, (below, "share")))
+    drawing = charts.line_chart(firsts, series, (f"layer i of minivtw-{name}: swapped in layers i to i + 2", ""))
+    write(f"swaps-{name}", drawing, "Share of answers that become the other image's")
     lines = []
     for kind, rows in became.items():
         share, best = rows.mean(0), int(rows.mean(0).argmax())
@@ -105,7 +105,7 @@ def show(name, layers, became):
     heading = [
         "asked for",
         "layers that decide most",
-        "becomes the other picture's",
+        "becomes the other image's",
         "most in three layers apart from these",
         "pairs",
     ]

@@ -1,4 +1,4 @@
-"""Record the wall in headless Chromium: wall.png for the README, wall.webp of its way from 12 to 0, the report's pictures.
+"""Record the pages in headless Chromium: wall.webp, the wall on its way from 12 to 0, and report.png, the report.
 
 python docs/pictures/wall.py    # needs chromium and chromedriver; a minute
 """
@@ -20,7 +20,7 @@ from minivtw.explore import Server  # noqa: E402
 from minivtw.page.exploring import Explorer  # noqa: E402
 from tests.browser import Browser  # noqa: E402
 
-WIDTH, HEIGHT = 1100, 640
+WIDTH, HEIGHT = 1100, 744
 QUESTION = "What color is the star?"
 READY = "await ready; await ask({question: arguments[0]}); await wall.move(arguments[1]);"
 MILLISECONDS = 500  # a layer
@@ -42,9 +42,8 @@ def record(server, folder):
         for layer in range(layers, -1, -1):
             browser.wait("await wall.move(arguments[0]); await new Promise(done => setTimeout(done, 400))", layer)
             frames.append(shot(browser, folder))
-        browser.wait("await wall.move(3); await new Promise(done => setTimeout(done, 400))")
-        shot(browser, folder).save(HERE / "wall.png", optimize=True)
         browser.show(HERE.parent / "reports" / "star.html")
+        browser.wait("await new Promise(done => setTimeout(done, 600))")  # the answer fades in
         browser.picture(HERE / "report.png")
     size = round(WIDTH * SCALE), round(HEIGHT * SCALE)
     small = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]

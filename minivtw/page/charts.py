@@ -11,6 +11,7 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 480, 250
+HEAD = 26  # above a drawing, for its title
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 42, 40  # the room around the plot: the legend goes above, the names below
 
 COLORS = """
@@ -46,14 +47,23 @@ def svg(body: Iterable[str], height: float = HEIGHT, label: str = "") -> str:
     return head + "".join(body) + "</svg>"
 
 
-def standalone(drawing: str) -> str:
-    """A drawing as a file of its own, with its style inside; its colours are written out, for viewers without var()."""
+def standalone(drawing: str, title: str = "") -> str:
+    """A drawing as a file of its own: its style inside, with the colours written out, for viewers without var().
+
+    title: above it, so that it can stand on a slide, and before its label for screen readers.
+    """
     light, dark = (dict(re.findall(r"--([\w-]+): (#\w+)", part)) for part in COLORS.split("@media"))
-    style = STYLE + "svg.chart { background: var(--paper); }"
+    style = STYLE + "svg.chart { background: var(--paper); } svg.chart text.title { font-size: 16px; }"
     written = [re.sub(r"var\(--([\w-]+)\)", lambda name: colors[name[1]], style) for colors in (light, dark)]
     style = f"<style>{written[0]}@media (prefers-color-scheme: dark) {{{written[1]}}}</style>"
     start = drawing.index(">") + 1
-    return drawing[:start].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ') + style + drawing[start:] + "\n"
+    opening = drawing[:start].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ')
+    if title:
+        opening = opening.replace('aria-label="', f'aria-label="{title}: ')
+        box = r'viewBox="0 0 (\d+) ([\d.]+)"'
+        opening = re.sub(box, lambda size: f'viewBox="0 {-HEAD} {size[1]} {float(size[2]) + HEAD:g}"', opening)
+        style += text(2, -9, title, "start", "strong title")
+    return opening + style + drawing[start:] + "\n"
 
 
 def text(x: float, y: float, words: object, anchor: str = "middle", kind: str = "") -> str:
@@ -161,7 +171,7 @@ def line_chart(
     shown = (lambda value: f"{value:.2g}") if decades else (lambda value: f"{value:.1%}")
     said = [[f"{name}: {shown(values[i])}" for name, _, values in series] for i in range(len(columns))]
     body += legend([(name, f"line {kind}") for name, kind, _ in series]) + axes.bands(names[0], said)
-    return svg(body, label=label)
+    return svg(body, label=label or f"{', '.join(name for name, *_ in series)}, by {names[0]}")
 
 
 def stacked_bars(
@@ -188,4 +198,4 @@ def stacked_bars(
     body += axes.withdrawal(layer)
     said = [[f"{group}: {share:.1%}" for group, share in zip(groups, parts)] for parts in shares]
     body += legend([(group, f"fill {group}") for group in groups]) + axes.bands(names[0], said)
-    return svg(body, label=label)
+    return svg(body, label=label or f"{', '.join(groups)}, by {names[0]}")

@@ -51,7 +51,7 @@ class Explorer:
 
     def __init__(self, vlm: VLM, method: Method | None, image: str | None = None):
         if not vlm.parts.vision:
-            raise InputError(f"{vlm.folder} is a language model that sees nothing; there is no picture to explore")
+            raise InputError(f"{vlm.folder} is a text-only model: the page needs one that sees images")
         self.vlm, self.method, self.own = vlm, method, spec_of(method)
         self.held = Newest()
         self.lock = threading.Lock()  # one computation at a time

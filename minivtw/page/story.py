@@ -67,9 +67,7 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None) -> Story:
     """Ask at every K, observe and measure: everything that the report shows. Raises InputError."""
     layers = vlm.config.layers
     if not vlm.parts.vision:
-        raise InputError(
-            f"{vlm.folder} is a language model that sees nothing; there is no image whose leaving could be shown"
-        )
+        raise InputError(f"{vlm.folder} is a text-only model: a report needs one that sees images")
     question = ask(vlm, image, text)
     prompt, is_visual = question.embedded, question.prompt.is_visual
     leaves = withdrawal_layer(method) if method else layers

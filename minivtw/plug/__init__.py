@@ -1,7 +1,7 @@
 """Visual Tokens Withdrawal in the models of Hugging Face transformers: `pip install 'minivtw[transformers]'`.
 
 `with withdraw(model, layer=16): model.generate(**inputs)` does without the image from layer 16 on; `freeze` lets visual
-tokens rest in some layers; `calibrate` finds the layer. Chapter 11 of the reading course says how it works.
+tokens rest in some layers; `calibrate` finds the layer. Chapter 9 of the reading course says how it works.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The family that docs/07 fills in, run as it stands there."""
+"""The family that docs/12 fills in, run as it stands there."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ from tests.small_llava import byte_tokenizer, save_tokenizer
 
 from .conversation import picture
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "07-a-family-is-a-form.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "12-a-family-is-a-form.md"
 TEXT = dict(
     model_type="llama", vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=4
 )

@@ -12,11 +12,11 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 def test_the_chapters_programs_print_what_the_page_says(plug, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    page = (ROOT / "docs" / "11-in-transformers.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "09-in-transformers.md").read_text(encoding="utf-8")
     programs = re.findall(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```)?", page, re.M | re.S)
     names = {}
     for program, output in programs[:3]:  # the fourth downloads a model
-        exec(compile(program, "chapter 11", "exec"), names)
+        exec(compile(program, "chapter 9", "exec"), names)
         printed = capsys.readouterr().out
         assert printed == output or not output
     assert 0 <= names["found"]["withdraw_layer"] <= 12 and len(names["found"]["curve"]) == 12

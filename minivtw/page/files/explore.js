@@ -124,7 +124,7 @@ function makePaint() {
   }));
 }
 
-// A newer choice of picture or question overtakes an older one.
+// A newer choice of image or question overtakes an older one.
 let asking = 0;
 async function ask(edits) {
   const mine = ++asking;
@@ -135,12 +135,11 @@ async function ask(edits) {
     const asked = await pictures.send("ask", next);
     if (mine !== asking || !asked) return;
     if (next.picture !== chosen.picture) wall.state.away.clear();
-    Object.assign(chosen, next, {swap: null});
+    Object.assign(chosen, next);
     find("question").value = chosen.question;
-    find("window").hidden = true;
-    find("tiles").replaceChildren(...asked.tiles.map((url, i) => make("div", {className: "tile"}, make("img", {src: url, alt: `the picture as the model sees it, part ${i + 1}`}))));
+    forget();
+    find("tiles").replaceChildren(...asked.tiles.map((url, i) => make("div", {className: "tile"}, make("img", {src: url, alt: `the image as the model sees it, part ${i + 1}`}))));
     press("samples", chosen.picture);
-    press("others");
     failed("");
     await wall.open({words: asked.words, patches: asked.patches, full: asked.full});
   } catch (error) {
@@ -159,7 +158,7 @@ async function upload(file, name = "") {
 
 function chooseMethod(template) {
   chosen.template = template;
-  find("method").value = template;
+  find("method").value = find("preset").value = template;
   wall.state.movable = /\bK\b/.test(template);
   return wall.refresh();
 }
@@ -190,10 +189,13 @@ function windowMoved() {
   find("stop-says").textContent = swap.stop === swap.first ? "none" : `${swap.stop - 1}`;
   return wall.refresh();
 }
-function unswap() {
+function forget() {
   chosen.swap = null;
   find("window").hidden = true;
   press("others");
+}
+function unswap() {
+  forget();
   return wall.refresh();
 }
 

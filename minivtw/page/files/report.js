@@ -8,6 +8,7 @@ const wall = Wall({
     return eyes && {...shares(eyes), readings: token === answering ? frame.readings : null};
   },
   drawn(state) {
+    find("drags").hidden = !state.movable;  // there is no wall
     for (const band of all(".band")) band.classList.toggle("chosen", +band.parentNode.dataset.column === state.K);
   },
 });

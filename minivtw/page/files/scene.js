@@ -35,7 +35,7 @@ function drawThing(pen, {shape, color, x, y, radius}) {
   }
 }
 
-// changed(blob) is told of every new picture, as PNG.
+// changed(blob) is told of every new image, as PNG.
 function Scene(changed) {
   const canvas = find("scene"), pen = canvas.getContext("2d", {willReadFrequently: true});
   let things = [{shape: "star", color: "red", x: 80, y: 90, radius: 38}, {shape: "circle", color: "blue", x: 180, y: 170, radius: 34}], chosen = 0, held = null;
@@ -67,8 +67,7 @@ function Scene(changed) {
     if (!thing) return;
     Object.assign(thing, edits);
     thing.radius = within(thing.radius, LEAST, MOST);
-    thing.x = within(thing.x, thing.radius, SIDE - thing.radius);
-    thing.y = within(thing.y, thing.radius, SIDE - thing.radius);
+    for (const axis of ["x", "y"]) thing[axis] = within(thing[axis], thing.radius, SIDE - thing.radius);
     show();
   }
 
@@ -101,10 +100,11 @@ function Scene(changed) {
   });
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { held = null; });
   canvas.addEventListener("keydown", event => {
-    const thing = things[chosen], steps = {ArrowUp: [0, -6], ArrowDown: [0, 6], ArrowLeft: [-6, 0], ArrowRight: [6, 0]};
-    if (event.key in steps && thing) change({x: thing.x + steps[event.key][0], y: thing.y + steps[event.key][1]});
+    const thing = things[chosen], size = {"+": 4, "-": -4}[event.key];
+    const move = {ArrowUp: [0, -6], ArrowDown: [0, 6], ArrowLeft: [-6, 0], ArrowRight: [6, 0]}[event.key];
+    if (move && thing) change({x: thing.x + move[0], y: thing.y + move[1]});
     else if (event.key === "n" && things.length) { chosen = (chosen + 1) % things.length; show(); }
-    else if ((event.key === "+" || event.key === "-") && thing) grow(event.key === "+" ? 4 : -4);
+    else if (size) grow(size);
     else if (event.key === "Delete") remove();
     else return;
     event.preventDefault();

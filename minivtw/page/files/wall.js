@@ -1,5 +1,5 @@
 "use strict";
-// The wall: the picture at the left, one row of tokens a layer at the right, a red line at K that can be dragged.
+// The wall: the image at the left, one row of tokens per layer at the right, a red line at K that can be dragged.
 const find = id => document.getElementById(id), all = selector => [...document.querySelectorAll(selector)];
 const make = (tag, given = {}, ...inside) => {
   const made = Object.assign(document.createElement(tag), tag === "button" ? {type: "button"} : {}, given);
@@ -45,8 +45,8 @@ function Wall(source) {
     find("layer").max = state.layers - 1;
     find("text-says").textContent = `${order.text.length} text tokens`;
     layPatches();
-    find("visual-says").textContent = `${order.visual.length} visual tokens, ` + (patches[order.visual.length - 1] ? "one a patch"
-      : `the first ${patches.length} one a patch; the tiles' are packed and not drawn`);
+    find("visual-says").textContent = `${order.visual.length} visual tokens, ` + (patches[order.visual.length - 1] ? "one per patch"
+      : `the first ${patches.length} one per patch; the tiles' are packed and not drawn`);
     return refresh();
   }
 
@@ -85,15 +85,15 @@ function Wall(source) {
     find("answer").replaceChildren(...(words.length ? words : ["…"]).flatMap((word, i) =>
       [make("span", {className: wrong[i] ?? true ? "wrong" : "", textContent: word}), " "]));
     const same = frame.answer === full;
-    find("whole").textContent = same ? "as with the picture in every layer" : `with the picture in every layer: ${full}`;
+    find("whole").textContent = same ? "as with the image in every layer" : `with the image in every layer: ${full}`;
     const less = ([now, without]) => (now <= without ? percent(1 - now / without) + " less" : percent(now / without - 1) + " more");
     for (const [name, unit, scale] of [["flops", "MFLOP", 1e6], ["cache", "kB", 1e3]]) {
       const [now, without] = frame[name];
       find(name).textContent = less(frame[name]);
       find(name + "-bar").style.width = within(100 * now / without, 0, 100) + "%";
-      find(name + "-says").textContent = `${(now / scale).toFixed(1)} of ${(without / scale).toFixed(1)} ${unit}`;
+      find(name + "-says").textContent = `${Math.round(now / scale)} of ${Math.round(without / scale)} ${unit} left`;
     }
-    find("kl").textContent = frame.kl < 1e-6 ? "0" : frame.kl.toPrecision(2);
+    find("kl").textContent = frame.kl < 1e-6 ? "0" : frame.kl < 1e-4 ? "< 0.0001" : frame.kl.toPrecision(2);
     find("kl-bar").style.width = within(100 * (Math.log10(Math.max(frame.kl, 1e-5)) + 5) / 6, 0, 100) + "%";
     find("kl-says").textContent = frame.next.slice(0, 2).map(([word, share]) => `${shown(word)} ${percent(share)}`).join(", ");
   }
@@ -102,15 +102,15 @@ function Wall(source) {
     const {frame, eyes, layer, layers} = state, tiles = find("tiles");
     tiles.classList.toggle("eyed", Boolean(eyes));
     const seen = eyes && looks(layer), most = seen && Math.max(...order.visual.map(i => seen[i]), 1e-9);
-    let total = 0, held = 0, deepest = 0;
+    const depths = order.visual.map(token => frame.layers.filter(marks => marks[token] !== "0").length);
+    const deepest = Math.max(...depths, 0), held = depths.filter(depth => depth === deepest).length;
+    let total = 0;
     order.visual.forEach((token, i) => {
-      const patch = patches[i], here = frame.layers[layer][token] !== "0", depth = frame.layers.filter(marks => marks[token] !== "0").length;
-      if (depth) { held++; deepest = Math.max(deepest, depth); }
+      const patch = patches[i], here = frame.layers[layer][token] !== "0", depth = depths[i];
       if (seen) total += seen[token];
       if (!patch) return;
       const dark = eyes ? (here ? 0.88 * (1 - Math.sqrt(seen[token] / most)) : 0.88) : 0.86 * (1 - depth / layers);
       patch.style.fillOpacity = (state.away.has(token) ? 0.75 : dark).toFixed(3);
-      patch.classList.toggle("out", Boolean(eyes) && !here);
       patch.classList.toggle("on", state.token === token);
       patch.classList.toggle("away", state.away.has(token));
       patch.classList.toggle("at", at === i);
@@ -118,9 +118,10 @@ function Wall(source) {
         ? here ? percent(seen[token]) + " of the attention" : "has left before this layer" : `in ${depth} of ${layers} layers`);
     });
     find("where").textContent = eyes
-      ? total ? `In layer ${layer} this token ${state.way ? "is looked at by the bright patches" : `gives ${percent(total)} of its attention to the picture: the bright patches`}.`
-        : `Layer ${layer} has no picture to look at.`
-      : !deepest ? "No layer sees the picture." : `${held} visual tokens reach ` + (deepest === layers ? "the last layer." : `layers 0 … ${deepest - 1}; those below see none.`);
+      ? (total ? `In layer ${layer} this token ${state.way ? "is looked at by the bright patches" : `gives ${percent(total)} of its attention to the image: the bright patches`}.`
+        : `Layer ${layer} has no image to look at.`) + (state.words[state.token] === null && !state.way ? " It sees only what stands before it: the causal mask." : "")
+      : !deepest ? "No layer sees the image." : `${held < depths.length ? `${held} of ` : ""}${depths.length} visual tokens reach `
+        + (deepest === layers ? "the last layer" : deepest > 1 ? `layers 0 … ${deepest - 1}` : "layer 0") + ". The darker a patch, the earlier it leaves.";
   }
 
   function drawStack() {
@@ -172,7 +173,7 @@ function Wall(source) {
     find("play").hidden = !state.movable;
     handle.style.top = K * rowHeight + 10 + "px";
     find("knob").textContent = "K = " + K;
-    find("leaves").textContent = K === layers ? ": drag me up" : K ? ": the picture leaves" : ": it never comes in";
+    find("leaves").textContent = K === layers ? ": drag me up" : K ? ": the image leaves" : ": it never comes in";
     handle.ariaValueNow = K;
     handle.ariaValueText = `before layer ${K} of ${layers}` + (frame ? `; the model says ${frame.answer}` : "");
   }
