@@ -153,7 +153,7 @@ def test_threshold_itself_meets_the_papers_rule():
 
 def test_no_layer_meets_it():
     with pytest.raises(InputError, match=r"kl criterion's threshold of 0.001: the lowest value is 0.25, at layer 1$"):
-        search.choose(np.array([0.5, 0.25, 0.75]), "kl", 0.001)
+        search.choose_layer(np.array([0.5, 0.25, 0.75]), "kl", 0.001)
 
 
 def test_flops_are_those_of_the_layers_that_run(decoder, asked, monkeypatch):
