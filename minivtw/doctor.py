@@ -10,7 +10,7 @@ from .cli.options import Parser
 from .cli.terminal import command, one_line
 from .counting import cache_bytes, plain_run, prompt_flops, vision_flops
 from .errors import reading
-from .loading import assembled, config_of
+from .loading import assembled
 from .vlm import VLM
 
 QUESTION = "What is in the picture?"
@@ -23,7 +23,7 @@ def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, li
         folder = model_folder(place)
         warnings.simplefilter("always")
         checkpoint = Headers(folder)
-        vlm = assembled(folder, config_of(folder), checkpoint, max_tiles, is_name(place))
+        vlm = assembled(checkpoint, max_tiles, is_name(place))
     unusual = [str(warning.message) for warning in caught]
     unusual += [f"{name} holds numbers that are not finite: it is damaged" for name in checkpoint.damaged()]
     if folder_template(folder)[1] is None:

@@ -18,9 +18,9 @@ from .checkpoints.hub import model_name
 from .checkpoints.parts import Parts
 from .checkpoints.stored import STORED, stored_method
 from .counting import turn_counts
-from .errors import InputError, whole
+from .errors import InputError, checked_int
 from .inputs.opening import open_image
-from .inputs.prompts import Prompt, TextStream, answer_text, check_vocabulary, encode, expand_marks, refuse_marks
+from .inputs.prompts import Prompt, TextStream, check_vocabulary, encode, expand_marks, refuse_marks, spoken
 from .methods.shelf import method_of
 from .methods.text import Method, NamedMethod, check, spec_of, withdrawal_layer
 from .methods.withdrawal import withdraw as withdraw_before
@@ -219,7 +219,7 @@ class Chat:
         goes wrong, in here or in the callbacks, the conversation is then as it was before.
         """
         sampler, started = Sampler(temperature, top_k, top_p, seed), time.perf_counter()
-        max_new_tokens = whole(max_new_tokens, "max-new-tokens")
+        max_new_tokens = checked_int(max_new_tokens, "max-new-tokens")
         embedded = self.vlm.embed(self.prepare(prompt, image), observe)  # 1. tokens, and 2. what the vision tower sees
         seconds = {"load": self.vlm.load_seconds, "vision": time.perf_counter() - started}
         return self.respond(embedded, sampler, max_new_tokens, observe, stream, seconds)
@@ -254,7 +254,7 @@ class Chat:
                 decoded.append(said.ran)
             if stream:
                 stream(words.end())
-            text, ended = answer_text(vlm.tokenizer, token_ids, vlm.stop_ids), time.perf_counter()
+            text, ended = spoken(vlm.tokenizer, token_ids, vlm.stop_ids).strip(), time.perf_counter()
         except BaseException:  # a broken callback, Ctrl-C, numbers that are not finite: the turn has not happened
             cache.trim(start)
             raise

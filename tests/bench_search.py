@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 import minivtw
-from minivtw.counting import layers_flops, plain_run, prompt_flops
+from minivtw.counting import layer_flops, plain_run, prompt_flops
 from minivtw.methods.withdrawal import withdraw
 from minivtw.model.cache import KVCache
 from minivtw.model.decoder import DecoderConfig, forward, logits
@@ -38,7 +38,7 @@ def naive_kl_curve(decoder, asked):
 
 def search_flops(config: DecoderConfig, tokens: int, staying: int) -> int:
     """FLOPs of `kl_curve` for a prompt of `tokens`, `staying` of them text: the naive search less the beginnings."""
-    beginnings = sum(layers_flops(config, plain_run(config, tokens)[:layer]) for layer in range(config.layers))
+    beginnings = sum(layer * layer_flops(config, plain_run(config, tokens)[0]) for layer in range(config.layers))
     return naive_flops(config, tokens, staying) - beginnings
 
 

@@ -16,7 +16,7 @@ from minivtw import InputError
 from minivtw.checkpoints import llama
 from minivtw.checkpoints.checkpoint import Checkpoint
 from minivtw.checkpoints.fields import Fields
-from minivtw.counting import head_flops, layer_flops
+from minivtw.counting import layer_flops, prompt_flops
 from minivtw.methods.withdrawal import adaptive, withdraw
 from minivtw.model import decoder as decoder_module
 from minivtw.model.cache import KVCache
@@ -167,7 +167,7 @@ def test_flops_are_those_of_the_layers_that_run(decoder, asked, monkeypatch):
 
     decoder_layer = decoder_module.decoder_layer
     monkeypatch.setattr(decoder_module, "decoder_layer", counting_layer)
-    heads, text = (CONFIG.layers + 1) * head_flops(CONFIG), int((~asked.is_visual).sum())
+    heads, text = (CONFIG.layers + 1) * prompt_flops(CONFIG, []), int((~asked.is_visual).sum())
     search.kl_curve(decoder, asked)
     assert counted + heads == search_flops(CONFIG, len(asked.hidden), text)
     counted = 0

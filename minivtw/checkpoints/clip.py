@@ -16,7 +16,7 @@ from ..model.vision import Vision, VisionConfig, VisionLayer
 from ..model.weights import MOST_LAYERS
 from .checkpoint import Checkpoint
 from .fields import REQUIRED, Fields
-from .files import file_of, read_json
+from .files import read_fields
 
 # What a config leaves out has its class's default.
 CLIP: dict[str, Any] = dict(image=224, patch=32, width=768, heads=12, activation="quick_gelu", eps=1e-5)
@@ -169,11 +169,10 @@ def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
 
 def image_processor_fields(folder: pathlib.Path) -> Fields:
     """preprocessor_config.json or, as transformers 5 saves it, the part `image_processor` of processor_config.json."""
-    if file_of(folder, "processor_config.json"):
-        fields = Fields(read_json(folder, "processor_config.json"), f"{folder}/processor_config.json")
-        if fields.has("image_processor"):
-            return fields.section("image_processor")
-    return Fields(read_json(folder, "preprocessor_config.json"), f"{folder}/preprocessor_config.json")
+    fields = read_fields(folder, "processor_config.json", optional=True)
+    if fields.has("image_processor"):
+        return fields.section("image_processor")
+    return read_fields(folder, "preprocessor_config.json")
 
 
 def level_settings(fields: Fields, default: Any = REQUIRED) -> Levels:

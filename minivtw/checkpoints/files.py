@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import InputError, reading
 from ..inputs.files import text_of
+from .fields import Fields
 
 
 def file_of(folder: str | os.PathLike, name: str) -> pathlib.Path | None:
@@ -45,3 +46,9 @@ def read_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object")
     return content
+
+
+def read_fields(folder: str | os.PathLike, name: str, optional: bool = False) -> Fields:
+    """A JSON file of a model folder as `Fields`; optional: empty ones where there is no such file. Raises InputError."""
+    is_missing = optional and file_of(folder, name) is None
+    return Fields({} if is_missing else read_json(folder, name), f"{folder}/{name}")

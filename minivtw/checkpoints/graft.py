@@ -18,8 +18,7 @@ from ..inputs.files import sha256_of_all
 from ..inputs.prompts import MARK
 from . import llava
 from .checkpoint import STORED, Checkpoint, Shard, shard_paths
-from .fields import Fields
-from .files import read_json
+from .files import read_fields
 from .hub import FETCHED, embedded_folder, own_cache, shipped_folder
 from .smollm2 import Progress, write_smollm2
 from .tokenizer import load_tokenizer
@@ -74,7 +73,7 @@ def write_smol(folder: pathlib.Path, base: pathlib.Path) -> None:
     save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / MADE_FROM).write_text(shipped_files(grafted), encoding="utf-8")
     # Every tensor is there, in the shape that the config says.
-    llava.load(Fields(read_json(folder, "config.json"), f"{folder}/config.json"), folder, Checkpoint(folder))
+    llava.load(read_fields(folder, "config.json"), folder, Checkpoint(folder))
 
 
 def shipped_files(grafted: pathlib.Path) -> str:

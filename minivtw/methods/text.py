@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ..errors import InputError, whole
+from ..errors import InputError, checked_int
 from ..model.tokens import Method, Tokens
 from ..model.weights import MOST_LAYERS
 
@@ -68,7 +68,7 @@ def named(make: Callable[..., Method]) -> Callable[..., NamedMethod]:
 def checked_layers(layers: Any, name: str) -> frozenset[int]:
     if isinstance(layers, str) or not isinstance(layers, Collection):
         raise InputError(f"{name} must be a collection of layers, not {layers!r}")
-    return frozenset(whole(layer, name) for layer in layers)
+    return frozenset(checked_int(layer, name) for layer in layers)
 
 
 def checked_share(share: Any, name: str) -> float:
@@ -103,11 +103,11 @@ def read_layers(text: str) -> frozenset[int]:
 
 # Of a parameter's annotation: how its text is read, and how its value is checked.
 KINDS: dict[Any, tuple[Callable[[str], Any], Callable[[Any, str], Any]]] = {
-    Layer: (int, whole),
+    Layer: (int, checked_int),
     Layers: (read_layers, checked_layers),
     Share: (float, checked_share),
-    Count: (int, functools.partial(whole, least=1)),
-    Seed: (int, whole),
+    Count: (int, functools.partial(checked_int, least=1)),
+    Seed: (int, checked_int),
 }
 
 
