@@ -81,13 +81,10 @@ def written(value: Any) -> str:
     """A parameter as text: numbers as they are, layers as 4/9/18-23."""
     if not isinstance(value, Collection):
         return f"{value:g}" if isinstance(value, float) else str(value)
-    runs: list[list[int]] = []
-    for layer in sorted(value):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return "/".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    layers = sorted(value)
+    firsts = [layer for layer in layers if layer - 1 not in value]
+    lasts = [layer for layer in layers if layer + 1 not in value]
+    return "/".join(str(first) if first == last else f"{first}-{last}" for first, last in zip(firsts, lasts))
 
 
 def read_layers(text: str) -> frozenset[int]:
