@@ -51,7 +51,7 @@ HUGGING_FACE = Names()
 def vision_config(
     fields: Fields, feature_layer: int, drop_first: bool, post_norm: bool = False, kind: str = "clip_vision_model"
 ) -> VisionConfig:
-    """A vision config's `Fields` -> VisionConfig. The family says which features it takes."""
+    """A vision config's `Fields` -> VisionConfig. The family says which features it takes. Raises InputError."""
     model_type = fields.choice("model_type", tuple(DEFAULTS), kind)
     default = DEFAULTS[model_type]
     fields.refuse_unless(num_channels=3, add_cross_attention=False)
@@ -71,11 +71,6 @@ def vision_config(
         feature_layer=feature_layer,
         drop_first=drop_first,
     )
-    return checked(config, fields)
-
-
-def checked(config: VisionConfig, fields: Fields) -> VisionConfig:
-    """The config, if its numbers fit each other. Raises InputError."""
     if config.width % config.heads:
         raise fields.error(f"has width {config.width}, which {config.heads} heads cannot share evenly")
     if config.patch_size > config.image_size:

@@ -70,11 +70,6 @@ def decoder_config(fields: Fields) -> DecoderConfig:
         qkv_bias=model_type == "qwen2",
         tied_head=fields.boolean("tie_word_embeddings", False),
     )
-    return checked(config, fields)
-
-
-def checked(config: DecoderConfig, fields: Fields) -> DecoderConfig:
-    """The config, if its numbers fit each other. Raises InputError."""
     if config.heads % config.kv_heads:
         raise fields.error(f"has {config.heads} heads, which {config.kv_heads} key-value heads cannot share evenly")
     if config.head_dim % 2 or not config.head_dim:

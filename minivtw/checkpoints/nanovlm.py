@@ -22,9 +22,9 @@ from PIL import Image
 from ..inputs.images import Levels, resized
 from ..inputs.prompts import MARK
 from ..model.connector import ShuffleConnector, shuffle_connect
+from ..model.decoder import Decoder
 from ..model.layers import Linear
 from ..model.vision import Vision, VisionConfig
-from ..model.weights import MOST_LAYERS, Decoder, DecoderConfig
 from . import clip, llama
 from .checkpoint import Checkpoint
 from .fields import Fields
@@ -33,6 +33,18 @@ from .layouts import CHATML, Layout, known_layout
 from .parts import Parts, Plan, Tiler, VisionParts, grid_within, one_tile
 
 BILINEAR = 2  # Pillow's number
+# What transformers calls a key in the configs of SigLIP and Llama -> what it is called here
+VISION_KEYS = {
+    "image_size": "vit_img_size", "patch_size": "vit_patch_size", "hidden_size": "vit_hidden_dim",
+    "num_hidden_layers": "vit_n_blocks", "num_attention_heads": "vit_n_heads", "intermediate_size": "vit_inter_dim",
+    "layer_norm_eps": "vit_ln_eps",
+}  # fmt: skip
+TEXT_KEYS = {
+    "vocab_size": "lm_vocab_size", "hidden_size": "lm_hidden_dim", "num_hidden_layers": "lm_n_blocks",
+    "num_attention_heads": "lm_n_heads", "num_key_value_heads": "lm_n_kv_heads", "intermediate_size": "lm_inter_dim",
+    "rms_norm_eps": "lm_rms_eps", "rope_theta": "lm_re_base", "max_position_embeddings": "lm_max_position_embeddings",
+    "tie_word_embeddings": "lm_tie_weights",
+}  # fmt: skip
 TOWER_NAMES = clip.Names(
     layer="blocks.{}.", attention_norm="ln1", qkv=("attn.qkv_proj",), output="attn.out_proj", mlp_norm="ln2",
     patches="patch_embedding.conv", positions="patch_embedding.position_embedding", post_norm="layer_norm",
@@ -45,10 +57,12 @@ IN_PLAIN_WORDS = Layout("", " Answer:", turn_end="<|endoftext|>", image=MARK, wo
 
 def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
-    vision_config, text_config = vision_fields(fields), text_fields(fields)
+    vision_fields = fields.renamed(VISION_KEYS)
+    vision_config = clip.vision_config(vision_fields, -1, drop_first=False, post_norm=True, kind="siglip_vision_model")
+    text_config = llama.decoder_config(fields.renamed(TEXT_KEYS))
     factor = fields.positive_int("mp_pixel_shuffle_factor", 2)
     tokens = tile_tokens(fields, vision_config.image_size // vision_config.patch_size, factor)
-    fields.refuse_unless(mp_image_token_length=tokens)
+    fields.refuse_unless(mp_image_token_length=tokens, vit_cls_flag=False, lm_attn_scaling=1.0, lm_use_tokens=False)
     extra = fields.section("vlm_extra_tokens").texts() if fields.has("vlm_extra_tokens") else {"image_token": MARK}
     if "image_token" not in extra:
         raise fields.error("names no image_token among its vlm_extra_tokens")
@@ -147,46 +161,3 @@ def overview(pixels: np.ndarray, side: int) -> np.ndarray:
     """Pixels (3, height, width) shrunk to (3, side, side), bilinear and in floats, not in levels."""
     channels = [resized(Image.fromarray(channel), (side, side), Image.Resampling.BILINEAR) for channel in pixels]
     return np.stack([np.asarray(channel, np.float32) for channel in channels])
-
-
-def vision_fields(fields: Fields) -> VisionConfig:
-    """The `vit_*` keys -> VisionConfig."""
-    fields.refuse_unless(vit_cls_flag=False)
-    config = VisionConfig(
-        image_size=fields.positive_int("vit_img_size", most=clip.MOST_SIDE),
-        patch_size=fields.positive_int("vit_patch_size", most=clip.MOST_SIDE),
-        width=fields.positive_int("vit_hidden_dim"),
-        layers=fields.positive_int("vit_n_blocks", most=MOST_LAYERS),
-        heads=fields.positive_int("vit_n_heads"),
-        mlp_width=fields.positive_int("vit_inter_dim"),
-        activation="gelu_pytorch_tanh",
-        layer_norm_eps=fields.number("vit_ln_eps", 1e-6),
-        class_token=False,
-        pre_norm=False,
-        post_norm=True,
-        feature_layer=-1,
-        drop_first=False,
-    )
-    return clip.checked(config, fields)
-
-
-def text_fields(fields: Fields) -> DecoderConfig:
-    """The `lm_*` keys -> DecoderConfig."""
-    fields.refuse_unless(lm_attn_scaling=1.0, lm_use_tokens=False)
-    width, heads = fields.positive_int("lm_hidden_dim"), fields.positive_int("lm_n_heads")
-    if width % heads:
-        raise fields.error(f"has width {width}, which {heads} heads cannot share evenly")
-    config = DecoderConfig(
-        vocabulary=fields.positive_int("lm_vocab_size"),
-        width=width,
-        layers=fields.positive_int("lm_n_blocks", most=MOST_LAYERS),
-        heads=heads,
-        kv_heads=fields.positive_int("lm_n_kv_heads"),
-        head_dim=width // heads,
-        mlp_width=fields.positive_int("lm_inter_dim"),
-        rms_norm_eps=fields.number("lm_rms_eps", 1e-5),
-        rope_theta=fields.number("lm_re_base", 100_000),
-        max_positions=fields.positive_int("lm_max_position_embeddings", 8192),
-        tied_head=fields.boolean("lm_tie_weights", True),
-    )
-    return llama.checked(config, fields)
