@@ -16,7 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError, reading
-from .files import file_of, read_json
+from ..model.layers import LayerNorm, Linear
+from .files import file_of, read_fields
 
 # Buffers that older files carry. They are computed from the config, not learned.
 BUFFERS = ("rotary_emb.inv_freq", "rotary_embd.inv_freq", "embeddings.position_ids")
@@ -27,6 +28,7 @@ PIECE = 1 << 20  # numbers read at a time
 STORED: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 NOTHING = np.empty((0, 0), np.float32)  # what is handed out while the headers are checked
 Model = TypeVar("Model")
+Sizes = int | tuple[int, ...]
 
 
 def shard_paths(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -35,13 +37,10 @@ def shard_paths(folder: pathlib.Path) -> list[pathlib.Path]:
         return [single]
     if not (path := file_of(folder, INDEX)):
         raise InputError(f"{folder} holds neither model.safetensors nor {INDEX}")
-    index = read_json(folder, INDEX).get("weight_map")
-    found = list(index.values()) if isinstance(index, dict) else [None]
-    if not all(
-        isinstance(name, str) and name.isprintable() and pathlib.Path(name).name == name != "" for name in found
-    ):
+    names = sorted(set(read_fields(folder, INDEX).section("weight_map").texts().values()))
+    if not all(name.isprintable() and pathlib.Path(name).name == name != "" for name in names):
         raise InputError(f"{path} must map tensor names to files beside it")
-    paths = {name: file_of(folder, name) for name in sorted(set(map(str, found)))}
+    paths = {name: file_of(folder, name) for name in names}
     if lost := [name for name, path in paths.items() if path is None]:
         raise InputError(f"{folder} lacks {', '.join(lost)}, which {INDEX} names")
     return [path for path in paths.values() if path]
@@ -195,7 +194,7 @@ class Checkpoint:
         elif shard.dtypes[name] not in STORED:
             self._problems.append(f"{name} is {shard.dtypes[name]}, not float32, float16 or bfloat16")
 
-    def vector(self, *names: str, size: int | tuple[int, ...]) -> np.ndarray:
+    def vector(self, *names: str, size: Sizes) -> np.ndarray:
         """Vectors laid end to end; `size`: the length of each, or one length for all. Returns (sum of sizes,)."""
         sizes = size if isinstance(size, tuple) else (size,) * len(names)
         return self._take(*names, shapes=[(length,) for length in sizes], out=(sum(sizes),))
@@ -204,13 +203,23 @@ class Checkpoint:
         """An embedding table (rows, width), as stored; `batch`: stored as a batch of one."""
         return self._take(name, shapes=[(1, rows, width) if batch else (rows, width)], out=(rows, width))
 
-    def matrix(self, *names: str, into: int, out: int | tuple[int, ...], kernel: tuple[int, ...] = ()) -> np.ndarray:
+    def matrix(self, *names: str, into: Sizes, out: Sizes) -> np.ndarray:
         """Linear weights, stored (out, in) in PyTorch, side by side as one (in, sum of outs): one product for all.
 
-        `out`: the outputs of each, or one number for all; `kernel`: the stored input axes, where there are several.
+        `into`: the inputs, or the stored axes that they lie on; `out`: the outputs of each, or one number for all.
         """
+        axes = into if isinstance(into, tuple) else (into,)
         outs = out if isinstance(out, tuple) else (out,) * len(names)
-        return self._take(*names, shapes=[(rows, *(kernel or (into,))) for rows in outs], out=(sum(outs), into)).T
+        return self._take(*names, shapes=[(rows, *axes) for rows in outs], out=(sum(outs), math.prod(axes))).T
+
+    def linear(self, *modules: str, into: Sizes, out: Sizes, bias: bool = True) -> Linear:
+        """The weights of one or more modules as `matrix` gives them, and their biases end to end."""
+        weight = self.matrix(*(f"{module}.weight" for module in modules), into=into, out=out)
+        return Linear(weight, self.vector(*(f"{module}.bias" for module in modules), size=out) if bias else None)
+
+    def norm(self, module: str, size: int) -> LayerNorm:
+        """The weight and the bias of a layer norm."""
+        return LayerNorm(self.vector(f"{module}.weight", size=size), self.vector(f"{module}.bias", size=size))
 
     def layers(self, count: int, read: Callable[[int], Any]) -> Sequence[Any]:
         """The layers read(0) … read(count - 1): a list or, to save memory, read anew at every use."""

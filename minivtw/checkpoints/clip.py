@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..inputs.images import Levels, resized
-from ..model.layers import ACTIVATIONS, LayerNorm, Linear
+from ..model.layers import ACTIVATIONS
 from ..model.vision import Vision, VisionConfig, VisionLayer
 from ..model.weights import MOST_LAYERS
 from .checkpoint import Checkpoint
@@ -86,24 +86,15 @@ def vision(config: VisionConfig, take: Checkpoint, prefix: str, names: Names = H
     """Fill in a Vision from a checkpoint whose tower tensors start with `prefix`."""
     width, kernel = config.width, (3, config.patch_size, config.patch_size)
 
-    def norm(name: str) -> LayerNorm:
-        return LayerNorm(take.vector(f"{name}.weight", size=width), take.vector(f"{name}.bias", size=width))
-
-    def linear(*modules: str, into: int = width, out: int = width) -> Linear:
-        return Linear(
-            take.matrix(*(f"{module}.weight" for module in modules), into=into, out=out),
-            take.vector(*(f"{module}.bias" for module in modules), size=out),
-        )
-
     def layer(index: int) -> VisionLayer:
         name = prefix + names.layer.format(index)
         return VisionLayer(
-            attention_norm=norm(name + names.attention_norm),
-            qkv=linear(*(name + part for part in names.qkv), out=3 * width // len(names.qkv)),
-            output=linear(name + names.output),
-            mlp_norm=norm(name + names.mlp_norm),
-            up=linear(f"{name}mlp.fc1", out=config.mlp_width),
-            down=linear(f"{name}mlp.fc2", into=config.mlp_width),
+            attention_norm=take.norm(name + names.attention_norm, width),
+            qkv=take.linear(*(name + part for part in names.qkv), into=width, out=3 * width // len(names.qkv)),
+            output=take.linear(name + names.output, into=width, out=width),
+            mlp_norm=take.norm(name + names.mlp_norm, width),
+            up=take.linear(f"{name}mlp.fc1", into=width, out=config.mlp_width),
+            down=take.linear(f"{name}mlp.fc2", into=config.mlp_width, out=width),
         )
 
     if not config.class_token:
@@ -111,15 +102,12 @@ def vision(config: VisionConfig, take: Checkpoint, prefix: str, names: Names = H
     positions = config.patches + config.class_token
     return Vision(
         config=config,
-        patch_embedding=Linear(
-            take.matrix(f"{prefix}{names.patches}.weight", into=3 * config.patch_size**2, out=width, kernel=kernel),
-            None if config.class_token else take.vector(f"{prefix}{names.patches}.bias", size=width),
-        ),
+        patch_embedding=take.linear(prefix + names.patches, into=kernel, out=width, bias=not config.class_token),
         class_embedding=take.vector(f"{prefix}embeddings.class_embedding", size=width) if config.class_token else None,
         position_embedding=take.table(prefix + names.positions, positions, width, batch=names.batch_of_positions),
-        pre_norm=norm(f"{prefix}pre_layrnorm") if config.pre_norm else None,  # CLIP's own spelling
+        pre_norm=take.norm(f"{prefix}pre_layrnorm", width) if config.pre_norm else None,  # CLIP's own spelling
         layers=take.layers(config.layers, layer),
-        post_norm=norm(prefix + names.post_norm),  # in every file, whether the features are normed or not
+        post_norm=take.norm(prefix + names.post_norm, width),  # in every file, whether the features are normed or not
     )
 
 

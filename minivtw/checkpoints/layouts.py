@@ -97,7 +97,7 @@ GRANITE = Layout(
 )  # fmt: skip
 
 MOST_TEMPLATE = 20_000  # characters; what is longer is not looked at
-TAG = re.compile(r"\{%.*?%\}|\{#.*?#\}|\{\{.*?\}\}", re.DOTALL)
+TAG = re.compile(r"(\{%.*?%\}|\{#.*?#\}|\{\{.*?\}\})", re.DOTALL)
 QUOTED = re.compile(r"\[\s*(?:'[^']*'|\"[^\"]*\")\s*\]|'([^']*)'|\"([^\"]*)\"")  # a key in brackets, or a text
 
 
@@ -107,18 +107,15 @@ def sketch(template: str) -> str:
     A piece is what stands between two control tags, with `{}` for what is filled in: branches follow each other, a loop
     is written once. The pieces are joined by `¦`.
     """
-    text, end = "", 0
-    for tag in [*TAG.finditer(template), None]:
-        outside = template[end : tag.start() if tag else None]
+    texts, tags = TAG.split(template)[::2], TAG.findall(template)
+    sketched = ""
+    for text, before, after in zip(texts, ["", *tags], [*tags, ""]):
         # As transformers renders them: a minus takes white space away, a control tag the line break after it.
-        before = template[max(end - 3, 0) : end]
-        outside = outside.lstrip() if before.startswith("-") else outside
-        outside = outside.removeprefix("\n") if before[1:] in ("%}", "#}") else outside
-        text += outside.rstrip() if tag and tag[0][2] == "-" else outside
-        if tag:
-            text += {"{": written(tag[0].strip("{}- \n")), "%": "¦", "#": ""}[tag[0][1]]
-            end = tag.end()
-    pieces = [piece for piece in text.replace("\\n", "\n").split("¦") if piece]
+        text = text.lstrip() if before[-3:-2] == "-" else text
+        text = text.removeprefix("\n") if before[-2:] in ("%}", "#}") else text
+        sketched += text.rstrip() if after[2:3] == "-" else text
+        sketched += {"{{": written(after.strip("{}- \n")), "{%": "¦"}.get(after[:2], "")
+    pieces = [piece for piece in sketched.replace("\\n", "\n").split("¦") if piece]
     return "¦".join(piece for piece, last in zip(pieces, [None, *pieces]) if piece != last)
 
 

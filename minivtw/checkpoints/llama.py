@@ -6,7 +6,6 @@ As a whole model they are language models that see nothing (`LlamaForCausalLM`, 
 import pathlib
 from typing import NamedTuple
 
-from ..model.layers import Linear
 from ..model.weights import MOST_LAYERS, Decoder, DecoderConfig, DecoderLayer
 from .checkpoint import Checkpoint
 from .fields import Fields
@@ -102,10 +101,9 @@ def decoder(
         name = prefix + names.layer.format(index)
         projections = [f"{name}{names.attention}{letter}_proj" for letter in "qkv"]
         gate_up = [f"{name}mlp.{part}_proj.weight" for part in ("gate", "up")]
-        bias = take.vector(*(f"{p}.bias" for p in projections), size=sizes) if config.qkv_bias else None
         return DecoderLayer(
             input_norm=take.vector(f"{name}{names.input_norm}.weight", size=width),
-            qkv=Linear(take.matrix(*(f"{p}.weight" for p in projections), into=width, out=sizes), bias),
+            qkv=take.linear(*projections, into=width, out=sizes, bias=config.qkv_bias),
             output=take.matrix(f"{name}{names.attention}{names.output}.weight", into=query, out=width),
             mlp_norm=take.vector(f"{name}{names.mlp_norm}.weight", size=width),
             gate_up=take.matrix(*gate_up, into=width, out=config.mlp_width),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..model.connector import Connector, connect
 from ..model.decoder import Decoder, DecoderConfig
-from ..model.layers import ACTIVATIONS, Linear
+from ..model.layers import ACTIVATIONS
 from ..model.vision import Vision, VisionConfig
 from . import clip, llama
 from .checkpoint import Checkpoint
@@ -48,15 +48,12 @@ def form(
         if f"{vision}embeddings.patch_embedding.weight" not in take:
             vision = f"{vision}vision_model."
 
-        def linear(name: str, into: int) -> Linear:
-            return Linear(
-                take.matrix(f"{projector}{name}.weight", into=into, out=text_config.width),
-                take.vector(f"{projector}{name}.bias", size=text_config.width) if has_bias else None,
-            )
-
+        width = text_config.width
+        up = take.linear(f"{projector}linear_1", into=vision_config.width, out=width, bias=has_bias)
+        down = take.linear(f"{projector}linear_2", into=width, out=width, bias=has_bias)
         return (
             clip.vision(vision_config, take, vision),
-            Connector(linear("linear_1", vision_config.width), linear("linear_2", text_config.width), activation),
+            Connector(up, down, activation),
             llama.decoder(text_config, take, decoder, head),
         )
 

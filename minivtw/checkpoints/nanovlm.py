@@ -23,7 +23,6 @@ from ..inputs.images import Levels, resized
 from ..inputs.prompts import MARK
 from ..model.connector import ShuffleConnector, shuffle_connect
 from ..model.decoder import Decoder
-from ..model.layers import Linear
 from ..model.vision import Vision, VisionConfig
 from . import clip, llama
 from .checkpoint import Checkpoint
@@ -72,10 +71,10 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     template = fields.text("lm_chat_template", "") or None
 
     def form(take: Checkpoint) -> tuple[Vision, ShuffleConnector, Decoder]:
-        projection = take.matrix("MP.proj.weight", into=vision_config.width * factor**2, out=text_config.width)
+        projection = take.linear("MP.proj", into=vision_config.width * factor**2, out=text_config.width, bias=False)
         return (
             clip.vision(vision_config, take, "vision_encoder.", TOWER_NAMES),
-            ShuffleConnector(Linear(projection), factor),
+            ShuffleConnector(projection, factor),
             llama.decoder(text_config, take, "decoder.", "decoder.head.weight", DECODER_NAMES),
         )
 
