@@ -26,7 +26,7 @@ def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, li
         vlm = assembled(checkpoint, max_tiles, is_name(place))
     unusual = [str(warning.message) for warning in caught]
     unusual += [f"{name} holds numbers that are not finite: it is damaged" for name in checkpoint.damaged()]
-    if folder_template(folder)[1] is None:
+    if folder_template(folder) is None:
         unusual.append("no chat template: a conversation is written as the family's own layout says")
     if not vlm.stop_ids:
         unusual.append("no token is said to end an answer: it ends after --max-new-tokens")

@@ -21,6 +21,8 @@ def reading(what: object, does: str = "read") -> Iterator[None]:
     except OSError as error:
         where = "" if error.filename in (None, str(what)) else f" ({error.filename})"
         raise InputError(f"cannot {does} {what}: {error.strerror or error}{where}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} is not UTF-8 text: {error}") from error
     except UnicodeEncodeError as error:
         raise InputError(f"cannot {does} {what}: no file can have this name in the locale at hand") from error
 

@@ -196,10 +196,10 @@ def test_adaptive_prefill_decides_anew_for_the_next_image_of_a_conversation(deco
 
 
 def test_logits_of_a_tail_belong_to_the_predictions(decoder, asked):
-    walked = search.run_in_full(decoder, asked, 3)
+    full_run = search.run_in_full(decoder, asked, 3)
     fixed = prefill(decoder, asked, withdraw(4))
     np.testing.assert_allclose(
-        search.logits_from_layer(decoder, walked, withdraw(4), 4)[0][0],
+        search.logits_from_layer(decoder, full_run, withdraw(4))[0][0],
         logits(decoder, fixed.hidden[-1:])[0],
         atol=1e-5,
     )

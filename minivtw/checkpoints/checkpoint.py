@@ -83,16 +83,14 @@ class Shard:
 
     def pieces(self, name: str) -> Iterator[np.ndarray]:
         """The numbers of one tensor, as stored, a piece at a time: what is mapped would die with a file that is cut off."""
-        left, stored = math.prod(self.shapes[name]), np.dtype(STORED[self.dtypes[name]])
-        with reading(self.path), open(self.path, "rb") as file:
-            file.seek(self._starts[name])
-            while left:
-                content = file.read(stored.itemsize * min(left, PIECE))
-                piece = np.frombuffer(content, stored, len(content) // stored.itemsize)
-                if not len(piece):
-                    raise InputError(f"{self.path} ends in {name}: it has become shorter since it was opened")
-                yield widen_bfloat16(piece) if self.dtypes[name] == "BF16" else piece
-                left -= len(piece)
+        count, stored = math.prod(self.shapes[name]), STORED[self.dtypes[name]]
+        for start in range(0, count, PIECE):
+            with reading(self.path):
+                size, place = min(PIECE, count - start), self._starts[name] + start * stored.itemsize
+                piece = np.fromfile(self.path, stored, size, offset=place)
+            if len(piece) < size:
+                raise InputError(f"{self.path} ends in {name}: it has become shorter since it was opened")
+            yield widen_bfloat16(piece) if self.dtypes[name] == "BF16" else piece
 
     def read_into(self, name: str, out: np.ndarray) -> None:
         """Widen one tensor into `out`, a float32 array of as many numbers."""
@@ -126,13 +124,6 @@ class Checkpoint:
         Raises InputError with all that is wrong in one message.
         """
         form(self)
-        self._check_tensors()
-        if not self.low_memory:
-            self._check_memory()
-        self._checked = True
-        return form(self)
-
-    def _check_tensors(self) -> None:
         surplus = self.shards.keys() - set(self._taken)
         problems = self._problems + [f"surplus {name}" for name in sorted(surplus) if not name.endswith(BUFFERS)]
         if problems:
@@ -140,6 +131,10 @@ class Checkpoint:
             raise InputError(
                 f"the tensors in {self.folder} do not fit its config: {'; '.join(problems[:MOST_PROBLEMS])}{more}"
             )
+        if not self.low_memory:
+            self._check_memory()
+        self._checked = True
+        return form(self)
 
     @property
     def numbers(self) -> int:

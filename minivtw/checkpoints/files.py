@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-from typing import Any
 
 from ..errors import InputError, reading
 from ..inputs.files import text_of
@@ -34,21 +33,15 @@ def read_text(folder: str | os.PathLike, name: str) -> str | None:
     return None if path is None else text_of(path)
 
 
-def read_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
-    """The object in a JSON file of a model folder. Raises InputError if it is missing or broken."""
+def read_fields(folder: str | os.PathLike, name: str, optional: bool = False) -> Fields:
+    """The object in a JSON file of a model folder; optional: an empty one where there is no such file. Raises InputError."""
     path, text = pathlib.Path(folder, name), read_text(folder, name)
-    if text is None:
+    if text is None and not optional:
         raise InputError(f"{folder} lacks {name}")
     try:
-        content = json.loads(text)
+        content = {} if text is None else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object")
-    return content
-
-
-def read_fields(folder: str | os.PathLike, name: str, optional: bool = False) -> Fields:
-    """A JSON file of a model folder as `Fields`; optional: empty ones where there is no such file. Raises InputError."""
-    is_missing = optional and file_of(folder, name) is None
-    return Fields({} if is_missing else read_json(folder, name), f"{folder}/{name}")
+    return Fields(content, str(path))

@@ -7,7 +7,7 @@ A folder says it in a chat template, which is a program in Jinja. It is never ru
 import pathlib
 import re
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..inputs.prompts import MARK
@@ -164,25 +164,22 @@ def layout_of(template: str) -> Layout | None:
     return None
 
 
-def folder_template(folder: pathlib.Path) -> tuple[str, str] | tuple[None, None]:
-    """(the file, the text) of a model folder's chat template, (None, None) without one. Raises InputError."""
-    template = read_text(folder, "chat_template.jinja")
-    if template is not None:
-        return "chat_template.jinja", template
+def folder_template(folder: pathlib.Path) -> str | None:
+    """The text of a model folder's chat template, None without one. Raises InputError."""
+    template: Any = read_text(folder, "chat_template.jinja")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = read_fields(folder, name, optional=True).raw("chat_template")
+        if not isinstance(template, str):
+            template = read_fields(folder, name, optional=True).raw("chat_template")
         if isinstance(template, list):  # several, by name
             named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
             template = named[0].get("template") if named else None
-        if isinstance(template, str):
-            return name, template
-    return None, None
+    return template if isinstance(template, str) else None
 
 
 def folder_layout(folder: pathlib.Path, own: Layout) -> Layout:
     """The layout that a folder's template asks for; the family's own where it has none, or one that is not known."""
-    name, template = folder_template(folder)
-    return own if template is None or name is None else known_layout(template, folder / name, own)
+    template = folder_template(folder)
+    return own if template is None else known_layout(template, folder, own)
 
 
 def known_layout(template: str, where: pathlib.Path | str, own: Layout) -> Layout:

@@ -1,11 +1,10 @@
 """What `minivtw.calibrate` stores with a model: withdrawal.json, with the method that `auto` stands for."""
 
 import pathlib
-from typing import Any
 
 from ..inputs.files import sha256_of_all
 from .checkpoint import shard_paths
-from .files import file_of, read_fields, read_json
+from .files import file_of, read_fields
 from .hub import JSON, TEMPLATE
 
 STORED = "withdrawal.json"
@@ -18,15 +17,7 @@ def stored_method(folder: pathlib.Path) -> str | None:
     fields = read_fields(folder, STORED)
     if fields.has("method"):
         return fields.text("method")
-    layer = fields.integer("withdraw_layer")
-    if layer < 0:
-        raise fields.error(f"says withdraw_layer {layer}; layers are counted from 0")
-    return f"withdraw:layer={layer}"
-
-
-def stored_search(folder: pathlib.Path) -> dict[str, Any]:
-    """How the stored method was found: `criterion`, `threshold` and what else the file holds; empty where there is none."""
-    return read_json(folder, STORED) if file_of(folder, STORED) else {}
+    return f"withdraw:layer={fields.integer('withdraw_layer')}"
 
 
 def fingerprint(folder: pathlib.Path) -> str:

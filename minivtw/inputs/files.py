@@ -15,16 +15,13 @@ def text_of(path: str | os.PathLike) -> str:
     long, and for other text than UTF-8.
     """
     path = pathlib.Path(path)
-    try:
-        with reading(path):
-            size = path.stat().st_size
-            if not path.is_file():
-                raise InputError(f"{path} is not a file")
-            if size > MOST_BYTES:
-                raise InputError(f"{path} is {size / 1e6:,.0f} MB long; at most {MOST_BYTES / 1e6:.0f} are read")
-            return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+    with reading(path):
+        size = path.stat().st_size
+        if not path.is_file():
+            raise InputError(f"{path} is not a file")
+        if size > MOST_BYTES:
+            raise InputError(f"{path} is {size / 1e6:,.0f} MB long; at most {MOST_BYTES / 1e6:.0f} are read")
+        return path.read_text(encoding="utf-8")
 
 
 def sha256_of(path: str | os.PathLike) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..methods.text import Method
+from ..methods.text import Method, first_layer
 from ..methods.withdrawal import visual_share, withdraw
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
@@ -65,26 +65,20 @@ def run_in_full(
     return FullRun(entering, following, answer, np.concatenate(predictions))
 
 
-def entering_layer(decoder: Decoder, full_run: FullRun, layer: int) -> tuple[Tokens, Tokens | None]:
-    """What entered a layer in a full run, ready to go on from there on an empty cache: the prompt and the answer's tokens."""
-    cache, prompt = KVCache(decoder.config), full_run.entering[layer]
-    cache.next_position = len(full_run.entering[0])
-    said = full_run.answer_states[layer]  # a fixed answer: what was said is fed in as it is (teacher forcing)
-    following = arriving(EmbeddedPrompt(said, np.zeros(len(said), bool)), cache) if len(said) else None
-    return replace(prompt, cache=cache, notes={}, extra_flops=[]), following
-
-
 def logits_from_layer(
-    decoder: Decoder, full_run: FullRun, method: Method | None, layer: int
+    decoder: Decoder, full_run: FullRun, method: Method | None
 ) -> tuple[np.ndarray, tuple[LayerCount, ...]]:
-    """Go on from what entered `layer`, with a method that changes nothing before that layer.
+    """Go on, under a method, from what entered the first layer that it names: before that layer it changes nothing.
 
     Returns the logits that predict the full run's answer, (answer, vocabulary), and what all layers did with the prompt.
     """
-    prompt, following = entering_layer(decoder, full_run, layer)
+    layer, cache = first_layer(method), KVCache(decoder.config)
+    cache.next_position = len(full_run.entering[0])
+    prompt = replace(full_run.entering[layer], cache=cache, notes={}, extra_flops=[])
     ended = forward(decoder, prompt, method, start=layer)
-    hidden = [ended.hidden[-1:]]
-    if following:
+    hidden, said = [ended.hidden[-1:]], full_run.answer_states[layer]
+    if len(said):  # a fixed answer: what was said is fed in as it is (teacher forcing)
+        following = arriving(EmbeddedPrompt(said, np.zeros(len(said), bool)), cache)
         hidden.append(forward(decoder, following, method, start=layer).hidden)
     return logits(decoder, np.concatenate(hidden)), ended.ran
 
@@ -121,7 +115,7 @@ def kl_curve(
 
 def kl_curve_of(decoder: Decoder, full_run: FullRun) -> np.ndarray:
     """`kl_curve` of a prompt and an answer that have been run in full already. (layers,) nats."""
-    tails = (logits_from_layer(decoder, full_run, withdraw(layer), layer) for layer in range(len(decoder.layers)))
+    tails = (logits_from_layer(decoder, full_run, withdraw(layer)) for layer in range(len(decoder.layers)))
     return np.array([divergence(withdrawn, full_run.full).max() for withdrawn, _ in tails])
 
 

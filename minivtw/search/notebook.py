@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints.stored import fingerprint, stored_search
+from ..checkpoints.files import read_fields
+from ..checkpoints.stored import STORED, fingerprint
 from ..cli.writing import check_writable, write_whole
 from ..errors import InputError, reading
 from ..inputs.files import text_of
@@ -44,9 +45,9 @@ def calibrate(
     that cannot be read, and where no layer meets the threshold.
     """
     if threshold is None:
-        stored = stored_search(vlm.folder)
-        is_same = stored.get("criterion") == criterion and isinstance(stored.get("threshold"), int | float)
-        threshold = stored["threshold"] if is_same else CRITERIA[criterion].threshold
+        stored = read_fields(vlm.folder, STORED, optional=True)
+        is_same = stored.raw("criterion") == criterion and isinstance(stored.raw("threshold"), int | float)
+        threshold = stored.raw("threshold") if is_same else CRITERIA[criterion].threshold
     curve = mean_curve(vlm.decoder, embedded(vlm, samples, progress), criterion, vlm.stop_ids)
     return {
         "withdraw_layer": choose_layer(curve, criterion, threshold),

@@ -29,7 +29,7 @@ import numpy as np
 from ..counting import plain_run, prompt_flops
 from ..errors import InputError
 from ..methods.shelf import method_of
-from ..methods.text import Method, NamedMethod, first_layer
+from ..methods.text import Method, NamedMethod
 from ..methods.withdrawal import freeze, then, withdraw
 from ..model.decoder import Decoder
 from ..model.tokens import EmbeddedPrompt, LayerCount
@@ -133,8 +133,8 @@ class Trials:
 
     def change(self, full_run: FullRun, schedule: Schedule) -> SampleChange:
         """A schedule on one sample, from the first layer on that it treats otherwise."""
-        method, config = schedule.method(), self.decoder.config
-        said, ran = logits_from_layer(self.decoder, full_run, method, first_layer(method))
+        config = self.decoder.config
+        said, ran = logits_from_layer(self.decoder, full_run, schedule.method())
         changed, plain = total_variation(said, full_run.full).mean(), plain_run(config, len(full_run.entering[0]))
         return SampleChange(float(changed), prompt_flops(config, ran), prompt_flops(config, plain))
 
@@ -142,8 +142,8 @@ class Trials:
         """What thinning out alone leaves in each layer: the share of the visual tokens, and the FLOPs that it asks for."""
         if thinned is None:
             return [(1.0, 0)] * self.decoder.config.layers
-        full_run, method = self._full_run(self._longest), thinned.method()
-        _, ran = logits_from_layer(self.decoder, full_run, method, first_layer(method))
+        full_run = self._full_run(self._longest)
+        _, ran = logits_from_layer(self.decoder, full_run, thinned.method())
         tokens, visual = len(full_run.entering[0]), max(1, int(full_run.entering[0].is_visual.sum()))
         return [(1 - (tokens - one.entered) / visual, one.extra_flops) for one in ran]
 
