@@ -171,12 +171,9 @@ def level_settings(fields: Fields, default: Any = REQUIRED) -> Levels:
 def sides(fields: Fields, key: str, default: dict[str, int]) -> Fields:
     """A size as old and new files say it, a number or an object -> Fields."""
     size = fields.raw(key)
-    size = default if size is None else size
     if type(size) is int:
-        size = {"shortest_edge": size, "height": size, "width": size}
-    if not isinstance(size, dict):
-        raise fields.error(f"has a {key} that is neither a number nor an object")
-    return Fields(size, f"{key} of preprocessor_config.json")
+        return Fields({"shortest_edge": size, "height": size, "width": size}, f"{key} of {fields.where}")
+    return fields.section(key, default)
 
 
 def pixel_settings(folder: pathlib.Path, image_size: int) -> ClipPixels:

@@ -23,7 +23,7 @@ from ..inputs.images import Levels, resized
 from ..inputs.prompts import MARK
 from ..model.connector import ShuffleConnector, shuffle_connect
 from ..model.decoder import Decoder
-from ..model.vision import Vision, VisionConfig
+from ..model.vision import Vision
 from . import clip, llama
 from .checkpoint import Checkpoint
 from .fields import Fields
@@ -65,9 +65,12 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     extra = fields.section("vlm_extra_tokens").texts() if fields.has("vlm_extra_tokens") else {"image_token": MARK}
     if "image_token" not in extra:
         raise fields.error("names no image_token among its vlm_extra_tokens")
-    has_tiles = fields.has("max_img_size")
-    plan = grid_plan(fields, vision_config, tokens, extra) if has_tiles else square_plan(vision_config, tokens, extra)
-    tile = Tiler(vision_config.image_size, text_config.max_positions, plan)
+    side = vision_config.image_size
+    if fields.has("max_img_size"):
+        plan = grid_plan(fields, side, tokens, extra)
+    else:  # one image, squeezed to a square, levels from 0 to 1
+        pixels = clip.ClipPixels(None, (side, side), BILINEAR, crop=None, levels=Levels())
+        plan = functools.partial(one_tile, pixels, tokens, extra["image_token"] * tokens)
     template = fields.text("lm_chat_template", "") or None
 
     def form(take: Checkpoint) -> tuple[Vision, ShuffleConnector, Decoder]:
@@ -82,23 +85,21 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     return Parts(
         decoder=decoder,
         layout=known_layout(template, f"{folder}/config.json", CHATML) if template else IN_PLAIN_WORDS,
-        vision=VisionParts(tower, functools.partial(shuffle_connect, connector), tile, extra["image_token"]),
+        vision=VisionParts(
+            encoder=tower,
+            connect=functools.partial(shuffle_connect, connector),
+            tile=Tiler(side, text_config.max_positions, plan),
+            image_token=extra["image_token"],
+        ),
         extra_tokens=tuple(extra.values()),
         tokenizer=fields.text("lm_tokenizer", "HuggingFaceTB/cosmo2-tokenizer"),
     )
 
 
-def square_plan(config: VisionConfig, tokens: int, extra: dict[str, str]) -> Callable[..., Plan]:
-    """One image, squeezed to a square, levels from 0 to 1: the `Tiler`'s plan in the layouts before tiles."""
-    side = (config.image_size, config.image_size)
-    pixels = clip.ClipPixels(None, side, BILINEAR, crop=None, levels=Levels())
-    return functools.partial(one_tile, pixels, tokens, extra["image_token"] * tokens)
-
-
-def grid_plan(fields: Fields, config: VisionConfig, tokens: int, extra: dict[str, str]) -> Callable[..., Plan]:
+def grid_plan(fields: Fields, side: int, tokens: int, extra: dict[str, str]) -> Callable[..., Plan]:
     """Tiles, the overview first, each with the token of its place: the `Tiler`'s plan in the third layout."""
     pixels = GridPixels(
-        side=config.image_size,
+        side=side,
         longest_edge=fields.positive_int("max_img_size", most=clip.MOST_SIDE),
         fills=fields.boolean("resize_to_max_side_len", False),
         views="global_image_token" in extra,
