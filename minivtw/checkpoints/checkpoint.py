@@ -114,15 +114,18 @@ class Checkpoint:
         for path in shard_paths(folder):
             shard = Shard(path)
             self.shards.update(dict.fromkeys(shard.names, shard))
+        self._names: dict[str, str] = {}
         self._checked = False
         self._taken: list[str] = []
         self._problems: list[str] = []
 
-    def fill(self, form: "Callable[[Checkpoint], Model]") -> Model:
+    def fill(self, form: "Callable[[Checkpoint], Model]", names: dict[str, str] | None = None) -> Model:
         """form(checkpoint), after every tensor it takes was found, fits, and nothing is left over.
 
-        Raises InputError with all that is wrong in one message.
+        names: part of a tensor's name, as the form says it -> what the files say instead. Raises InputError with all
+        that is wrong in one message.
         """
+        self._names = names or {}
         form(self)
         surplus = self.shards.keys() - set(self._taken)
         problems = self._problems + [f"surplus {name}" for name in sorted(surplus) if not name.endswith(BUFFERS)]
@@ -155,23 +158,30 @@ class Checkpoint:
         return sorted(name for name, shard in self.shards.items() if not shard.is_finite(name))
 
     def __contains__(self, name: str) -> bool:
-        return name in self.shards
+        return self._own(name) in self.shards
+
+    def _own(self, name: str) -> str:
+        """What the files call a tensor."""
+        for part, own in self._names.items():
+            name = name.replace(part, own)
+        return name
 
     def skip(self, prefix: str) -> None:
         """Account for tensors that a file may hold although nothing here computes with them."""
-        self._taken += [name for name in self.shards if name.startswith(prefix)]
+        self._taken += [name for name in self.shards if name.startswith(self._own(prefix))]
 
     def _take(self, *names: str, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> np.ndarray:
         """The tensors stacked along axis 0 as one float32 array of shape `out`; NOTHING on the first (checking) pass.
 
         shapes: the shape of each, as the file must have it.
         """
+        own_names = map(self._own, names)
         if not self._checked:
-            for name, shape in zip(names, shapes, strict=True):
+            for name, shape in zip(own_names, shapes, strict=True):
                 self._look_at(name, shape)
             return NOTHING
         array, start = np.empty(out, np.float32), 0
-        for name, shape in zip(names, shapes, strict=True):
+        for name, shape in zip(own_names, shapes, strict=True):
             self.shards[name].read_into(name, array.reshape(-1)[start : start + math.prod(shape)])
             start += math.prod(shape)
         array.flags.writeable = False  # and so is every view of it: threads may share the weights
@@ -184,7 +194,7 @@ class Checkpoint:
             self._problems.append(f"missing {name} {shape}")
             return
         shard = self.shards[name]
-        if shard.shapes[name] != shape:
+        if shard.shapes[name] not in (shape, (1, *shape)):  # a batch of one holds the same numbers
             self._problems.append(f"{name} has shape {shard.shapes[name]} where the config says {shape}")
         elif shard.dtypes[name] not in STORED:
             self._problems.append(f"{name} is {shard.dtypes[name]}, not float32, float16 or bfloat16")
@@ -194,9 +204,9 @@ class Checkpoint:
         sizes = size if isinstance(size, tuple) else (size,) * len(names)
         return self._take(*names, shapes=[(length,) for length in sizes], out=(sum(sizes),))
 
-    def table(self, name: str, rows: int, width: int, batch: bool = False) -> np.ndarray:
-        """An embedding table (rows, width), as stored; `batch`: stored as a batch of one."""
-        return self._take(name, shapes=[(1, rows, width) if batch else (rows, width)], out=(rows, width))
+    def table(self, name: str, rows: int, width: int) -> np.ndarray:
+        """An embedding table (rows, width), as stored."""
+        return self._take(name, shapes=[(rows, width)], out=(rows, width))
 
     def matrix(self, *names: str, into: Sizes, out: Sizes) -> np.ndarray:
         """Linear weights, stored (out, in) in PyTorch, side by side as one (in, sum of outs): one product for all.

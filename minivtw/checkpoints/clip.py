@@ -5,7 +5,7 @@ transformers calls them `CLIPVisionConfig`, `SiglipVisionConfig` and, for SigLIP
 
 import pathlib
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,23 +29,6 @@ DEFAULTS = {
 }
 MOST_SIDE = 4096  # pixels; transformers makes no image longer
 MOST_PATCHES_PER_SIDE = 256  # of a tile; the published towers have up to 37
-
-
-class Names(NamedTuple):
-    """What a tower's files call its tensors, below the tower's prefix; a layer's `{}` is its number."""
-
-    layer: str = "encoder.layers.{}."
-    attention_norm: str = "layer_norm1"
-    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    output: str = "self_attn.out_proj"
-    mlp_norm: str = "layer_norm2"
-    patches: str = "embeddings.patch_embedding"
-    positions: str = "embeddings.position_embedding.weight"
-    post_norm: str = "post_layernorm"
-    batch_of_positions: bool = False  # the table is stored as a batch of one
-
-
-HUGGING_FACE = Names()
 
 
 def vision_config(
@@ -82,32 +65,36 @@ def vision_config(
     return config
 
 
-def vision(config: VisionConfig, take: Checkpoint, prefix: str, names: Names = HUGGING_FACE) -> Vision:
+def vision(config: VisionConfig, take: Checkpoint, prefix: str) -> Vision:
     """Fill in a Vision from a checkpoint whose tower tensors start with `prefix`."""
     width, kernel = config.width, (3, config.patch_size, config.patch_size)
 
     def layer(index: int) -> VisionLayer:
-        name = prefix + names.layer.format(index)
+        name = f"{prefix}encoder.layers.{index}."
+        is_one = f"{name}self_attn.qkv_proj.weight" in take  # in nanoVLM's files
+        projections = [f"{name}self_attn.{part}_proj" for part in (["qkv"] if is_one else "qkv")]
         return VisionLayer(
-            attention_norm=take.norm(name + names.attention_norm, width),
-            qkv=take.linear(*(name + part for part in names.qkv), into=width, out=3 * width // len(names.qkv)),
-            output=take.linear(name + names.output, into=width, out=width),
-            mlp_norm=take.norm(name + names.mlp_norm, width),
+            attention_norm=take.norm(f"{name}layer_norm1", width),
+            qkv=take.linear(*projections, into=width, out=3 * width // len(projections)),
+            output=take.linear(f"{name}self_attn.out_proj", into=width, out=width),
+            mlp_norm=take.norm(f"{name}layer_norm2", width),
             up=take.linear(f"{name}mlp.fc1", into=width, out=config.mlp_width),
             down=take.linear(f"{name}mlp.fc2", into=config.mlp_width, out=width),
         )
 
     if not config.class_token:
         take.skip(f"{prefix}head.")  # SigLIP's pooled vector of the whole image, which no feature depends on
-    positions = config.patches + config.class_token
+    embeddings, positions = f"{prefix}embeddings.", config.patches + config.class_token
     return Vision(
         config=config,
-        patch_embedding=take.linear(prefix + names.patches, into=kernel, out=width, bias=not config.class_token),
-        class_embedding=take.vector(f"{prefix}embeddings.class_embedding", size=width) if config.class_token else None,
-        position_embedding=take.table(prefix + names.positions, positions, width, batch=names.batch_of_positions),
+        patch_embedding=take.linear(
+            f"{embeddings}patch_embedding", into=kernel, out=width, bias=not config.class_token
+        ),
+        class_embedding=take.vector(f"{embeddings}class_embedding", size=width) if config.class_token else None,
+        position_embedding=take.table(f"{embeddings}position_embedding.weight", positions, width),
         pre_norm=take.norm(f"{prefix}pre_layrnorm", width) if config.pre_norm else None,  # CLIP's own spelling
         layers=take.layers(config.layers, layer),
-        post_norm=take.norm(prefix + names.post_norm, width),  # in every file, whether the features are normed or not
+        post_norm=take.norm(f"{prefix}post_layernorm", width),  # in every file, whether the features are normed or not
     )
 
 

@@ -44,12 +44,14 @@ TEXT_KEYS = {
     "rms_norm_eps": "lm_rms_eps", "rope_theta": "lm_re_base", "max_position_embeddings": "lm_max_position_embeddings",
     "tie_word_embeddings": "lm_tie_weights",
 }  # fmt: skip
-TOWER_NAMES = clip.Names(
-    layer="blocks.{}.", attention_norm="ln1", qkv=("attn.qkv_proj",), output="attn.out_proj", mlp_norm="ln2",
-    patches="patch_embedding.conv", positions="patch_embedding.position_embedding", post_norm="layer_norm",
-    batch_of_positions=True,
-)  # fmt: skip
-DECODER_NAMES = llama.Names("blocks.{}.", "norm1", "attn.", "out_proj", "norm2", "token_embedding")
+# What the tensors of SigLIP and Llama are called -> what they are called here
+NAMES = {
+    "encoder.encoder.layers.": "encoder.blocks.", "decoder.layers.": "decoder.blocks.", "self_attn.o_proj": "attn.out_proj",
+    "self_attn.": "attn.", "layer_norm1": "ln1", "layer_norm2": "ln2", "post_layernorm": "layer_norm",
+    "embeddings.patch_embedding": "patch_embedding.conv",
+    "embeddings.position_embedding.weight": "patch_embedding.position_embedding", "input_layernorm": "norm1",
+    "post_attention_layernorm": "norm2", "embed_tokens": "token_embedding",
+}  # fmt: skip
 # It was trained on images before the question, so there they go.
 IN_PLAIN_WORDS = Layout("", " Answer:", turn_end="<|endoftext|>", image=MARK, words="Question: ", images_move=True)
 
@@ -76,12 +78,12 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     def form(take: Checkpoint) -> tuple[Vision, ShuffleConnector, Decoder]:
         projection = take.linear("MP.proj", into=vision_config.width * factor**2, out=text_config.width, bias=False)
         return (
-            clip.vision(vision_config, take, "vision_encoder.", TOWER_NAMES),
+            clip.vision(vision_config, take, "vision_encoder."),
             ShuffleConnector(projection, factor),
-            llama.decoder(text_config, take, "decoder.", "decoder.head.weight", DECODER_NAMES),
+            llama.decoder(text_config, take, "decoder.", "decoder.head.weight"),
         )
 
-    tower, connector, decoder = checkpoint.fill(form)
+    tower, connector, decoder = checkpoint.fill(form, NAMES)
     return Parts(
         decoder=decoder,
         layout=known_layout(template, f"{folder}/config.json", CHATML) if template else IN_PLAIN_WORDS,

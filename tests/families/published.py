@@ -34,9 +34,9 @@ class BlankCheckpoint(Checkpoint):
     def __init__(self, names=()):
         self.shards = dict.fromkeys(names)  # what `in` says is there
         self.asked = {}
-        self._checked = self.low_memory = False
+        self._checked, self.low_memory, self._names = False, False, {}
 
-    def fill(self, form):
+    def fill(self, form, names=None):
         return form(self)
 
     def skip(self, prefix):
