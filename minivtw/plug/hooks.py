@@ -109,12 +109,11 @@ class Hooks:
         now.cache_name = "cache" if "cache" in kwargs else "past_key_values"
         now.cache = cache = kwargs.get(now.cache_name)
         self.check(layer, args, kwargs)
-        past = 0
         if cache is not None:
             caches.check(cache)
             caches.prepare(cache, self.short, getattr(self.parts.decoder.config, "layer_types", None))
-            now.past = past = int(cache.get_seq_length())
-        now.total = past + tokens
+            now.past = int(cache.get_seq_length())
+        past, now.total = now.past, now.past + tokens
         text, frozen = self.before(cache, past, batch, hidden.device)
         if now.visual is None:
             text, frozen = (keys.grown(None, past, now.total) for keys in (text, frozen))
