@@ -99,10 +99,6 @@ class Shard:
             out[start : start + len(piece)] = piece
             start += len(piece)
 
-    def is_finite(self, name: str) -> bool:
-        """Whether every number of a tensor is finite; what is not a float is."""
-        return self.dtypes[name] not in STORED or all(np.isfinite(piece).all() for piece in self.pieces(name))
-
 
 class Checkpoint:
     """The tensors of a model folder. `fill` builds a model from them; `vector`, `table` and `matrix` hand them out."""
@@ -155,7 +151,10 @@ class Checkpoint:
 
     def damaged(self) -> list[str]:
         """The names of the tensors that hold a number which is not finite. Reads all of the weights."""
-        return sorted(name for name, shard in self.shards.items() if not shard.is_finite(name))
+        floats = ((name, shard) for name, shard in self.shards.items() if shard.dtypes[name] in STORED)
+        return sorted(
+            name for name, shard in floats if not all(np.isfinite(piece).all() for piece in shard.pieces(name))
+        )
 
     def __contains__(self, name: str) -> bool:
         return self._own(name) in self.shards

@@ -105,14 +105,16 @@ class ClipPixels:
     shortest_edge: int | None  # resize until the shorter side is this long …
     exact_size: tuple[int, int] | None  # … or to exactly this (height, width)
     resample: int  # Pillow's number of the interpolation; 3 is bicubic
-    crop: tuple[int, int] | None  # (height, width) cut out of the centre
+    crop: tuple[int, int] | None  # (height, width) cut out of the centre; what lies beyond the image is black
     levels: Levels
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """A Pillow RGB image to pixels, (3, height, width) float32."""
         image = self.resize(image)
         if self.crop:
-            image = centre_crop(image, *self.crop)
+            height, width = self.crop
+            top, left = (image.height - height) // 2, (image.width - width) // 2
+            image = image.crop((left, top, left + width, top + height))
         return self.levels(image)
 
     def resize(self, image: Image.Image) -> Image.Image:
@@ -124,17 +126,6 @@ class ClipPixels:
             longer = int(self.shortest_edge * longer / shorter)  # truncated, as in transformers
             height, width = (self.shortest_edge, longer) if height <= width else (longer, self.shortest_edge)
         return resized(image, (width, height), self.resample)
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) of the result, where the settings fix it."""
-        return self.crop or self.exact_size
-
-
-def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The middle height x width pixels; what lies beyond the image is black."""
-    top, left = (image.height - height) // 2, (image.width - width) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def image_processor_fields(folder: pathlib.Path) -> Fields:
@@ -177,6 +168,7 @@ def pixel_settings(folder: pathlib.Path, image_size: int) -> ClipPixels:
         (crop.positive_int("height"), crop.positive_int("width")) if crops else None,
         level_settings(fields),
     )
-    if settings.size != (image_size, image_size):
-        raise fields.error(f"makes images of {settings.size} pixels; the vision tower sees {image_size} x {image_size}")
+    made = settings.crop or settings.exact_size
+    if made != (image_size, image_size):
+        raise fields.error(f"makes images of {made} pixels; the vision tower sees {image_size} x {image_size}")
     return settings

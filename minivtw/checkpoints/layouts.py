@@ -47,16 +47,13 @@ class Layout(NamedTuple):
             raise InputError(f"{MARK} marks a place in a question; a system message shows no image")
         turn = place_images(text, images, self)
         space = "" if turn.startswith(MARK) else self.space
-        return f"{self.opening(system) if is_first else self.between}{self.user}{space}{turn}{self.closes}"
+        before, after = self.system
+        opening = self.opens + (self.default_system if system is None else f"{before}{system}{after}")
+        return f"{opening if is_first else self.between}{self.user}{space}{turn}{self.closes}"
 
     def marks(self) -> set[str]:
         """What it writes in angle brackets: not for a question to say, whether or not the tokenizer calls it special."""
         return set(re.findall(r"<[^<>\s]+>", "".join(map(str, self)))) - {MARK}
-
-    def opening(self, system: str | None) -> str:
-        """What stands before the first turn."""
-        before, after = self.system
-        return self.opens + (self.default_system if system is None else f"{before}{system}{after}")
 
 
 def place_images(text: str, images: int, layout: Layout) -> str:

@@ -31,7 +31,7 @@ from .idefics3 import tile_tokens
 from .layouts import CHATML, Layout, known_layout
 from .parts import Parts, Plan, Tiler, VisionParts, grid_within, one_tile
 
-BILINEAR = 2  # Pillow's number
+BILINEAR = Image.Resampling.BILINEAR
 # What transformers calls a key in the configs of SigLIP and Llama -> what it is called here
 VISION_KEYS = {
     "image_size": "vit_img_size", "patch_size": "vit_patch_size", "hidden_size": "vit_hidden_dim",
@@ -146,8 +146,9 @@ class GridPixels(NamedTuple):
         side = self.side
         image = resized(image, (columns * side, rows * side), Image.Resampling.BICUBIC)
         pixels = Levels()(image)  # (3, rows * side, columns * side)
-        if self.views and rows * columns > 1:
-            yield overview(pixels, side)
+        if self.views and rows * columns > 1:  # the overview, shrunk in floats, not in levels
+            shrunk = [resized(Image.fromarray(channel), (side, side), BILINEAR) for channel in pixels]
+            yield np.stack([np.asarray(channel, np.float32) for channel in shrunk])
         grid = pixels.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
         yield from grid.reshape(rows * columns, 3, side, side)
 
@@ -157,9 +158,3 @@ class GridPixels(NamedTuple):
         target = longest_edge if self.fills else min(longest_edge, math.ceil(longer / self.side) * self.side)
         other = max(math.ceil(shorter * (target / longer) / self.side), 1)
         return (other, target // self.side) if width >= height else (target // self.side, other)
-
-
-def overview(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Pixels (3, height, width) shrunk to (3, side, side), bilinear and in floats, not in levels."""
-    channels = [resized(Image.fromarray(channel), (side, side), Image.Resampling.BILINEAR) for channel in pixels]
-    return np.stack([np.asarray(channel, np.float32) for channel in channels])

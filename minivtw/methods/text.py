@@ -197,9 +197,8 @@ def what_is_missing(came: Tokens, kept: Any) -> str | None:
     """What a method that was given the tokens that `came` must return, and did not; None if nothing is missing."""
     if not isinstance(kept, Tokens):
         return f"tokens, not {type(kept).__name__}"
-    if any(
-        getattr(kept, name) is not getattr(came, name) for name in ("cache", "previous", "ran", "notes", "extra_flops")
-    ):
+    shared = ("cache", "previous", "ran", "notes", "extra_flops")
+    if any(getattr(kept, name) is not getattr(came, name) for name in shared):
         return "tokens of those that it was given, not earlier ones"
     works = np.ones(np.shape(kept.positions), bool) if kept.works is None else kept.works
     for name in ("positions", "hidden", "is_visual", "rotary_positions", "works"):
