@@ -29,8 +29,9 @@ def reading(what: object, does: str = "read") -> Iterator[None]:
 
 @contextlib.contextmanager
 def tokenizing(what: str) -> Iterator[None]:
-    """Whatever the tokenizers library raises in this block becomes one InputError that begins with `what`. The library has
-    no class of its own for it, and where it panics, not even an Exception.
+    """Whatever the tokenizers library raises in this block becomes one InputError that begins with `what`.
+
+    The library has no class of its own for it, and where it panics, not even an Exception.
     """
     try:
         yield

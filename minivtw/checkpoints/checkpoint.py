@@ -101,7 +101,7 @@ class Shard:
 
 
 class Checkpoint:
-    """The tensors of a model folder. `fill` builds a model from them; `vector`, `table` and `matrix` hand them out."""
+    """The tensors of a model folder. `fill` builds a model from them, which takes them by the methods below."""
 
     def __init__(self, folder: pathlib.Path, low_memory: bool = False) -> None:
         self.folder = folder
@@ -151,10 +151,8 @@ class Checkpoint:
 
     def damaged(self) -> list[str]:
         """The names of the tensors that hold a number which is not finite. Reads all of the weights."""
-        floats = ((name, shard) for name, shard in self.shards.items() if shard.dtypes[name] in STORED)
-        return sorted(
-            name for name, shard in floats if not all(np.isfinite(piece).all() for piece in shard.pieces(name))
-        )
+        floats = [(name, shard) for name, shard in sorted(self.shards.items()) if shard.dtypes[name] in STORED]
+        return [name for name, shard in floats if not all(np.isfinite(piece).all() for piece in shard.pieces(name))]
 
     def __contains__(self, name: str) -> bool:
         return self._own(name) in self.shards

@@ -34,7 +34,7 @@ def read_text(folder: str | os.PathLike, name: str) -> str | None:
 
 
 def read_fields(folder: str | os.PathLike, name: str, optional: bool = False) -> Fields:
-    """The object in a JSON file of a model folder; optional: an empty one where there is no such file. Raises InputError."""
+    """The object in a folder's JSON file; optional: an empty one where there is no such file. Raises InputError."""
     path, text = pathlib.Path(folder, name), read_text(folder, name)
     if text is None and not optional:
         raise InputError(f"{folder} lacks {name}")

@@ -46,11 +46,11 @@ TEXT_KEYS = {
 }  # fmt: skip
 # What the tensors of SigLIP and Llama are called -> what they are called here
 NAMES = {
-    "encoder.encoder.layers.": "encoder.blocks.", "decoder.layers.": "decoder.blocks.", "self_attn.o_proj": "attn.out_proj",
-    "self_attn.": "attn.", "layer_norm1": "ln1", "layer_norm2": "ln2", "post_layernorm": "layer_norm",
-    "embeddings.patch_embedding": "patch_embedding.conv",
-    "embeddings.position_embedding.weight": "patch_embedding.position_embedding", "input_layernorm": "norm1",
-    "post_attention_layernorm": "norm2", "embed_tokens": "token_embedding",
+    "encoder.encoder.layers.": "encoder.blocks.", "layer_norm1": "ln1", "layer_norm2": "ln2",
+    "post_layernorm": "layer_norm", "embeddings.patch_embedding": "patch_embedding.conv",
+    "embeddings.position_embedding.weight": "patch_embedding.position_embedding", "decoder.layers.": "decoder.blocks.",
+    "input_layernorm": "norm1", "post_attention_layernorm": "norm2", "embed_tokens": "token_embedding",
+    "self_attn.o_proj": "attn.out_proj", "self_attn.": "attn.",
 }  # fmt: skip
 # It was trained on images before the question, so there they go.
 IN_PLAIN_WORDS = Layout("", " Answer:", turn_end="<|endoftext|>", image=MARK, words="Question: ", images_move=True)

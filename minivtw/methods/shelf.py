@@ -19,7 +19,7 @@ from .withdrawal import adaptive, freeze, own_positions, random_tokens, renumber
 
 
 def best_before(layer: int, keep: float, scores: Callable[[Tokens], np.ndarray]) -> Method:
-    """A method that, before one layer, keeps round(keep N) of N visual tokens, those of the highest `scores`, (tokens,)."""
+    """Before one layer, round(keep N) of N visual tokens stay: those of the highest scores, (tokens,)."""
 
     def method(index: int, tokens: Tokens) -> Tokens:
         if index != layer or not tokens.is_visual.any():

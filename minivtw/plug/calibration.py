@@ -99,7 +99,7 @@ def kl_curve(model: Any, inputs: Mapping[str, Any]) -> np.ndarray:
 
 
 def run_in_full(model: Any, parts: Anatomy, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, list[tuple]]:
-    """One pass with nothing withdrawn: the last token's logits, (1, vocabulary), and of each layer the states and the arguments."""
+    """One pass with nothing withdrawn: the last token's logits, (1, vocabulary); each layer's states and arguments."""
     entering: list[tuple] = []
     outputs: list[Any] = []
     keep = lambda layer, args, kwargs: entering.append((hidden_states(args, kwargs), kwargs))

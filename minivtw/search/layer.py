@@ -70,7 +70,7 @@ def logits_from_layer(
 ) -> tuple[np.ndarray, tuple[LayerCount, ...]]:
     """Go on, under a method, from what entered the first layer that it names: before that layer it changes nothing.
 
-    Returns the logits that predict the full run's answer, (answer, vocabulary), and what all layers did with the prompt.
+    Returns the logits that predict the run's answer, (answer, vocabulary), and what each layer did with the prompt.
     """
     layer, cache = first_layer(method), KVCache(decoder.config)
     cache.next_position = len(full_run.entering[0])

@@ -269,8 +269,8 @@ def search(trials: Trials, save: float | None = None, threshold: float | None = 
     """The winners of the races, the schedule looked for last.
 
     save: the share of the prefill FLOPs to save; threshold: the share of the answers' tokens that may change. Without
-    `save`, as much is saved as the threshold allows, in steps of five per cent. Raises InputError where `save` cannot be
-    reached.
+    `save`, as much is saved as the threshold allows, in steps of five per cent. Raises InputError where that share
+    cannot be reached.
     """
     most = np.inf if threshold is None else threshold
     if save is None:
