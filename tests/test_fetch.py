@@ -330,6 +330,15 @@ def test_another_stored_schedule_makes_the_model_anew(cache):
     )
 
 
+def test_every_name_of_the_gguf_file_has_its_own_at_hugging_face():
+    layer = [f"blk.7.{module}.weight" for module in ("attn_norm", "attn_output", "attn_k", "ffn_norm", "ffn_down")]
+    assert [smollm2.hugging_face_name(name) for name in ["token_embd.weight", "output_norm.weight", *layer]] == [
+        "model.embed_tokens.weight", "model.norm.weight", "model.layers.7.input_layernorm.weight",
+        "model.layers.7.self_attn.o_proj.weight", "model.layers.7.self_attn.k_proj.weight",
+        "model.layers.7.post_attention_layernorm.weight", "model.layers.7.mlp.down_proj.weight",
+    ]  # fmt: skip
+
+
 def test_an_unknown_name(empty_cache):
     assert_one_line_error(run(fetch.main, "large"), "invalid choice: 'large'")
 
