@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 
 from .checkpoints.checkpoint import Headers, available_memory
+from .checkpoints.files import read_fields
 from .checkpoints.hub import embedded_folder, is_name, model_folder, model_name
 from .checkpoints.layouts import folder_template
 from .cli.options import Parser
@@ -23,7 +24,7 @@ def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, li
         folder = model_folder(place)
         warnings.simplefilter("always")
         checkpoint = Headers(folder)
-        vlm = assembled(checkpoint, max_tiles, is_name(place))
+        vlm = assembled(read_fields(folder, "config.json"), checkpoint, max_tiles, is_name(place))
     unusual = [str(warning.message) for warning in caught]
     unusual += [f"{name} holds numbers that are not finite: it is damaged" for name in checkpoint.damaged()]
     if folder_template(folder) is None:

@@ -5,6 +5,7 @@ import time
 
 from .checkpoints import family
 from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.fields import Fields
 from .checkpoints.files import read_fields
 from .checkpoints.hub import embedded_folder, is_name, model_folder, tokenizer_folder
 from .checkpoints.tokenizer import load_tokenizer
@@ -22,17 +23,17 @@ def load(model: str | pathlib.Path | None = None, low_memory: bool = False, max_
     with reading("the embedded model" if model is None else model):
         place = embedded_folder() if model is None else model
         folder = model_folder(place)
-        vlm = assembled(Checkpoint(folder, low_memory), max_tiles, is_name(place))
+        fields = read_fields(folder, "config.json")
+        vlm = assembled(fields, Checkpoint(folder, low_memory), max_tiles, is_name(place))
     vlm.load_seconds = time.perf_counter() - started
     return vlm
 
 
-def assembled(checkpoint: Checkpoint, max_tiles: int | None = None, downloads: bool = False) -> VLM:
-    """A checkpoint and its folder's config -> `VLM`. downloads: whether a tokenizer that it lacks may be downloaded."""
+def assembled(fields: Fields, checkpoint: Checkpoint, max_tiles: int | None = None, downloads: bool = False) -> VLM:
+    """config.json's `Fields` and the weights -> `VLM`. downloads: whether a tokenizer that they lack may be downloaded."""
     folder = checkpoint.folder
     if max_tiles is not None:
         max_tiles = checked_int(max_tiles, "max-tiles", least=1)
-    fields = read_fields(folder, "config.json")
     parts = family(fields).load(fields, folder, checkpoint)
     tokenizer = load_tokenizer(tokenizer_folder(folder, parts.tokenizer, downloads), parts.extra_tokens)
     generation = read_fields(folder, "generation_config.json", optional=True)

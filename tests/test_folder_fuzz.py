@@ -17,6 +17,7 @@ from PIL import Image
 
 from minivtw import InputError, load
 from minivtw.checkpoints.checkpoint import Headers
+from minivtw.checkpoints.files import read_fields
 from minivtw.checkpoints.tokenizer import QWEN2, load_tokenizer
 from minivtw.inputs.prompts import encode, spoken
 from minivtw.loading import assembled
@@ -92,7 +93,7 @@ def answers(folder):
 
 def prepares(folder):
     """All but the arithmetic: config, header, tokenizer, tiles, prompt."""
-    vlm = assembled(Headers(folder))
+    vlm = assembled(read_fields(folder, "config.json"), Headers(folder))
     for picture in PICTURES:
         prompt = vlm.prepare(picture, "What is it? é 漢")
         vlm.tokenizer.decode(prompt.token_ids[:9].tolist())
