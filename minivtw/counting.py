@@ -33,18 +33,13 @@ from .model.vision import VisionConfig
 def layer_flops(config: DecoderConfig, ran: LayerCount) -> int:
     """What one layer computed, with what a method asked for before it."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
-    each = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications per token
-    return 2 * ran.worked * each + 2 * ran.entered * width * 2 * key_value + ran.extra_flops
-
-
-def head_flops(config: DecoderConfig) -> int:
-    """The logits of one token."""
-    return 2 * config.width * config.vocabulary
+    per_token = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications
+    return 2 * ran.worked * per_token + 2 * ran.entered * width * 2 * key_value + ran.extra_flops
 
 
 def prompt_flops(config: DecoderConfig, ran: Sequence[LayerCount]) -> int:
     """The layers that `ran`, and the logits of the last token."""
-    return sum(layer_flops(config, one) for one in ran) + head_flops(config)
+    return sum(layer_flops(config, one) for one in ran) + 2 * config.width * config.vocabulary
 
 
 def vision_flops(config: VisionConfig) -> int:

@@ -4,13 +4,14 @@ import warnings
 from collections.abc import Iterator
 
 from .checkpoints.checkpoint import Headers, available_memory
+from .checkpoints.files import read_fields
 from .checkpoints.hub import embedded_folder, is_name, model_folder, model_name
 from .checkpoints.layouts import folder_template
 from .cli.options import Parser
 from .cli.terminal import command, one_line
 from .counting import cache_bytes, plain_run, prompt_flops, vision_flops
 from .errors import reading
-from .loading import assembled, config_of
+from .loading import assembled
 from .vlm import VLM
 
 QUESTION = "What is in the picture?"
@@ -23,10 +24,10 @@ def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, li
         folder = model_folder(place)
         warnings.simplefilter("always")
         checkpoint = Headers(folder)
-        vlm = assembled(folder, config_of(folder), checkpoint, max_tiles, is_name(place))
+        vlm = assembled(read_fields(folder, "config.json"), checkpoint, max_tiles, is_name(place))
     unusual = [str(warning.message) for warning in caught]
     unusual += [f"{name} holds numbers that are not finite: it is damaged" for name in checkpoint.damaged()]
-    if folder_template(folder)[1] is None:
+    if folder_template(folder) is None:
         unusual.append("no chat template: a conversation is written as the family's own layout says")
     if not vlm.stop_ids:
         unusual.append("no token is said to end an answer: it ends after --max-new-tokens")

@@ -21,12 +21,31 @@ def reading(what: object, does: str = "read") -> Iterator[None]:
     except OSError as error:
         where = "" if error.filename in (None, str(what)) else f" ({error.filename})"
         raise InputError(f"cannot {does} {what}: {error.strerror or error}{where}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} is not UTF-8 text: {error}") from error
     except UnicodeEncodeError as error:
         raise InputError(f"cannot {does} {what}: no file can have this name in the locale at hand") from error
 
 
-def whole(value: Any, name: str, least: int = 0) -> int:
-    """An option that must be a whole number. Raises InputError."""
+@contextlib.contextmanager
+def tokenizing(what: str) -> Iterator[None]:
+    """Whatever the tokenizers library raises in this block becomes one InputError that begins with `what`.
+
+    The library has no class of its own for it, and where it panics, not even an Exception.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        # Rust's panic, which nothing but its name tells from Ctrl-C
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{what}: {error}") from error
+
+
+def checked_int(value: Any, name: str, least: int = 0) -> int:
+    """An option that must be an integer of at least `least`. Raises InputError."""
     try:
         number = operator.index(value)
     except TypeError:

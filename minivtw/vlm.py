@@ -18,10 +18,10 @@ from .checkpoints.hub import model_name
 from .checkpoints.parts import Parts
 from .checkpoints.stored import resolve_method
 from .counting import turn_counts
-from .errors import InputError, whole
+from .errors import InputError, checked_int
 from .inputs.marks import check_vocabulary, refuse_marks
 from .inputs.opening import open_image, refuse_swapped
-from .inputs.prompts import Prompt, TextStream, answer_text, encode, expand_marks
+from .inputs.prompts import Prompt, TextStream, encode, expand_marks, spoken
 from .methods.text import Method, NamedMethod, check, spec_of, withdrawal_layer
 from .model.cache import KVCache
 from .model.decoder import forward, logits
@@ -203,7 +203,7 @@ class Chat:
         goes wrong, in here or in the callbacks, the conversation is then as it was before.
         """
         sampler, started = Sampler(temperature, top_k, top_p, seed), time.perf_counter()
-        max_new_tokens = whole(max_new_tokens, "max-new-tokens")
+        max_new_tokens = checked_int(max_new_tokens, "max-new-tokens")
         embedded = self.vlm.embed(self.prepare(prompt, image), observe)  # 1. tokens, and 2. what the vision tower sees
         seconds = {"load": self.vlm.load_seconds, "vision": time.perf_counter() - started}
         return self.respond(embedded, sampler, max_new_tokens, observe, stream, seconds)._replace(images=image)
@@ -238,7 +238,7 @@ class Chat:
                 decoded.append(said.ran)
             if stream:
                 stream(words.end())
-            text, ended = answer_text(vlm.tokenizer, token_ids, vlm.stop_ids), time.perf_counter()
+            text, ended = spoken(vlm.tokenizer, token_ids, vlm.stop_ids).strip(), time.perf_counter()
         except BaseException:  # a broken callback, Ctrl-C, numbers that are not finite: the turn has not happened
             cache.trim(start)
             raise

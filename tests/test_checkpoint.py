@@ -134,7 +134,7 @@ def test_a_lost_shard_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["../elsewhere.safetensors", 7, None])
 def test_an_index_cannot_point_outside_the_folder(tmp_path, name):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
-    with pytest.raises(InputError, match="files beside it"):
+    with pytest.raises(InputError, match="files beside it|must be text|lacks a"):
         Checkpoint(tmp_path)
 
 

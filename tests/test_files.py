@@ -45,12 +45,11 @@ def test_a_line_of_questions_ends_at_its_line_feed_alone(world, character, end):
     assert [each.question for each in read_questions(world.questions)] == [question["question"]] * 2
 
 
-def test_a_digest_is_taken_piece_by_piece(world, monkeypatch):
+def test_a_digest_is_that_of_images_and_questions(world):
     questions = read_questions(world.questions)
     expected = hashlib.sha256(world.picture.read_bytes() + questions[0].question.encode()).hexdigest()
-    monkeypatch.setattr(files, "PIECE", 7)
     assert digest(questions) == expected
-    assert files.sha256(files.pieces(world.picture)) == hashlib.sha256(world.picture.read_bytes()).hexdigest()
+    assert files.sha256_of(world.picture) == hashlib.sha256(world.picture.read_bytes()).hexdigest()
     with pytest.raises(InputError, match="cannot read"):
         files.sha256_of_all([world.picture, world.folder / "nowhere"])
 

@@ -17,9 +17,10 @@ from PIL import Image
 
 from minivtw import InputError, load
 from minivtw.checkpoints.checkpoint import Headers
+from minivtw.checkpoints.files import read_fields
 from minivtw.checkpoints.tokenizer import QWEN2, load_tokenizer
-from minivtw.inputs.prompts import answer_text, encode
-from minivtw.loading import assembled, config_of
+from minivtw.inputs.prompts import encode, spoken
+from minivtw.loading import assembled
 from tests.doors import bounded_memory, copied, examples
 from tests.families.test_families import GOLDEN as FAMILIES
 from tests.test_hostile_folders import CLIP, FIRST, LATER, NOT_PART, SHARDS, SIGLIP, TILES
@@ -92,7 +93,7 @@ def answers(folder):
 
 def prepares(folder):
     """All but the arithmetic: config, header, tokenizer, tiles, prompt."""
-    vlm = assembled(folder, config_of(folder), Headers(folder))
+    vlm = assembled(read_fields(folder, "config.json"), Headers(folder))
     for picture in PICTURES:
         prompt = vlm.prepare(picture, "What is it? é 漢")
         vlm.tokenizer.decode(prompt.token_ids[:9].tolist())
@@ -102,7 +103,7 @@ def encodes(folder):
     tokenizer = load_tokenizer(folder, ("<image>", "<more>"))
     for opens in (True, False):
         token_ids = encode(tokenizer, " What is it? é 漢 <image>", opens)
-    answer_text(tokenizer, [*token_ids.tolist(), 10**6], frozenset())
+    spoken(tokenizer, [*token_ids.tolist(), 10**6], frozenset())
 
 
 def holds(name, path, content, use):

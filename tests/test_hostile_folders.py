@@ -15,6 +15,7 @@ from minivtw import InputError, generate
 from minivtw.checkpoints import hub, tokenizer
 from minivtw.checkpoints.tokenizer import load_tokenizer
 from minivtw.inputs import files
+from minivtw.inputs.prompts import encode
 from tests.doors import assert_one_line_error, bounded_memory, copied, run
 from tests.families.test_families import GOLDEN as FAMILIES
 from tests.small_llava import random_tensors, write_folder
@@ -68,8 +69,8 @@ CASES = [
     (FIRST, "config.json", dict(lm_n_heads=32, lm_n_kv_heads=16), "heads of width"),
     (FIRST, "config.json", dict(lm_n_kv_heads=3), "cannot share evenly"),
     (CLIP, "config.json", dict(text_config__num_attention_heads=10**4, text_config__head_dim=None), "width 0"),
-    (CLIP, PIXELS, dict(size=[224, 224]), "neither a number nor an object"),
-    (CLIP, PIXELS, dict(crop_size="224"), "neither a number nor an object"),
+    (CLIP, PIXELS, dict(size=[224, 224]), "size in"),
+    (CLIP, PIXELS, dict(crop_size="224"), "must be an object, not '224'"),
     (CLIP, PIXELS, dict(resample=3.0), "resample"),
     (SIGLIP, PIXELS, dict(image_std=[0, 1, 1]), "image_std"),
     (SIGLIP, PIXELS, dict(image_mean=[float("nan")] * 3), "image_mean"),
@@ -89,15 +90,14 @@ CASES = [
     (LATER, "config.json", dict(vlm_extra_tokens__r1c1="\ud800"), "is not a tokenizer"),
     (CLIP, "generation_config.json", dict(eos_token_id=[10**400]), "a token id or a list"),
     (CLIP, "generation_config.json", dict(eos_token_id={"a": 1}), "a token id or a list"),
-    (SHARDS, "model.safetensors.index.json", dict(weight_map={"a": []}), "files beside it"),
+    (SHARDS, "model.safetensors.index.json", dict(weight_map={"a": []}), "a in weight_map of"),
     (SHARDS, "model.safetensors.index.json", dict(weight_map={"a": "\ud800"}), "files beside it"),
     (SHARDS, "model.safetensors.index.json", dict(weight_map={"a": ""}), "files beside it"),
     (SHARDS, "model.safetensors.index.json", dict(weight_map={"a\nb": "nowhere.safetensors"}), "nowhere.safetensors"),
     (SHARDS, "model.safetensors.index.json", dict(weight_map={"a": "x" * 300}), "File name too long"),
-    (CLIP, "tokenizer.json", dict(model__unk_token="NOPE"), "not in its vocabulary, 'NOPE'"),
     (CLIP, "tokenizer.json", dict(model__continuing_subword_prefix="##"), "continuing_subword_prefix"),
     (CLIP, "tokenizer.json", dict(model__dropout=0.5), "dropout"),
-    (CLIP, "tokenizer.json", dict(post_processor__special_tokens={}), "puts '<s>', which its special_tokens lack"),
+    (CLIP, "tokenizer.json", dict(post_processor__special_tokens={}), "the tokenizer cannot read the prompt: "),
     (CLIP, "tokenizer.json", dict(model__type="Unigram"), "must be one of 'BPE'"),
     (CLIP, "tokenizer.json", dict(normalizer={"type": "Precompiled", "precompiled_charsmap": ""}), "must be one of"),
     (CLIP, "tokenizer.json", dict(pre_tokenizer={"type": "FixedLength", "length": 0}), "must be one of"),
@@ -134,15 +134,18 @@ def doubling(count):
         ("decoder", {"type": "Sequence", "decoders": 3}),
         ("decoder", {"type": "Strip", "content": " ", "start": 1, "stop": 1}),
         ("post_processor", []),
-        ("post_processor", {"type": "Sequence", "processors": [{"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}] * 2}),
-        ("post_processor", {"type": "ByteLevel", "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}}], "pair": [], "special_tokens": {}}),
-        ("post_processor", {"type": "Sequence", "processors": [], "single": [{"Sequence": {"id": "B", "type_id": 0}}], "pair": [], "special_tokens": {}}),
     ],
 )  # fmt: skip
 def test_a_tokenizer_that_would_not_end_is_one_line(changed, picture, part, value, capfd):
     ran = ask(changed(CLIP, "tokenizer.json", **{part: value}), picture)
     assert_one_line_error(ran, part[:9])
     assert capfd.readouterr().err == ""  # where the library panics, it writes past Python
+
+
+def test_a_token_for_the_unknown_that_is_unknown_is_one_line(changed):
+    tokenizer = load_tokenizer(changed(CLIP, "tokenizer.json", model__unk_token="NOPE", model__byte_fallback=False))
+    with pytest.raises(InputError, match="the tokenizer cannot read the prompt: .*NOPE"):
+        encode(tokenizer, "☃")
 
 
 @pytest.mark.parametrize("pattern", [tokenizer.GPT2, tokenizer.QWEN2, tokenizer.LLAMA3])

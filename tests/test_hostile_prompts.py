@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 import minivtw
 from minivtw import InputError, chat, evaluate, generate
 from minivtw.inputs.marks import MOST_CHARACTERS, refuse_marks
-from minivtw.inputs.prompts import MARK, TextStream, answer_text
+from minivtw.inputs.prompts import MARK, TextStream, spoken
 from tests.doors import assert_one_line_error, copied, examples, make_world, run
 from tests.families.conversation import picture
 
@@ -167,7 +167,7 @@ def test_any_tokens_stream_to_the_text_of_the_answer(name, tokenizer, examples):
     def check(token_ids):
         stream = TextStream(tokenizer)
         said = [stream.add(token) for token in token_ids] + [stream.end()]
-        assert "".join(said).strip() == answer_text(tokenizer, token_ids, frozenset())
+        assert "".join(said).strip() == spoken(tokenizer, token_ids, frozenset()).strip()
 
     check()
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import minivtw
 from minivtw import InputError
-from minivtw.checkpoints.clip import ClipPixels, centre_crop
+from minivtw.checkpoints.clip import ClipPixels
 from minivtw.inputs.images import Levels, resized
 from minivtw.inputs.opening import open_image
 
@@ -92,8 +92,9 @@ def test_any_size_becomes_the_size_of_the_tower(size):
 
 def test_the_crop_is_the_middle_and_black_beyond_the_edge():
     image = Image.fromarray(np.arange(5 * 3, dtype=np.uint8).reshape(3, 5)).convert("RGB")
-    assert np.asarray(centre_crop(image, 1, 3))[:, :, 0].tolist() == [[6, 7, 8]]
-    assert np.asarray(centre_crop(image, 5, 5))[:, :, 0].tolist()[0] == [0, 0, 0, 0, 0]
+    crop = lambda *size: ClipPixels(None, None, 3, size, Levels(None))(image)[0].tolist()
+    assert crop(1, 3) == [[6, 7, 8]]
+    assert crop(5, 5)[0] == [0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("resample", range(6))

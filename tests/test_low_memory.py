@@ -1,6 +1,7 @@
 """Weights on disk: the same answers, in a bounded part of memory; and the refusal of what would not fit."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -123,10 +124,10 @@ def test_weights_that_change_while_they_are_used_are_one_line(tmp_path, damage):
 
     def lines():
         yield "How many?"
-        content = path.read_bytes()
-        path.unlink()
         if damage == "shorter":
-            path.write_bytes(content[: len(content) // 9])
+            os.truncate(path, path.stat().st_size // 9)
+        else:
+            path.unlink()
         yield from ("Which?", "Who?")
 
     with mock.patch.object(chat, "lines", lines):

@@ -188,7 +188,7 @@ def test_half_precision_weights_are_the_arrays_that_torch_widens(reference, name
     def take_one(take, name, tensor):
         if tensor.ndim == 1:
             return take.vector(name, size=len(tensor))
-        return take.matrix(name, into=tensor[0].numel(), out=len(tensor), kernel=tuple(tensor.shape[1:]))
+        return take.matrix(name, into=tuple(tensor.shape[1:]), out=len(tensor))
 
     def form(take):
         return {name: take_one(take, name, tensor) for name, tensor in tensors.items()}

@@ -66,9 +66,8 @@ def bench_on(samples, leaves=CONFIG.layers - 1):
 def searched(samples, save=None, threshold=None):
     """The path of a search, and a trials with all that it measured."""
     decoder, prompts, walks = samples
-    known = {}
-    path = schedules.search(decoder, prompts, walks.__getitem__, CONFIG.layers - 1, save, threshold, known)
-    return path, schedules.Trials(decoder, prompts, walks.__getitem__, path[0].schedule, known)
+    trials = schedules.Trials(decoder, prompts, walks.__getitem__, Schedule(CONFIG.layers - 1), known={})
+    return schedules.search(trials, save, threshold), trials
 
 
 def some_schedules(layers):
@@ -212,9 +211,9 @@ def test_only_the_first_samples_are_kept_walked(monkeypatch):
     vlm, walked = minivtw.load(), []
     samples = read_questions(vlm.folder / "samples", most=3)
 
-    def counted(decoder, prompt, *options):
+    def counted(decoder, prompt, **options):
         walked.append(len(prompt.hidden))
-        return search.run_in_full(decoder, prompt, *options)
+        return search.run_in_full(decoder, prompt, **options)
 
     every = notebook.find_schedule(vlm, samples, 0.6)
     monkeypatch.setattr(notebook, "run_in_full", counted)
@@ -244,27 +243,27 @@ def test_a_search_goes_on_from_what_it_kept(tmp_path, capsys, monkeypatch):
     notes = tmp_path / "notes.jsonl"
     find(None)
     whole = json.loads(capsys.readouterr().out)
-    on_sample, asked = schedules.Trials.on_sample, []
+    change, asked = schedules.Trials.change, []
 
-    def broken_off(trials, index, chosen):
-        asked.append(len(chosen))
+    def broken_off(trials, full_run, schedule):
+        asked.append(schedule)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return on_sample(trials, index, chosen)
+        return change(trials, full_run, schedule)
 
-    monkeypatch.setattr(schedules.Trials, "on_sample", broken_off)
+    monkeypatch.setattr(schedules.Trials, "change", broken_off)
     with pytest.raises(KeyboardInterrupt):
         find(notes)
     kept = notes.read_text(encoding="utf-8").splitlines()
-    assert len(kept) == 1 + sum(asked[:2])  # the first line says what was measured
+    assert len(kept) == 1 + 2  # the first line says what was measured
     notes.write_text("\n".join(kept) + '\n[1, "withdraw:lay', encoding="utf-8")  # killed while it wrote
-    before, asked[:] = sum(asked[:2]), [0] * 3
+    asked[:] = [None] * 3
     find(notes)
     assert json.loads(capsys.readouterr().out) == whole
-    assert sum(asked) == len(notes.read_text(encoding="utf-8").splitlines()) - 1 - before  # nothing is measured twice
-    asked[:] = [0] * 3
+    assert len(asked) - 3 == len(notes.read_text(encoding="utf-8").splitlines()) - 1 - 2  # nothing is measured twice
+    asked[:] = [None] * 3
     find(notes)
-    assert json.loads(capsys.readouterr().out) == whole and sum(asked) == 0
+    assert json.loads(capsys.readouterr().out) == whole and len(asked) == 3
 
 
 @pytest.mark.parametrize("content", ["dear diary\n", "dear diary", '{"model": "another"}\n'])
@@ -278,13 +277,9 @@ def test_a_file_that_holds_something_else_stays_as_it_is(tmp_path, content):
 
 @pytest.mark.parametrize(
     "line",
-    ["[1]", "nonsense", '[0, "withdraw:layer=4", "much", 1, 2]', '[0, "withdraw:layer=4", NaN, 1, 2]',
-     '[0, "withdraw:layer=4", 0.1, 1, 0]', '[0, "withdraw:layer=4", 0.1, 1e999, 2]', "[" * 100_000,
-     '[0, "withdraw:layer=4", -0.1, 1, 2]', '[0, "withdraw:layer=4", 7.5, 1, 2]', '[0, "withdraw:layer=4", 0.1, -1, 2]',
-     '[0, "withdraw:layer=4", 0.1, 1.5, 2]', '[0.5, "withdraw:layer=4", 0.1, 1, 2]', '[-1, "withdraw:layer=4", 0.1, 1, 2]',
-     '[true, "withdraw:layer=4", 0.1, 1, 2]', '["0", "withdraw:layer=4", 0.1, 1, 2]', '[0, 4, 0.1, 1, 2]',
-     '[0, "withdraw:layer=4", "0.1", 1, 2]', '[0, "withdraw:layer=4", 0.1, "1", 2]', '[0, "withdraw:layer=4", 0.1, 1]',
-     f'[0, "withdraw:layer=4", 0.1, 1, {10**400}]', "{}", ""],
+    ["[1]", "nonsense", '[0, "withdraw:layer=4", "much", 1, 2]', '[0, "withdraw:layer=4", 0.1, 1e999, 2]', "[" * 100_000,
+     '[[0], "withdraw:layer=4", 0.1, 1, 2]', '[0, {}, 0.1, 1, 2]', '[0, "withdraw:layer=4", 0.1, null, 2]',
+     '[0, "withdraw:layer=4", 0.1, 1]', f'[0, "withdraw:layer=4", {10**400}, 1, 2]', "{}", ""],
 )  # fmt: skip
 def test_a_broken_line_is_named(tmp_path, line):
     notes = tmp_path / "notes.jsonl"

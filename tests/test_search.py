@@ -16,7 +16,7 @@ from minivtw import InputError
 from minivtw.checkpoints import llama
 from minivtw.checkpoints.checkpoint import Checkpoint
 from minivtw.checkpoints.fields import Fields
-from minivtw.counting import head_flops, layer_flops
+from minivtw.counting import layer_flops, prompt_flops
 from minivtw.methods.withdrawal import adaptive, withdraw
 from minivtw.model import decoder as decoder_module
 from minivtw.model.cache import KVCache
@@ -153,7 +153,7 @@ def test_threshold_itself_meets_the_papers_rule():
 
 def test_no_layer_meets_it():
     with pytest.raises(InputError, match=r"kl criterion's threshold of 0.001: the lowest value is 0.25, at layer 1$"):
-        search.choose(np.array([0.5, 0.25, 0.75]), "kl", 0.001)
+        search.choose_layer(np.array([0.5, 0.25, 0.75]), "kl", 0.001)
 
 
 def test_flops_are_those_of_the_layers_that_run(decoder, asked, monkeypatch):
@@ -167,7 +167,7 @@ def test_flops_are_those_of_the_layers_that_run(decoder, asked, monkeypatch):
 
     decoder_layer = decoder_module.decoder_layer
     monkeypatch.setattr(decoder_module, "decoder_layer", counting_layer)
-    heads, text = (CONFIG.layers + 1) * head_flops(CONFIG), int((~asked.is_visual).sum())
+    heads, text = (CONFIG.layers + 1) * prompt_flops(CONFIG, []), int((~asked.is_visual).sum())
     search.kl_curve(decoder, asked)
     assert counted + heads == search_flops(CONFIG, len(asked.hidden), text)
     counted = 0
@@ -196,10 +196,10 @@ def test_adaptive_prefill_decides_anew_for_the_next_image_of_a_conversation(deco
 
 
 def test_logits_of_a_tail_belong_to_the_predictions(decoder, asked):
-    walked = search.run_in_full(decoder, asked, 3)
+    full_run = search.run_in_full(decoder, asked, 3)
     fixed = prefill(decoder, asked, withdraw(4))
     np.testing.assert_allclose(
-        search.logits_from_layer(decoder, walked, withdraw(4), 4)[0][0],
+        search.logits_from_layer(decoder, full_run, withdraw(4))[0][0],
         logits(decoder, fixed.hidden[-1:])[0],
         atol=1e-5,
     )

@@ -32,15 +32,15 @@ class Outcome(NamedTuple):
 
 
 def decoded(
-    decoder: Decoder, walked: FullRun, method: Method | None, stop_ids: Collection[int], most_tokens: int
+    decoder: Decoder, full_run: FullRun, method: Method | None, stop_ids: Collection[int], most_tokens: int
 ) -> list[int]:
-    """The greedy answer under a method, from the prompt's part of the walk on. Returns token ids."""
-    start, tokens, cache = first_layer(method), len(walked.entering[0]), KVCache(decoder.config)
+    """The greedy answer under a method, from the prompt's part of the full run on. Returns token ids."""
+    start, tokens, cache = first_layer(method), len(full_run.entering[0]), KVCache(decoder.config)
     cache.claim(tokens)
     for index in range(start):
-        cache.layers[index] = copy.deepcopy(walked.entering[0].cache[index])
+        cache.layers[index] = copy.deepcopy(full_run.entering[0].cache[index])
         cache.layers[index].trim(tokens)
-    prompt = replace(walked.entering[start], cache=cache, notes={})
+    prompt = replace(full_run.entering[start], cache=cache, notes={})
     answer = [int(logits(decoder, forward(decoder, prompt, method, start=start).hidden[-1:])[0].argmax())]
     while answer[-1] not in stop_ids and len(answer) < most_tokens:
         said = arriving(embedded_text(decoder, answer[-1:]), cache)
@@ -56,16 +56,16 @@ def redundancy(
     most_tokens: int = 64,
 ) -> list[Outcome]:
     """One `Outcome` for each of `methods`, compared with the model that is left alone."""
-    walked = run_in_full(decoder, prompt, most_tokens, stop_ids)
+    full_run = run_in_full(decoder, prompt, most_tokens, stop_ids)
     outcomes = []
     for method in methods:
         if method is None or first_layer(method) == len(decoder.layers):
-            outcomes.append(Outcome(walked.answer, True, 0.0))
+            outcomes.append(Outcome(full_run.answer, True, 0.0))
             continue
-        said, _ = logits_from_layer(decoder, walked, method, first_layer(method))  # (answer, vocabulary)
-        agrees = said.argmax(-1).tolist() == walked.answer
-        answer = walked.answer if agrees else decoded(decoder, walked, method, stop_ids, most_tokens)
-        outcomes.append(Outcome(answer, agrees, float(divergence(said[0], walked.full[0]))))
+        said, _ = logits_from_layer(decoder, full_run, method)  # (answer, vocabulary)
+        agrees = said.argmax(-1).tolist() == full_run.answer
+        answer = full_run.answer if agrees else decoded(decoder, full_run, method, stop_ids, most_tokens)
+        outcomes.append(Outcome(answer, agrees, float(divergence(said[0], full_run.full[0]))))
     return outcomes
 
 

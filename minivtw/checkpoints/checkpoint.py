@@ -16,7 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError, reading
-from .files import file_of, read_json
+from ..model.layers import LayerNorm, Linear
+from .files import file_of, read_fields
 
 # Buffers that older files carry. They are computed from the config, not learned.
 BUFFERS = ("rotary_emb.inv_freq", "rotary_embd.inv_freq", "embeddings.position_ids")
@@ -27,6 +28,7 @@ PIECE = 1 << 20  # numbers read at a time
 STORED: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 NOTHING = np.empty((0, 0), np.float32)  # what is handed out while the headers are checked
 Model = TypeVar("Model")
+Sizes = int | tuple[int, ...]
 
 
 def shard_paths(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -35,13 +37,10 @@ def shard_paths(folder: pathlib.Path) -> list[pathlib.Path]:
         return [single]
     if not (path := file_of(folder, INDEX)):
         raise InputError(f"{folder} holds neither model.safetensors nor {INDEX}")
-    index = read_json(folder, INDEX).get("weight_map")
-    found = list(index.values()) if isinstance(index, dict) else [None]
-    if not all(
-        isinstance(name, str) and name.isprintable() and pathlib.Path(name).name == name != "" for name in found
-    ):
+    names = sorted(set(read_fields(folder, INDEX).section("weight_map").texts().values()))
+    if not all(name.isprintable() and pathlib.Path(name).name == name != "" for name in names):
         raise InputError(f"{path} must map tensor names to files beside it")
-    paths = {name: file_of(folder, name) for name in sorted(set(map(str, found)))}
+    paths = {name: file_of(folder, name) for name in names}
     if lost := [name for name, path in paths.items() if path is None]:
         raise InputError(f"{folder} lacks {', '.join(lost)}, which {INDEX} names")
     return [path for path in paths.values() if path]
@@ -84,16 +83,14 @@ class Shard:
 
     def pieces(self, name: str) -> Iterator[np.ndarray]:
         """The numbers of one tensor, as stored, a piece at a time: what is mapped would die with a file that is cut off."""
-        left, stored = math.prod(self.shapes[name]), np.dtype(STORED[self.dtypes[name]])
-        with reading(self.path), open(self.path, "rb") as file:
-            file.seek(self._starts[name])
-            while left:
-                content = file.read(stored.itemsize * min(left, PIECE))
-                piece = np.frombuffer(content, stored, len(content) // stored.itemsize)
-                if not len(piece):
-                    raise InputError(f"{self.path} ends in {name}: it has become shorter since it was opened")
-                yield widen_bfloat16(piece) if self.dtypes[name] == "BF16" else piece
-                left -= len(piece)
+        count, stored = math.prod(self.shapes[name]), STORED[self.dtypes[name]]
+        for start in range(0, count, PIECE):
+            with reading(self.path):
+                size, place = min(PIECE, count - start), self._starts[name] + start * stored.itemsize
+                piece = np.fromfile(self.path, stored, size, offset=place)
+            if len(piece) < size:
+                raise InputError(f"{self.path} ends in {name}: it has become shorter since it was opened")
+            yield widen_bfloat16(piece) if self.dtypes[name] == "BF16" else piece
 
     def read_into(self, name: str, out: np.ndarray) -> None:
         """Widen one tensor into `out`, a float32 array of as many numbers."""
@@ -102,13 +99,9 @@ class Shard:
             out[start : start + len(piece)] = piece
             start += len(piece)
 
-    def is_finite(self, name: str) -> bool:
-        """Whether every number of a tensor is finite; what is not a float is."""
-        return self.dtypes[name] not in STORED or all(np.isfinite(piece).all() for piece in self.pieces(name))
-
 
 class Checkpoint:
-    """The tensors of a model folder. `fill` builds a model from them; `vector`, `table` and `matrix` hand them out."""
+    """The tensors of a model folder. `fill` builds a model from them, which takes them by the methods below."""
 
     def __init__(self, folder: pathlib.Path, low_memory: bool = False) -> None:
         self.folder = folder
@@ -117,23 +110,19 @@ class Checkpoint:
         for path in shard_paths(folder):
             shard = Shard(path)
             self.shards.update(dict.fromkeys(shard.names, shard))
+        self._names: dict[str, str] = {}
         self._checked = False
         self._taken: list[str] = []
         self._problems: list[str] = []
 
-    def fill(self, form: "Callable[[Checkpoint], Model]") -> Model:
+    def fill(self, form: "Callable[[Checkpoint], Model]", names: dict[str, str] | None = None) -> Model:
         """form(checkpoint), after every tensor it takes was found, fits, and nothing is left over.
 
-        Raises InputError with all that is wrong in one message.
+        names: part of a tensor's name, as the form says it -> what the files say instead. Raises InputError with all
+        that is wrong in one message.
         """
+        self._names = names or {}
         form(self)
-        self._check_tensors()
-        if not self.low_memory:
-            self._check_memory()
-        self._checked = True
-        return form(self)
-
-    def _check_tensors(self) -> None:
         surplus = self.shards.keys() - set(self._taken)
         problems = self._problems + [f"surplus {name}" for name in sorted(surplus) if not name.endswith(BUFFERS)]
         if problems:
@@ -141,6 +130,10 @@ class Checkpoint:
             raise InputError(
                 f"the tensors in {self.folder} do not fit its config: {'; '.join(problems[:MOST_PROBLEMS])}{more}"
             )
+        if not self.low_memory:
+            self._check_memory()
+        self._checked = True
+        return form(self)
 
     @property
     def numbers(self) -> int:
@@ -158,26 +151,34 @@ class Checkpoint:
 
     def damaged(self) -> list[str]:
         """The names of the tensors that hold a number which is not finite. Reads all of the weights."""
-        return sorted(name for name, shard in self.shards.items() if not shard.is_finite(name))
+        floats = [(name, shard) for name, shard in sorted(self.shards.items()) if shard.dtypes[name] in STORED]
+        return [name for name, shard in floats if not all(np.isfinite(piece).all() for piece in shard.pieces(name))]
 
     def __contains__(self, name: str) -> bool:
-        return name in self.shards
+        return self._own(name) in self.shards
+
+    def _own(self, name: str) -> str:
+        """What the files call a tensor."""
+        for part, own in self._names.items():
+            name = name.replace(part, own)
+        return name
 
     def skip(self, prefix: str) -> None:
         """Account for tensors that a file may hold although nothing here computes with them."""
-        self._taken += [name for name in self.shards if name.startswith(prefix)]
+        self._taken += [name for name in self.shards if name.startswith(self._own(prefix))]
 
     def _take(self, *names: str, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> np.ndarray:
         """The tensors stacked along axis 0 as one float32 array of shape `out`; NOTHING on the first (checking) pass.
 
         shapes: the shape of each, as the file must have it.
         """
+        own_names = map(self._own, names)
         if not self._checked:
-            for name, shape in zip(names, shapes, strict=True):
+            for name, shape in zip(own_names, shapes, strict=True):
                 self._look_at(name, shape)
             return NOTHING
         array, start = np.empty(out, np.float32), 0
-        for name, shape in zip(names, shapes, strict=True):
+        for name, shape in zip(own_names, shapes, strict=True):
             self.shards[name].read_into(name, array.reshape(-1)[start : start + math.prod(shape)])
             start += math.prod(shape)
         array.flags.writeable = False  # and so is every view of it: threads may share the weights
@@ -190,27 +191,37 @@ class Checkpoint:
             self._problems.append(f"missing {name} {shape}")
             return
         shard = self.shards[name]
-        if shard.shapes[name] != shape:
+        if shard.shapes[name] not in (shape, (1, *shape)):  # a batch of one holds the same numbers
             self._problems.append(f"{name} has shape {shard.shapes[name]} where the config says {shape}")
         elif shard.dtypes[name] not in STORED:
             self._problems.append(f"{name} is {shard.dtypes[name]}, not float32, float16 or bfloat16")
 
-    def vector(self, *names: str, size: int | tuple[int, ...]) -> np.ndarray:
+    def vector(self, *names: str, size: Sizes) -> np.ndarray:
         """Vectors laid end to end; `size`: the length of each, or one length for all. Returns (sum of sizes,)."""
         sizes = size if isinstance(size, tuple) else (size,) * len(names)
         return self._take(*names, shapes=[(length,) for length in sizes], out=(sum(sizes),))
 
-    def table(self, name: str, rows: int, width: int, batch: bool = False) -> np.ndarray:
-        """An embedding table (rows, width), as stored; `batch`: stored as a batch of one."""
-        return self._take(name, shapes=[(1, rows, width) if batch else (rows, width)], out=(rows, width))
+    def table(self, name: str, rows: int, width: int) -> np.ndarray:
+        """An embedding table (rows, width), as stored."""
+        return self._take(name, shapes=[(rows, width)], out=(rows, width))
 
-    def matrix(self, *names: str, into: int, out: int | tuple[int, ...], kernel: tuple[int, ...] = ()) -> np.ndarray:
+    def matrix(self, *names: str, into: Sizes, out: Sizes) -> np.ndarray:
         """Linear weights, stored (out, in) in PyTorch, side by side as one (in, sum of outs): one product for all.
 
-        `out`: the outputs of each, or one number for all; `kernel`: the stored input axes, where there are several.
+        `into`: the inputs, or the stored axes that they lie on; `out`: the outputs of each, or one number for all.
         """
+        axes = into if isinstance(into, tuple) else (into,)
         outs = out if isinstance(out, tuple) else (out,) * len(names)
-        return self._take(*names, shapes=[(rows, *(kernel or (into,))) for rows in outs], out=(sum(outs), into)).T
+        return self._take(*names, shapes=[(rows, *axes) for rows in outs], out=(sum(outs), math.prod(axes))).T
+
+    def linear(self, *modules: str, into: Sizes, out: Sizes, bias: bool = True) -> Linear:
+        """The weights of one or more modules as `matrix` gives them, and their biases end to end."""
+        weight = self.matrix(*(f"{module}.weight" for module in modules), into=into, out=out)
+        return Linear(weight, self.vector(*(f"{module}.bias" for module in modules), size=out) if bias else None)
+
+    def norm(self, module: str, size: int) -> LayerNorm:
+        """The weight and the bias of a layer norm."""
+        return LayerNorm(self.vector(f"{module}.weight", size=size), self.vector(f"{module}.bias", size=size))
 
     def layers(self, count: int, read: Callable[[int], Any]) -> Sequence[Any]:
         """The layers read(0) … read(count - 1): a list or, to save memory, read anew at every use."""

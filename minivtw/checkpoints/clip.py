@@ -5,18 +5,18 @@ transformers calls them `CLIPVisionConfig`, `SiglipVisionConfig` and, for SigLIP
 
 import pathlib
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..inputs.images import Levels, resized
-from ..model.layers import ACTIVATIONS, LayerNorm, Linear
+from ..model.layers import ACTIVATIONS
 from ..model.vision import Vision, VisionConfig, VisionLayer
 from ..model.weights import MOST_LAYERS
 from .checkpoint import Checkpoint
 from .fields import REQUIRED, Fields
-from .files import file_of, read_json
+from .files import read_fields
 
 # What a config leaves out has its class's default.
 CLIP: dict[str, Any] = dict(image=224, patch=32, width=768, heads=12, activation="quick_gelu", eps=1e-5)
@@ -31,27 +31,10 @@ MOST_SIDE = 4096  # pixels; transformers makes no image longer
 MOST_PATCHES_PER_SIDE = 256  # of a tile; the published towers have up to 37
 
 
-class Names(NamedTuple):
-    """What a tower's files call its tensors, below the tower's prefix; a layer's `{}` is its number."""
-
-    layer: str = "encoder.layers.{}."
-    attention_norm: str = "layer_norm1"
-    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    output: str = "self_attn.out_proj"
-    mlp_norm: str = "layer_norm2"
-    patches: str = "embeddings.patch_embedding"
-    positions: str = "embeddings.position_embedding.weight"
-    post_norm: str = "post_layernorm"
-    batch_of_positions: bool = False  # the table is stored as a batch of one
-
-
-HUGGING_FACE = Names()
-
-
 def vision_config(
     fields: Fields, feature_layer: int, drop_first: bool, post_norm: bool = False, kind: str = "clip_vision_model"
 ) -> VisionConfig:
-    """A vision config's `Fields` -> VisionConfig. The family says which features it takes."""
+    """A vision config's `Fields` -> VisionConfig. The family says which features it takes. Raises InputError."""
     model_type = fields.choice("model_type", tuple(DEFAULTS), kind)
     default = DEFAULTS[model_type]
     fields.refuse_unless(num_channels=3, add_cross_attention=False)
@@ -71,11 +54,6 @@ def vision_config(
         feature_layer=feature_layer,
         drop_first=drop_first,
     )
-    return checked(config, fields)
-
-
-def checked(config: VisionConfig, fields: Fields) -> VisionConfig:
-    """The config, if its numbers fit each other. Raises InputError."""
     if config.width % config.heads:
         raise fields.error(f"has width {config.width}, which {config.heads} heads cannot share evenly")
     if config.patch_size > config.image_size:
@@ -87,44 +65,36 @@ def checked(config: VisionConfig, fields: Fields) -> VisionConfig:
     return config
 
 
-def vision(config: VisionConfig, take: Checkpoint, prefix: str, names: Names = HUGGING_FACE) -> Vision:
+def vision(config: VisionConfig, take: Checkpoint, prefix: str) -> Vision:
     """Fill in a Vision from a checkpoint whose tower tensors start with `prefix`."""
     width, kernel = config.width, (3, config.patch_size, config.patch_size)
 
-    def norm(name: str) -> LayerNorm:
-        return LayerNorm(take.vector(f"{name}.weight", size=width), take.vector(f"{name}.bias", size=width))
-
-    def linear(*modules: str, into: int = width, out: int = width) -> Linear:
-        return Linear(
-            take.matrix(*(f"{module}.weight" for module in modules), into=into, out=out),
-            take.vector(*(f"{module}.bias" for module in modules), size=out),
-        )
-
     def layer(index: int) -> VisionLayer:
-        name = prefix + names.layer.format(index)
+        name = f"{prefix}encoder.layers.{index}."
+        is_one = f"{name}self_attn.qkv_proj.weight" in take  # in nanoVLM's files
+        projections = [f"{name}self_attn.{part}_proj" for part in (["qkv"] if is_one else "qkv")]
         return VisionLayer(
-            attention_norm=norm(name + names.attention_norm),
-            qkv=linear(*(name + part for part in names.qkv), out=3 * width // len(names.qkv)),
-            output=linear(name + names.output),
-            mlp_norm=norm(name + names.mlp_norm),
-            up=linear(f"{name}mlp.fc1", out=config.mlp_width),
-            down=linear(f"{name}mlp.fc2", into=config.mlp_width),
+            attention_norm=take.norm(f"{name}layer_norm1", width),
+            qkv=take.linear(*projections, into=width, out=3 * width // len(projections)),
+            output=take.linear(f"{name}self_attn.out_proj", into=width, out=width),
+            mlp_norm=take.norm(f"{name}layer_norm2", width),
+            up=take.linear(f"{name}mlp.fc1", into=width, out=config.mlp_width),
+            down=take.linear(f"{name}mlp.fc2", into=config.mlp_width, out=width),
         )
 
     if not config.class_token:
         take.skip(f"{prefix}head.")  # SigLIP's pooled vector of the whole image, which no feature depends on
-    positions = config.patches + config.class_token
+    embeddings, positions = f"{prefix}embeddings.", config.patches + config.class_token
     return Vision(
         config=config,
-        patch_embedding=Linear(
-            take.matrix(f"{prefix}{names.patches}.weight", into=3 * config.patch_size**2, out=width, kernel=kernel),
-            None if config.class_token else take.vector(f"{prefix}{names.patches}.bias", size=width),
+        patch_embedding=take.linear(
+            f"{embeddings}patch_embedding", into=kernel, out=width, bias=not config.class_token
         ),
-        class_embedding=take.vector(f"{prefix}embeddings.class_embedding", size=width) if config.class_token else None,
-        position_embedding=take.table(prefix + names.positions, positions, width, batch=names.batch_of_positions),
-        pre_norm=norm(f"{prefix}pre_layrnorm") if config.pre_norm else None,  # CLIP's own spelling
+        class_embedding=take.vector(f"{embeddings}class_embedding", size=width) if config.class_token else None,
+        position_embedding=take.table(f"{embeddings}position_embedding.weight", positions, width),
+        pre_norm=take.norm(f"{prefix}pre_layrnorm", width) if config.pre_norm else None,  # CLIP's own spelling
         layers=take.layers(config.layers, layer),
-        post_norm=norm(prefix + names.post_norm),  # in every file, whether the features are normed or not
+        post_norm=take.norm(f"{prefix}post_layernorm", width),  # in every file, whether the features are normed or not
     )
 
 
@@ -135,14 +105,16 @@ class ClipPixels:
     shortest_edge: int | None  # resize until the shorter side is this long …
     exact_size: tuple[int, int] | None  # … or to exactly this (height, width)
     resample: int  # Pillow's number of the interpolation; 3 is bicubic
-    crop: tuple[int, int] | None  # (height, width) cut out of the centre
+    crop: tuple[int, int] | None  # (height, width) cut out of the centre; what lies beyond the image is black
     levels: Levels
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """A Pillow RGB image to pixels, (3, height, width) float32."""
         image = self.resize(image)
         if self.crop:
-            image = centre_crop(image, *self.crop)
+            height, width = self.crop
+            top, left = (image.height - height) // 2, (image.width - width) // 2
+            image = image.crop((left, top, left + width, top + height))
         return self.levels(image)
 
     def resize(self, image: Image.Image) -> Image.Image:
@@ -155,25 +127,13 @@ class ClipPixels:
             height, width = (self.shortest_edge, longer) if height <= width else (longer, self.shortest_edge)
         return resized(image, (width, height), self.resample)
 
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) of the result, where the settings fix it."""
-        return self.crop or self.exact_size
-
-
-def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The middle height x width pixels; what lies beyond the image is black."""
-    top, left = (image.height - height) // 2, (image.width - width) // 2
-    return image.crop((left, top, left + width, top + height))
-
 
 def image_processor_fields(folder: pathlib.Path) -> Fields:
     """preprocessor_config.json or, as transformers 5 saves it, the part `image_processor` of processor_config.json."""
-    if file_of(folder, "processor_config.json"):
-        fields = Fields(read_json(folder, "processor_config.json"), f"{folder}/processor_config.json")
-        if fields.has("image_processor"):
-            return fields.section("image_processor")
-    return Fields(read_json(folder, "preprocessor_config.json"), f"{folder}/preprocessor_config.json")
+    fields = read_fields(folder, "processor_config.json", optional=True)
+    if fields.has("image_processor"):
+        return fields.section("image_processor")
+    return read_fields(folder, "preprocessor_config.json")
 
 
 def level_settings(fields: Fields, default: Any = REQUIRED) -> Levels:
@@ -189,12 +149,9 @@ def level_settings(fields: Fields, default: Any = REQUIRED) -> Levels:
 def sides(fields: Fields, key: str, default: dict[str, int]) -> Fields:
     """A size as old and new files say it, a number or an object -> Fields."""
     size = fields.raw(key)
-    size = default if size is None else size
     if type(size) is int:
-        size = {"shortest_edge": size, "height": size, "width": size}
-    if not isinstance(size, dict):
-        raise fields.error(f"has a {key} that is neither a number nor an object")
-    return Fields(size, f"{key} of preprocessor_config.json")
+        return Fields({"shortest_edge": size, "height": size, "width": size}, f"{key} of {fields.where}")
+    return fields.section(key, default)
 
 
 def pixel_settings(folder: pathlib.Path, image_size: int) -> ClipPixels:
@@ -211,6 +168,7 @@ def pixel_settings(folder: pathlib.Path, image_size: int) -> ClipPixels:
         (crop.positive_int("height"), crop.positive_int("width")) if crops else None,
         level_settings(fields),
     )
-    if settings.size != (image_size, image_size):
-        raise fields.error(f"makes images of {settings.size} pixels; the vision tower sees {image_size} x {image_size}")
+    made = settings.crop or settings.exact_size
+    if made != (image_size, image_size):
+        raise fields.error(f"makes images of {made} pixels; the vision tower sees {image_size} x {image_size}")
     return settings

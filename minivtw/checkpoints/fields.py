@@ -15,25 +15,36 @@ def is_integer(value: Any, least: int, most: int) -> bool:
 
 
 class Fields:
-    """One JSON object of a config; `where` names it in errors. A default stands in for an absent or null key."""
+    """One JSON object of a config; `where` names it in errors. A default stands in for an absent or null key.
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
+    names: key -> what this object calls it, where that differs.
+    """
+
+    def __init__(self, values: dict[str, Any], where: str, names: dict[str, str] | None = None) -> None:
         self._values = values
         self.where = where
+        self._names = names or {}
+
+    def renamed(self, names: dict[str, str]) -> "Fields":
+        """The same object, to be asked for other keys than its own, none of which it may lack; names: as above."""
+        for own_key in names.values():
+            if not self.has(own_key):
+                raise self.error(f"lacks {own_key}")
+        return Fields(self._values, self.where, names)
 
     def _get(self, key: str, default: Any, fits: Callable[[Any], bool], kind: str) -> Any:
-        value = self._values.get(key)
+        value, own_key = self.raw(key), self._names.get(key, key)
         if value is None:
             if default is REQUIRED:
-                raise self.error(f"lacks {key}")
+                raise self.error(f"lacks {own_key}")
             return default
         if not fits(value):
-            raise InputError(f"{key} in {self.where} must be {kind}, not {repr(value)[:80]}")
+            raise InputError(f"{own_key} in {self.where} must be {kind}, not {repr(value)[:80]}")
         return value
 
     def has(self, key: str) -> bool:
         """Whether the key is there, and not null."""
-        return self._values.get(key) is not None
+        return self.raw(key) is not None
 
     def positive_int(self, key: str, default: Any = REQUIRED, most: int = MOST) -> int:
         """An integer from 1 to `most`."""
@@ -90,10 +101,8 @@ class Fields:
         return self._get(key, default, lambda v: isinstance(v, str), "text")
 
     def texts(self) -> dict[str, str]:
-        """All of the object, when every value of it is text."""
-        if not all(isinstance(value, str) for value in self._values.values()):
-            raise self.error("must map names to text")
-        return dict(self._values)
+        """All of the object, every value of which must be text."""
+        return {key: self.text(key) for key in self._values}
 
     def section(self, key: str, default: Any = REQUIRED) -> "Fields":
         """A nested object, as `Fields`."""
@@ -102,7 +111,7 @@ class Fields:
 
     def raw(self, key: str) -> Any:
         """The value as it stands; None where there is none."""
-        return self._values.get(key)
+        return self._values.get(self._names.get(key, key))
 
     def error(self, message: str) -> InputError:
         """An InputError that begins with where this object is."""

@@ -3,10 +3,10 @@
 import json
 import os
 import pathlib
-from typing import Any
 
 from ..errors import InputError, reading
 from ..inputs.files import text_of
+from .fields import Fields
 
 
 def file_of(folder: str | os.PathLike, name: str) -> pathlib.Path | None:
@@ -33,15 +33,15 @@ def read_text(folder: str | os.PathLike, name: str) -> str | None:
     return None if path is None else text_of(path)
 
 
-def read_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
-    """The object in a JSON file of a model folder. Raises InputError if it is missing or broken."""
+def read_fields(folder: str | os.PathLike, name: str, optional: bool = False) -> Fields:
+    """The object in a folder's JSON file; optional: an empty one where there is no such file. Raises InputError."""
     path, text = pathlib.Path(folder, name), read_text(folder, name)
-    if text is None:
+    if text is None and not optional:
         raise InputError(f"{folder} lacks {name}")
     try:
-        content = json.loads(text)
+        content = {} if text is None else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object")
-    return content
+    return Fields(content, str(path))

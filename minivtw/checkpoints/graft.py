@@ -18,8 +18,7 @@ from ..inputs.files import sha256_of_all
 from ..inputs.prompts import MARK
 from . import llava
 from .checkpoint import STORED, Checkpoint, Shard, shard_paths
-from .fields import Fields
-from .files import read_json
+from .files import read_fields
 from .hub import FETCHED, embedded_folder, own_cache, shipped_folder
 from .smollm2 import Progress, write_smollm2
 from .tokenizer import load_tokenizer
@@ -28,7 +27,6 @@ GRAFT = "graft.safetensors"  # in weights/minivtw-smol: tower, connector, LoRA
 WORDS = "language_model.model.embed_tokens.weight"
 MADE_FROM = "graft.sha256"  # in the merged folder: which shipped files it has
 LORA = (".lora_A.weight", ".lora_B.weight")
-ROOM = 1.5e9  # bytes on disk while a model is made
 
 
 def float32_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -74,7 +72,7 @@ def write_smol(folder: pathlib.Path, base: pathlib.Path) -> None:
     save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / MADE_FROM).write_text(shipped_files(grafted), encoding="utf-8")
     # Every tensor is there, in the shape that the config says.
-    llava.load(Fields(read_json(folder, "config.json"), f"{folder}/config.json"), folder, Checkpoint(folder))
+    llava.load(read_fields(folder, "config.json"), folder, Checkpoint(folder))
 
 
 def shipped_files(grafted: pathlib.Path) -> str:
@@ -106,9 +104,6 @@ def fetch(
         if is_current(name, output):
             return output
         output.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(output.parent).free
-        if free < ROOM:
-            raise InputError(f"{output.parent} has {free / 1e9:.1f} GB left; making {name} takes {ROOM / 1e9:.1f}")
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as beside:
             drafts = pathlib.Path(beside)
             if name == "smollm2" or not base.is_dir():
@@ -120,7 +115,9 @@ def fetch(
                 write_smol(drafts / output.name, base)
             for path in (drafts / output.name).rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)
-            move(drafts / output.name, output, drafts / "older")
+            if output.is_dir():  # merged with an older graft
+                output.rename(drafts / "older")
+            (drafts / output.name).rename(output)
     except InputError:
         raise
     except (OSError, SafetensorError) as error:
@@ -128,15 +125,3 @@ def fetch(
     except (KeyError, ValueError) as error:  # tensors that are missing or of another shape
         raise InputError(f"cannot make {output}: what is in {base} is damaged; remove it, and fetch again") from error
     return output
-
-
-def move(new: pathlib.Path, place: pathlib.Path, older: pathlib.Path) -> None:
-    """A folder to its place; what is there goes to `older`, and comes back if this does not end well."""
-    try:
-        if place.is_dir():  # merged with an older graft
-            place.rename(older)
-        new.rename(place)
-    except BaseException:
-        if older.is_dir() and not place.exists():
-            older.rename(place)
-        raise

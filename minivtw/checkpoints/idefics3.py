@@ -17,7 +17,6 @@ from PIL import Image
 from ..inputs.images import Levels, resized
 from ..model.connector import ShuffleConnector, shuffle_connect
 from ..model.decoder import Decoder
-from ..model.layers import Linear
 from ..model.vision import Vision
 from . import clip, llama
 from .checkpoint import Checkpoint
@@ -40,11 +39,11 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     tokens = tile_tokens(fields, pixels.side // vision_config.patch_size, factor)  # per tile
 
     def form(take: Checkpoint) -> tuple[Vision, ShuffleConnector, Decoder]:
-        name, into = "model.connector.modality_projection.proj.weight", vision_config.width * factor**2
-        projection = take.matrix(name, into=into, out=text_config.width)
+        name, into = "model.connector.modality_projection.proj", vision_config.width * factor**2
+        projection = take.linear(name, into=into, out=text_config.width, bias=False)
         return (
             clip.vision(vision_config, take, "model.vision_model."),
-            ShuffleConnector(Linear(projection), factor),
+            ShuffleConnector(projection, factor),
             llama.decoder(text_config, take, "model.text_model."),
         )
 

@@ -7,11 +7,11 @@ A folder says it in a chat template, which is a program in Jinja. It is never ru
 import pathlib
 import re
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..inputs.prompts import MARK
-from .files import file_of, read_json, read_text
+from .files import read_fields, read_text
 
 # Vicuna's own system message. The hub's template leaves it out; the paper's measurements have it.
 VICUNA_SYSTEM = (
@@ -47,16 +47,13 @@ class Layout(NamedTuple):
             raise InputError(f"{MARK} marks a place in a question; a system message shows no image")
         turn = place_images(text, images, self)
         space = "" if turn.startswith(MARK) else self.space
-        return f"{self.opening(system) if is_first else self.between}{self.user}{space}{turn}{self.closes}"
+        before, after = self.system
+        opening = self.opens + (self.default_system if system is None else f"{before}{system}{after}")
+        return f"{opening if is_first else self.between}{self.user}{space}{turn}{self.closes}"
 
     def marks(self) -> set[str]:
         """What it writes in angle brackets: not for a question to say, whether or not the tokenizer calls it special."""
         return set(re.findall(r"<[^<>\s]+>", "".join(map(str, self)))) - {MARK}
-
-    def opening(self, system: str | None) -> str:
-        """What stands before the first turn."""
-        before, after = self.system
-        return self.opens + (self.default_system if system is None else f"{before}{system}{after}")
 
 
 def place_images(text: str, images: int, layout: Layout) -> str:
@@ -97,7 +94,7 @@ GRANITE = Layout(
 )  # fmt: skip
 
 MOST_TEMPLATE = 20_000  # characters; what is longer is not looked at
-TAG = re.compile(r"\{%.*?%\}|\{#.*?#\}|\{\{.*?\}\}", re.DOTALL)
+TAG = re.compile(r"(\{%.*?%\}|\{#.*?#\}|\{\{.*?\}\})", re.DOTALL)
 QUOTED = re.compile(r"\[\s*(?:'[^']*'|\"[^\"]*\")\s*\]|'([^']*)'|\"([^\"]*)\"")  # a key in brackets, or a text
 
 
@@ -107,18 +104,15 @@ def sketch(template: str) -> str:
     A piece is what stands between two control tags, with `{}` for what is filled in: branches follow each other, a loop
     is written once. The pieces are joined by `¦`.
     """
-    text, end = "", 0
-    for tag in [*TAG.finditer(template), None]:
-        outside = template[end : tag.start() if tag else None]
+    texts, tags = TAG.split(template)[::2], TAG.findall(template)
+    sketched = ""
+    for text, before, after in zip(texts, ["", *tags], [*tags, ""]):
         # As transformers renders them: a minus takes white space away, a control tag the line break after it.
-        before = template[max(end - 3, 0) : end]
-        outside = outside.lstrip() if before.startswith("-") else outside
-        outside = outside.removeprefix("\n") if before[1:] in ("%}", "#}") else outside
-        text += outside.rstrip() if tag and tag[0][2] == "-" else outside
-        if tag:
-            text += {"{": written(tag[0].strip("{}- \n")), "%": "¦", "#": ""}[tag[0][1]]
-            end = tag.end()
-    pieces = [piece for piece in text.replace("\\n", "\n").split("¦") if piece]
+        text = text.lstrip() if before[-3:-2] == "-" else text
+        text = text.removeprefix("\n") if before[-2:] in ("%}", "#}") else text
+        sketched += text.rstrip() if after[2:3] == "-" else text
+        sketched += {"{{": written(after.strip("{}- \n")), "{%": "¦"}.get(after[:2], "")
+    pieces = [piece for piece in sketched.replace("\\n", "\n").split("¦") if piece]
     return "¦".join(piece for piece, last in zip(pieces, [None, *pieces]) if piece != last)
 
 
@@ -167,25 +161,22 @@ def layout_of(template: str) -> Layout | None:
     return None
 
 
-def folder_template(folder: pathlib.Path) -> tuple[str, str] | tuple[None, None]:
-    """(the file, the text) of a model folder's chat template, (None, None) without one. Raises InputError."""
-    template = read_text(folder, "chat_template.jinja")
-    if template is not None:
-        return "chat_template.jinja", template
+def folder_template(folder: pathlib.Path) -> str | None:
+    """The text of a model folder's chat template, None without one. Raises InputError."""
+    template: Any = read_text(folder, "chat_template.jinja")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = read_json(folder, name).get("chat_template") if file_of(folder, name) else None
+        if not isinstance(template, str):
+            template = read_fields(folder, name, optional=True).raw("chat_template")
         if isinstance(template, list):  # several, by name
             named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
             template = named[0].get("template") if named else None
-        if isinstance(template, str):
-            return name, template
-    return None, None
+    return template if isinstance(template, str) else None
 
 
 def folder_layout(folder: pathlib.Path, own: Layout) -> Layout:
     """The layout that a folder's template asks for; the family's own where it has none, or one that is not known."""
-    name, template = folder_template(folder)
-    return own if template is None or name is None else known_layout(template, folder / name, own)
+    template = folder_template(folder)
+    return own if template is None else known_layout(template, folder, own)
 
 
 def known_layout(template: str, where: pathlib.Path | str, own: Layout) -> Layout:

@@ -4,9 +4,7 @@ As a whole model they are language models that see nothing (`LlamaForCausalLM`, 
 """
 
 import pathlib
-from typing import NamedTuple
 
-from ..model.layers import Linear
 from ..model.weights import MOST_LAYERS, Decoder, DecoderConfig, DecoderLayer
 from .checkpoint import Checkpoint
 from .fields import Fields
@@ -25,20 +23,6 @@ REFUSED = dict(
     embedding_multiplier=1, attention_multiplier=None, residual_multiplier=1, logits_scaling=1,
     quantization_config=None,
 )  # fmt: skip
-
-
-class Names(NamedTuple):
-    """What a decoder's files call its tensors, below the decoder's prefix; a layer's `{}` is its number."""
-
-    layer: str = "layers.{}."
-    input_norm: str = "input_layernorm"
-    attention: str = "self_attn."
-    output: str = "o_proj"
-    mlp_norm: str = "post_attention_layernorm"
-    embedding: str = "embed_tokens"
-
-
-HUGGING_FACE = Names()
 
 
 def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
@@ -70,11 +54,6 @@ def decoder_config(fields: Fields) -> DecoderConfig:
         qkv_bias=model_type == "qwen2",
         tied_head=fields.boolean("tie_word_embeddings", False),
     )
-    return checked(config, fields)
-
-
-def checked(config: DecoderConfig, fields: Fields) -> DecoderConfig:
-    """The config, if its numbers fit each other. Raises InputError."""
     if config.heads % config.kv_heads:
         raise fields.error(f"has {config.heads} heads, which {config.kv_heads} key-value heads cannot share evenly")
     if config.head_dim % 2 or not config.head_dim:
@@ -92,32 +71,25 @@ def rope_theta(fields: Fields, default: float) -> float:
     return fields.number("rope_theta", default)
 
 
-def decoder(
-    config: DecoderConfig,
-    take: Checkpoint,
-    prefix: str = "model.",
-    head: str = "lm_head.weight",
-    names: Names = HUGGING_FACE,
-) -> Decoder:
+def decoder(config: DecoderConfig, take: Checkpoint, prefix: str = "model.", head: str = "lm_head.weight") -> Decoder:
     """Fill in a Decoder from a checkpoint whose decoder tensors start with `prefix`."""
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     sizes = (query, key_value, key_value)
 
     def layer(index: int) -> DecoderLayer:
-        name = prefix + names.layer.format(index)
-        projections = [f"{name}{names.attention}{letter}_proj" for letter in "qkv"]
+        name = f"{prefix}layers.{index}."
+        projections = [f"{name}self_attn.{letter}_proj" for letter in "qkv"]
         gate_up = [f"{name}mlp.{part}_proj.weight" for part in ("gate", "up")]
-        bias = take.vector(*(f"{p}.bias" for p in projections), size=sizes) if config.qkv_bias else None
         return DecoderLayer(
-            input_norm=take.vector(f"{name}{names.input_norm}.weight", size=width),
-            qkv=Linear(take.matrix(*(f"{p}.weight" for p in projections), into=width, out=sizes), bias),
-            output=take.matrix(f"{name}{names.attention}{names.output}.weight", into=query, out=width),
-            mlp_norm=take.vector(f"{name}{names.mlp_norm}.weight", size=width),
+            input_norm=take.vector(f"{name}input_layernorm.weight", size=width),
+            qkv=take.linear(*projections, into=width, out=sizes, bias=config.qkv_bias),
+            output=take.matrix(f"{name}self_attn.o_proj.weight", into=query, out=width),
+            mlp_norm=take.vector(f"{name}post_attention_layernorm.weight", size=width),
             gate_up=take.matrix(*gate_up, into=width, out=config.mlp_width),
             down=take.matrix(f"{name}mlp.down_proj.weight", into=config.mlp_width, out=width),
         )
 
-    embedding = f"{prefix}{names.embedding}.weight"
+    embedding = f"{prefix}embed_tokens.weight"
     # Some files of tied models store the head all the same, and then it counts; some of nanoVLM's store it alone.
     tied = config.tied_head and (head not in take or embedding not in take)
     return Decoder(

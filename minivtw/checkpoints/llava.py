@@ -2,11 +2,10 @@
 
 import functools
 import pathlib
-from collections.abc import Callable
 
 from ..model.connector import Connector, connect
 from ..model.decoder import Decoder, DecoderConfig
-from ..model.layers import ACTIVATIONS, Linear
+from ..model.layers import ACTIVATIONS
 from ..model.vision import Vision, VisionConfig
 from . import clip, llama
 from .checkpoint import Checkpoint
@@ -24,7 +23,7 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     text_config, vision_config = configs(fields, feature_layer=-2, selects="default")
     pixels = clip.pixel_settings(folder, vision_config.image_size)
-    vision, connector, decoder = checkpoint.fill(form(fields, text_config, vision_config))
+    vision, connector, decoder = checkpoint.fill(lambda take: taken(take, fields, text_config, vision_config))
     plan = functools.partial(one_tile, pixels, vision_config.features, "<image>" * vision_config.features)
     vision_parts = VisionParts(
         encoder=vision,
@@ -35,32 +34,22 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     return Parts(decoder, folder_layout(folder, INTERLEAVE if text_config.qkv_bias else VICUNA), vision_parts)
 
 
-def form(
-    fields: Fields, text_config: DecoderConfig, vision_config: VisionConfig
-) -> Callable[[Checkpoint], tuple[Vision, Connector, Decoder]]:
-    """A function that takes the tensors of the tower, the connector and the decoder from a checkpoint."""
-    activation = fields.choice("projector_hidden_act", tuple(ACTIVATIONS), "gelu")
-    has_bias = fields.boolean("multimodal_projector_bias", True)
-
-    def taken(take: Checkpoint) -> tuple[Vision, Connector, Decoder]:
-        is_new = "model.language_model.embed_tokens.weight" in take
-        vision, projector, decoder, head = NEW_NAMES if is_new else OLD_NAMES
-        if f"{vision}embeddings.patch_embedding.weight" not in take:
-            vision = f"{vision}vision_model."
-
-        def linear(name: str, into: int) -> Linear:
-            return Linear(
-                take.matrix(f"{projector}{name}.weight", into=into, out=text_config.width),
-                take.vector(f"{projector}{name}.bias", size=text_config.width) if has_bias else None,
-            )
-
-        return (
-            clip.vision(vision_config, take, vision),
-            Connector(linear("linear_1", vision_config.width), linear("linear_2", text_config.width), activation),
-            llama.decoder(text_config, take, decoder, head),
-        )
-
-    return taken
+def taken(
+    take: Checkpoint, fields: Fields, text_config: DecoderConfig, vision_config: VisionConfig
+) -> tuple[Vision, Connector, Decoder]:
+    """The tower, the connector and the decoder out of a checkpoint."""
+    is_new = "model.language_model.embed_tokens.weight" in take
+    vision, projector, decoder, head = NEW_NAMES if is_new else OLD_NAMES
+    if f"{vision}embeddings.patch_embedding.weight" not in take:
+        vision = f"{vision}vision_model."
+    width, has_bias = text_config.width, fields.boolean("multimodal_projector_bias", True)
+    up = take.linear(f"{projector}linear_1", into=vision_config.width, out=width, bias=has_bias)
+    down = take.linear(f"{projector}linear_2", into=width, out=width, bias=has_bias)
+    return (
+        clip.vision(vision_config, take, vision),
+        Connector(up, down, fields.choice("projector_hidden_act", tuple(ACTIVATIONS), "gelu")),
+        llama.decoder(text_config, take, decoder, head),
+    )
 
 
 def configs(fields: Fields, feature_layer: int, selects: str) -> tuple[DecoderConfig, VisionConfig]:

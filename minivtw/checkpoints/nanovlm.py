@@ -22,9 +22,8 @@ from PIL import Image
 from ..inputs.images import Levels, resized
 from ..inputs.prompts import MARK
 from ..model.connector import ShuffleConnector, shuffle_connect
-from ..model.layers import Linear
-from ..model.vision import Vision, VisionConfig
-from ..model.weights import MOST_LAYERS, Decoder, DecoderConfig
+from ..model.decoder import Decoder
+from ..model.vision import Vision
 from . import clip, llama
 from .checkpoint import Checkpoint
 from .fields import Fields
@@ -32,60 +31,77 @@ from .idefics3 import tile_tokens
 from .layouts import CHATML, Layout, known_layout
 from .parts import Parts, Plan, Tiler, VisionParts, grid_within, one_tile
 
-BILINEAR = 2  # Pillow's number
-TOWER_NAMES = clip.Names(
-    layer="blocks.{}.", attention_norm="ln1", qkv=("attn.qkv_proj",), output="attn.out_proj", mlp_norm="ln2",
-    patches="patch_embedding.conv", positions="patch_embedding.position_embedding", post_norm="layer_norm",
-    batch_of_positions=True,
-)  # fmt: skip
-DECODER_NAMES = llama.Names("blocks.{}.", "norm1", "attn.", "out_proj", "norm2", "token_embedding")
+BILINEAR = Image.Resampling.BILINEAR
+# What transformers calls a key in the configs of SigLIP and Llama -> what it is called here
+VISION_KEYS = {
+    "image_size": "vit_img_size", "patch_size": "vit_patch_size", "hidden_size": "vit_hidden_dim",
+    "num_hidden_layers": "vit_n_blocks", "num_attention_heads": "vit_n_heads", "intermediate_size": "vit_inter_dim",
+    "layer_norm_eps": "vit_ln_eps",
+}  # fmt: skip
+TEXT_KEYS = {
+    "vocab_size": "lm_vocab_size", "hidden_size": "lm_hidden_dim", "num_hidden_layers": "lm_n_blocks",
+    "num_attention_heads": "lm_n_heads", "num_key_value_heads": "lm_n_kv_heads", "intermediate_size": "lm_inter_dim",
+    "rms_norm_eps": "lm_rms_eps", "rope_theta": "lm_re_base", "max_position_embeddings": "lm_max_position_embeddings",
+    "tie_word_embeddings": "lm_tie_weights",
+}  # fmt: skip
+# What the tensors of SigLIP and Llama are called -> what they are called here
+NAMES = {
+    "encoder.encoder.layers.": "encoder.blocks.", "layer_norm1": "ln1", "layer_norm2": "ln2",
+    "post_layernorm": "layer_norm", "embeddings.patch_embedding": "patch_embedding.conv",
+    "embeddings.position_embedding.weight": "patch_embedding.position_embedding", "decoder.layers.": "decoder.blocks.",
+    "input_layernorm": "norm1", "post_attention_layernorm": "norm2", "embed_tokens": "token_embedding",
+    "self_attn.o_proj": "attn.out_proj", "self_attn.": "attn.",
+}  # fmt: skip
 # It was trained on images before the question, so there they go.
 IN_PLAIN_WORDS = Layout("", " Answer:", turn_end="<|endoftext|>", image=MARK, words="Question: ", images_move=True)
 
 
 def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
-    vision_config, text_config = vision_fields(fields), text_fields(fields)
+    vision_fields = fields.renamed(VISION_KEYS)
+    vision_config = clip.vision_config(vision_fields, -1, drop_first=False, post_norm=True, kind="siglip_vision_model")
+    text_config = llama.decoder_config(fields.renamed(TEXT_KEYS))
     factor = fields.positive_int("mp_pixel_shuffle_factor", 2)
     tokens = tile_tokens(fields, vision_config.image_size // vision_config.patch_size, factor)
-    fields.refuse_unless(mp_image_token_length=tokens)
+    fields.refuse_unless(mp_image_token_length=tokens, vit_cls_flag=False, lm_attn_scaling=1.0, lm_use_tokens=False)
     extra = fields.section("vlm_extra_tokens").texts() if fields.has("vlm_extra_tokens") else {"image_token": MARK}
     if "image_token" not in extra:
         raise fields.error("names no image_token among its vlm_extra_tokens")
-    has_tiles = fields.has("max_img_size")
-    plan = grid_plan(fields, vision_config, tokens, extra) if has_tiles else square_plan(vision_config, tokens, extra)
-    tile = Tiler(vision_config.image_size, text_config.max_positions, plan)
+    side = vision_config.image_size
+    if fields.has("max_img_size"):
+        plan = grid_plan(fields, side, tokens, extra)
+    else:  # one image, squeezed to a square, levels from 0 to 1
+        pixels = clip.ClipPixels(None, (side, side), BILINEAR, crop=None, levels=Levels())
+        plan = functools.partial(one_tile, pixels, tokens, extra["image_token"] * tokens)
     template = fields.text("lm_chat_template", "") or None
 
     def form(take: Checkpoint) -> tuple[Vision, ShuffleConnector, Decoder]:
-        projection = take.matrix("MP.proj.weight", into=vision_config.width * factor**2, out=text_config.width)
+        projection = take.linear("MP.proj", into=vision_config.width * factor**2, out=text_config.width, bias=False)
         return (
-            clip.vision(vision_config, take, "vision_encoder.", TOWER_NAMES),
-            ShuffleConnector(Linear(projection), factor),
-            llama.decoder(text_config, take, "decoder.", "decoder.head.weight", DECODER_NAMES),
+            clip.vision(vision_config, take, "vision_encoder."),
+            ShuffleConnector(projection, factor),
+            llama.decoder(text_config, take, "decoder.", "decoder.head.weight"),
         )
 
-    tower, connector, decoder = checkpoint.fill(form)
+    tower, connector, decoder = checkpoint.fill(form, NAMES)
     return Parts(
         decoder=decoder,
         layout=known_layout(template, f"{folder}/config.json", CHATML) if template else IN_PLAIN_WORDS,
-        vision=VisionParts(tower, functools.partial(shuffle_connect, connector), tile, extra["image_token"]),
+        vision=VisionParts(
+            encoder=tower,
+            connect=functools.partial(shuffle_connect, connector),
+            tile=Tiler(side, text_config.max_positions, plan),
+            image_token=extra["image_token"],
+        ),
         extra_tokens=tuple(extra.values()),
         tokenizer=fields.text("lm_tokenizer", "HuggingFaceTB/cosmo2-tokenizer"),
     )
 
 
-def square_plan(config: VisionConfig, tokens: int, extra: dict[str, str]) -> Callable[..., Plan]:
-    """One image, squeezed to a square, levels from 0 to 1: the `Tiler`'s plan in the layouts before tiles."""
-    side = (config.image_size, config.image_size)
-    pixels = clip.ClipPixels(None, side, BILINEAR, crop=None, levels=Levels())
-    return functools.partial(one_tile, pixels, tokens, extra["image_token"] * tokens)
-
-
-def grid_plan(fields: Fields, config: VisionConfig, tokens: int, extra: dict[str, str]) -> Callable[..., Plan]:
+def grid_plan(fields: Fields, side: int, tokens: int, extra: dict[str, str]) -> Callable[..., Plan]:
     """Tiles, the overview first, each with the token of its place: the `Tiler`'s plan in the third layout."""
     pixels = GridPixels(
-        side=config.image_size,
+        side=side,
         longest_edge=fields.positive_int("max_img_size", most=clip.MOST_SIDE),
         fills=fields.boolean("resize_to_max_side_len", False),
         views="global_image_token" in extra,
@@ -130,8 +146,9 @@ class GridPixels(NamedTuple):
         side = self.side
         image = resized(image, (columns * side, rows * side), Image.Resampling.BICUBIC)
         pixels = Levels()(image)  # (3, rows * side, columns * side)
-        if self.views and rows * columns > 1:
-            yield overview(pixels, side)
+        if self.views and rows * columns > 1:  # the overview, shrunk in floats, not in levels
+            shrunk = [resized(Image.fromarray(channel), (side, side), BILINEAR) for channel in pixels]
+            yield np.stack([np.asarray(channel, np.float32) for channel in shrunk])
         grid = pixels.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
         yield from grid.reshape(rows * columns, 3, side, side)
 
@@ -141,52 +158,3 @@ class GridPixels(NamedTuple):
         target = longest_edge if self.fills else min(longest_edge, math.ceil(longer / self.side) * self.side)
         other = max(math.ceil(shorter * (target / longer) / self.side), 1)
         return (other, target // self.side) if width >= height else (target // self.side, other)
-
-
-def overview(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Pixels (3, height, width) shrunk to (3, side, side), bilinear and in floats, not in levels."""
-    channels = [resized(Image.fromarray(channel), (side, side), Image.Resampling.BILINEAR) for channel in pixels]
-    return np.stack([np.asarray(channel, np.float32) for channel in channels])
-
-
-def vision_fields(fields: Fields) -> VisionConfig:
-    """The `vit_*` keys -> VisionConfig."""
-    fields.refuse_unless(vit_cls_flag=False)
-    config = VisionConfig(
-        image_size=fields.positive_int("vit_img_size", most=clip.MOST_SIDE),
-        patch_size=fields.positive_int("vit_patch_size", most=clip.MOST_SIDE),
-        width=fields.positive_int("vit_hidden_dim"),
-        layers=fields.positive_int("vit_n_blocks", most=MOST_LAYERS),
-        heads=fields.positive_int("vit_n_heads"),
-        mlp_width=fields.positive_int("vit_inter_dim"),
-        activation="gelu_pytorch_tanh",
-        layer_norm_eps=fields.number("vit_ln_eps", 1e-6),
-        class_token=False,
-        pre_norm=False,
-        post_norm=True,
-        feature_layer=-1,
-        drop_first=False,
-    )
-    return clip.checked(config, fields)
-
-
-def text_fields(fields: Fields) -> DecoderConfig:
-    """The `lm_*` keys -> DecoderConfig."""
-    fields.refuse_unless(lm_attn_scaling=1.0, lm_use_tokens=False)
-    width, heads = fields.positive_int("lm_hidden_dim"), fields.positive_int("lm_n_heads")
-    if width % heads:
-        raise fields.error(f"has width {width}, which {heads} heads cannot share evenly")
-    config = DecoderConfig(
-        vocabulary=fields.positive_int("lm_vocab_size"),
-        width=width,
-        layers=fields.positive_int("lm_n_blocks", most=MOST_LAYERS),
-        heads=heads,
-        kv_heads=fields.positive_int("lm_n_kv_heads"),
-        head_dim=width // heads,
-        mlp_width=fields.positive_int("lm_inter_dim"),
-        rms_norm_eps=fields.number("lm_rms_eps", 1e-5),
-        rope_theta=fields.number("lm_re_base", 100_000),
-        max_positions=fields.positive_int("lm_max_position_embeddings", 8192),
-        tied_head=fields.boolean("lm_tie_weights", True),
-    )
-    return llama.checked(config, fields)

@@ -133,11 +133,11 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     """config.json's `Fields`, the folder and its `Checkpoint` -> Parts."""
     text_config, vision_config = llava.configs(fields, feature_layer=-1, selects="full")
     settings = pixel_settings(fields, folder, vision_config)
-    taken = llava.form(fields, text_config, vision_config)
 
     def form(take: Checkpoint) -> tuple[Vision, Connector, Decoder, np.ndarray]:
         newline = "model.image_newline" if "model.image_newline" in take else "image_newline"
-        return *taken(take), take.vector(newline, size=text_config.width)
+        taken = llava.taken(take, fields, text_config, vision_config)
+        return *taken, take.vector(newline, size=text_config.width)
 
     vision, connector, decoder, newline = checkpoint.fill(form)
     vision_parts = VisionParts(

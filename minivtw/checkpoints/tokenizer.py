@@ -8,10 +8,9 @@ import pathlib
 
 from tokenizers import Tokenizer
 
-from ..errors import InputError
-from ..inputs.tokenizing import tokenizing
+from ..errors import InputError, tokenizing
 from .fields import Fields
-from .files import file_of, read_json
+from .files import file_of, read_fields
 
 # Part of the file -> (under which key a sequence holds its steps, the kinds of step that are known)
 STEPS = {
@@ -42,7 +41,7 @@ def load_tokenizer(folder: pathlib.Path, extra_tokens: tuple[str, ...] | list[st
     path = file_of(folder, "tokenizer.json")
     if path is None:
         raise InputError(f"{folder} lacks tokenizer.json")
-    check(Fields(read_json(folder, "tokenizer.json"), str(path)))
+    check_tokenizer(read_fields(folder, "tokenizer.json"))
     with tokenizing(f"{path} is not a tokenizer"):
         tokenizer = Tokenizer.from_buffer(path.read_bytes())
         tokenizer.add_special_tokens(list(extra_tokens))
@@ -51,16 +50,13 @@ def load_tokenizer(folder: pathlib.Path, extra_tokens: tuple[str, ...] | list[st
     return tokenizer
 
 
-def check(fields: Fields) -> None:
+def check_tokenizer(fields: Fields) -> None:
     """Raise InputError for a tokenizer.json that asks for what no published family does."""
     model = fields.section("model")
     model.choice("type", ("BPE",), "BPE")
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.raw(key) not in (None, "", 0):
             raise model.error(f"has a {key}, which no family here knows")
-    vocabulary, unknown = model.section("vocab"), model.text("unk_token", "")
-    if unknown and not vocabulary.has(unknown):
-        raise model.error(f"has an unk_token that is not in its vocabulary, {unknown[:80]!r}")
     for name, (inner, kinds) in STEPS.items():
         part = fields.section(name, {"type": "Sequence", inner: []})
         steps = listed(part, inner) if part.raw("type") == "Sequence" else [part]
@@ -69,22 +65,6 @@ def check(fields: Fields) -> None:
             for (known, key), values in KNOWN.items():
                 if kind == known and step.raw(key) not in values:
                     raise step.error(f"has a {key} that no family here knows, {repr(step.raw(key))[:80]}")
-        check_templates([step for step in dict.fromkeys([part, *steps]) if step.has("single")])
-
-
-def check_templates(steps: list[Fields]) -> None:
-    """Raise InputError for a template at which the library panics: one that puts a token which it does not describe, or a
-    second text, and one after another. It takes for a template what has the keys of one, whatever its type.
-    """
-    for step in steps:
-        described = step.section("special_tokens", {})
-        for piece in listed(step, "single"):
-            piece.section("Sequence", {}).choice("id", ("A",), "A")
-            name = piece.section("SpecialToken", {}).text("id", "")
-            if name and not described.has(name):
-                raise step.error(f"puts {name[:80]!r}, which its special_tokens lack")
-        if step is not steps[0]:
-            raise step.error("is a template after another one")
 
 
 def listed(fields: Fields, inner: str) -> list[Fields]:

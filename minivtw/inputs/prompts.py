@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from .tokenizing import tokenizing
+from ..errors import tokenizing
 
 MARK = "<image>"  # where an image goes in a prompt
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # Llama's tokens for what its vocabulary has no other token for
@@ -49,11 +49,6 @@ def spoken(tokenizer: Tokenizer, token_ids: Iterable[int], stop_ids: Set[int]) -
     with tokenizing("the tokenizer cannot write the answer"):
         shown = [token for token in token_ids if not tags or token not in stop_ids]
         return tokenizer.decode(shown, skip_special_tokens=not tags)
-
-
-def answer_text(tokenizer: Tokenizer, token_ids: Iterable[int], stop_ids: Set[int]) -> str:
-    """The text of an answer's tokens."""
-    return spoken(tokenizer, token_ids, stop_ids).strip()
 
 
 class TextStream:

@@ -1,14 +1,14 @@
 """Questions about images, read from a folder: to find a layer on, or to score a model on."""
 
+import hashlib
 import json
 import os
 import pathlib
-from itertools import chain
 from typing import Any, NamedTuple
 
-from ..errors import InputError
+from ..errors import InputError, reading
 from ..model.cache import KVCache
-from .files import pieces, sha256, text_of
+from .files import text_of
 
 
 class Question(NamedTuple):
@@ -85,5 +85,10 @@ def listed(names: tuple[str, ...]) -> str:
 
 
 def digest(questions: list[Question]) -> str:
-    """SHA-256 of the images' files and the questions, one after the other."""
-    return sha256(piece for one in questions for piece in chain(pieces(one.image), [one.question.encode()]))
+    """SHA-256 of the images' files and the questions, one after the other. Raises InputError."""
+    total = hashlib.sha256()
+    for one in questions:
+        with reading(one.image), open(one.image, "rb") as file:
+            hashlib.file_digest(file, lambda: total)
+        total.update(one.question.encode())
+    return total.hexdigest()

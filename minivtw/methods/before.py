@@ -14,12 +14,12 @@ from .text import Method, Share, named
 from .withdrawal import renumber
 
 
-def beforehand(choose: Callable[[Tokens], Tokens]) -> Method:
-    """A method that chooses among visual tokens before layer 0, and counts the positions of those that stay."""
+def beforehand(kept: Callable[[Tokens], Tokens]) -> Method:
+    """A method that keeps some of the visual tokens before layer 0, and counts the positions of those that stay."""
     shorter = renumber(0)
 
     def method(index: int, tokens: Tokens) -> Tokens:
-        return shorter(index, choose(tokens) if index == 0 and tokens.is_visual.any() else tokens)
+        return shorter(index, kept(tokens) if index == 0 and tokens.is_visual.any() else tokens)
 
     return method
 
@@ -33,12 +33,12 @@ def fastervlm(keep: Share = 0.5) -> Method:
     picture is cut to tiles the best of all tiles stay; the published code keeps as many of each.
     """
 
-    def choose(tokens: Tokens) -> Tokens:
+    def most_looked_at(tokens: Tokens) -> Tokens:
         scores = np.zeros(len(tokens), np.float32)
         scores[tokens.is_visual] = tower_looks(tokens)[0]
         return keep_best(tokens, scores, round(keep * tokens.is_visual.sum()))
 
-    return beforehand(choose)
+    return beforehand(most_looked_at)
 
 
 @named
@@ -53,7 +53,7 @@ def visionzip(keep: Share = 0.5, merged: Share = 10 / 64) -> Method:
     the dominant, where here all stay in the order of the picture.
     """
 
-    def choose(tokens: Tokens) -> Tokens:
+    def dominant_and_contextual(tokens: Tokens) -> Tokens:
         visual, count = np.flatnonzero(tokens.is_visual), round(keep * tokens.is_visual.sum())
         contextual = round(merged * count)
         looks, keys = tower_looks(tokens)
@@ -71,7 +71,7 @@ def visionzip(keep: Share = 0.5, merged: Share = 10 / 64) -> Method:
         stays[visual[np.concatenate([ranked[: count - contextual], targets])]] = True
         return replace(tokens, hidden=hidden)[stays]
 
-    return beforehand(choose)
+    return beforehand(dominant_and_contextual)
 
 
 @named
@@ -81,7 +81,7 @@ def divprune(keep: Share = 0.5) -> Method:
     farthest, then each time the one that is farthest from all those chosen; round(keep N) of N stay.
     """
 
-    def choose(tokens: Tokens) -> Tokens:
+    def most_diverse(tokens: Tokens) -> Tokens:
         visual, count = np.flatnonzero(tokens.is_visual), round(keep * tokens.is_visual.sum())
         unit = tokens.hidden[visual] / np.linalg.norm(tokens.hidden[visual], axis=1, keepdims=True)
         distances = 1 - product(tokens, unit, unit.T)  # (visual, visual)
@@ -94,4 +94,4 @@ def divprune(keep: Share = 0.5) -> Method:
             nearest[scores[visual] > 0] = -np.inf
         return keep_best(tokens, scores, count)
 
-    return beforehand(choose)
+    return beforehand(most_diverse)

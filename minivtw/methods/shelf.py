@@ -18,9 +18,15 @@ from .text import Count, Layer, Layers, Method, Seed, Share, named, parse
 from .withdrawal import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
 
 
-def once(layer: int, choose: Callable[[Tokens], Tokens]) -> Method:
-    """A method that chooses among visual tokens before one layer and does nothing else."""
-    return lambda index, tokens: choose(tokens) if index == layer and tokens.is_visual.any() else tokens
+def best_before(layer: int, keep: float, scores: Callable[[Tokens], np.ndarray]) -> Method:
+    """Before one layer, round(keep N) of N visual tokens stay: those of the highest scores, (tokens,)."""
+
+    def method(index: int, tokens: Tokens) -> Tokens:
+        if index != layer or not tokens.is_visual.any():
+            return tokens
+        return keep_best(tokens, scores(tokens), round(keep * tokens.is_visual.sum()))
+
+    return method
 
 
 @named
@@ -31,22 +37,13 @@ def fastv(layer: Layer, keep: Share = 0.5) -> Method:
     The paper speaks of the attention from all other tokens; the published code takes the last token's, and so does
     this.
     """
-
-    def choose(tokens: Tokens) -> Tokens:
-        return keep_best(tokens, tokens.attention([-1]).mean((0, 1)), round(keep * tokens.is_visual.sum()))
-
-    return once(layer, choose)
+    return best_before(layer, keep, lambda tokens: tokens.attention([-1]).mean((0, 1)))
 
 
 @named
 def looked_at(layer: Layer, keep: Share = 0.5) -> Method:
     """As FastV, but those that all of the text after the image looked at most; ours, after SparseVLM's raters."""
-
-    def choose(tokens: Tokens) -> Tokens:
-        looks = tokens.attention(text_after_image(tokens)).mean((0, 1))
-        return keep_best(tokens, looks, round(keep * tokens.is_visual.sum()))
-
-    return once(layer, choose)
+    return best_before(layer, keep, lambda tokens: tokens.attention(text_after_image(tokens)).mean((0, 1)))
 
 
 @named
@@ -113,7 +110,7 @@ def dart(layer: Layer, keep: Share = 0.5, pivots: Count = 4) -> Method:
     the largest norm first, and the first pivots add one more where n is not a multiple.
     """
 
-    def choose(tokens: Tokens) -> Tokens:
+    def is_chosen(tokens: Tokens) -> np.ndarray:
         visual, count = np.flatnonzero(tokens.is_visual), round(keep * tokens.is_visual.sum())
         norms, unit = np.abs(tokens.keys).sum((0, 2)), normed(tokens)
         unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
@@ -125,32 +122,29 @@ def dart(layer: Layer, keep: Share = 0.5, pivots: Count = 4) -> Method:
         stays = np.isin(visual, chosen)
         for row, part in zip(likeness, np.array_split(np.arange(count - len(chosen)), len(likeness))):
             stays[np.argsort(np.where(stays, np.inf, row), kind="stable")[: len(part)]] = True
-        return keep_best(tokens, np.isin(np.arange(len(tokens)), visual[stays]).astype(int), count)
+        return np.isin(np.arange(len(tokens)), visual[stays]).astype(int)
 
-    return once(layer, choose)
+    return best_before(layer, keep, is_chosen)
 
 
 @named
 def random(layer: Layer, keep: Share = 0.5, seed: Seed = 0) -> Method:
     """Any: the baseline that every score has to beat."""
-
-    def choose(tokens: Tokens) -> Tokens:
-        scores = np.random.default_rng(seed).random(len(tokens))
-        return keep_best(tokens, scores, round(keep * tokens.is_visual.sum()))
-
-    return once(layer, choose)
+    return best_before(layer, keep, lambda tokens: np.random.default_rng(seed).random(len(tokens)))
 
 
 @named
 def uniform(layer: Layer, keep: Share = 0.5) -> Method:
     """Evenly spaced: the other baseline. With a half, every second visual token in the order of the prompt."""
 
-    def choose(tokens: Tokens) -> Tokens:
+    def method(index: int, tokens: Tokens) -> Tokens:
+        if index != layer or not tokens.is_visual.any():
+            return tokens
         order = np.cumsum(tokens.is_visual) - 1  # which visual token each is
         crosses = np.floor((order + 1) * keep) > np.floor(order * keep)  # where the running share passes a whole number
         return tokens[~tokens.is_visual | crosses]
 
-    return once(layer, choose)
+    return method
 
 
 IN_THE_DECODER = (withdraw, freeze, fastv, looked_at, pyramiddrop, sparsevlm, dart, random, uniform, adaptive)

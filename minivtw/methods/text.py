@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ..errors import InputError, whole
+from ..errors import InputError, checked_int
 from ..model.tokens import Method, Tokens
 from ..model.weights import MOST_LAYERS
 
@@ -68,7 +68,7 @@ def named(make: Callable[..., Method]) -> Callable[..., NamedMethod]:
 def checked_layers(layers: Any, name: str) -> frozenset[int]:
     if isinstance(layers, str) or not isinstance(layers, Collection):
         raise InputError(f"{name} must be a collection of layers, not {layers!r}")
-    return frozenset(whole(layer, name) for layer in layers)
+    return frozenset(checked_int(layer, name) for layer in layers)
 
 
 def checked_share(share: Any, name: str) -> float:
@@ -81,13 +81,10 @@ def written(value: Any) -> str:
     """A parameter as text: numbers as they are, layers as 4/9/18-23."""
     if not isinstance(value, Collection):
         return f"{value:g}" if isinstance(value, float) else str(value)
-    runs: list[list[int]] = []
-    for layer in sorted(value):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return "/".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    layers = sorted(value)
+    firsts = [layer for layer in layers if layer - 1 not in value]
+    lasts = [layer for layer in layers if layer + 1 not in value]
+    return "/".join(str(first) if first == last else f"{first}-{last}" for first, last in zip(firsts, lasts))
 
 
 def read_layers(text: str) -> frozenset[int]:
@@ -103,11 +100,11 @@ def read_layers(text: str) -> frozenset[int]:
 
 # Of a parameter's annotation: how its text is read, and how its value is checked.
 KINDS: dict[Any, tuple[Callable[[str], Any], Callable[[Any, str], Any]]] = {
-    Layer: (int, whole),
+    Layer: (int, checked_int),
     Layers: (read_layers, checked_layers),
     Share: (float, checked_share),
-    Count: (int, functools.partial(whole, least=1)),
-    Seed: (int, whole),
+    Count: (int, functools.partial(checked_int, least=1)),
+    Seed: (int, checked_int),
 }
 
 
@@ -200,9 +197,8 @@ def what_is_missing(came: Tokens, kept: Any) -> str | None:
     """What a method that was given the tokens that `came` must return, and did not; None if nothing is missing."""
     if not isinstance(kept, Tokens):
         return f"tokens, not {type(kept).__name__}"
-    if any(
-        getattr(kept, name) is not getattr(came, name) for name in ("cache", "previous", "ran", "notes", "extra_flops")
-    ):
+    shared = ("cache", "previous", "ran", "notes", "extra_flops")
+    if any(getattr(kept, name) is not getattr(came, name) for name in shared):
         return "tokens of those that it was given, not earlier ones"
     works = np.ones(np.shape(kept.positions), bool) if kept.works is None else kept.works
     for name in ("positions", "hidden", "is_visual", "rotary_positions", "works"):

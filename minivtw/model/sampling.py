@@ -4,7 +4,7 @@ from numbers import Real
 
 import numpy as np
 
-from ..errors import InputError, whole
+from ..errors import InputError, checked_int
 from .layers import softmax
 
 
@@ -16,8 +16,8 @@ class Sampler:
             raise InputError(f"the temperature must be 0 or more, not {temperature}")
         if not isinstance(top_p, Real | float) or not 0 < top_p <= 1:
             raise InputError(f"top-p must be above 0 and at most 1, not {top_p}")
-        self.temperature, self.top_k, self.top_p = float(temperature), whole(top_k, "top-k"), float(top_p)
-        self._random = np.random.default_rng(whole(seed, "the seed"))
+        self.temperature, self.top_k, self.top_p = float(temperature), checked_int(top_k, "top-k"), float(top_p)
+        self._random = np.random.default_rng(checked_int(seed, "the seed"))
 
     def __call__(self, logits: np.ndarray) -> int:
         """logits: (vocabulary,) float32. Returns a token id."""

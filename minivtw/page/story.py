@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..analysis.settling import GROUPS, even_shares, settling
-from ..checkpoints.stored import stored_search
+from ..checkpoints.files import read_fields
+from ..checkpoints.stored import STORED
 from ..errors import InputError
 from ..methods.text import Method, spec_of, withdrawal_layer
 from ..methods.withdrawal import withdraw
@@ -51,9 +52,9 @@ def timed(vlm: VLM, question: EmbeddedQuestion, *methods: Method | None) -> list
 
 def stored_eta(folder: pathlib.Path) -> float:
     """The KL threshold by which a model's stored layer was found; the paper's where none is stored."""
-    stored = stored_search(folder)
-    is_divergence = stored.get("criterion") in ("kl", "answer") and isinstance(stored.get("threshold"), int | float)
-    return stored["threshold"] if is_divergence and stored["threshold"] > 0 else ETA
+    stored = read_fields(folder, STORED, optional=True)
+    threshold, is_divergence = stored.raw("threshold"), stored.raw("criterion") in ("kl", "answer")
+    return threshold if is_divergence and isinstance(threshold, int | float) and threshold > 0 else ETA
 
 
 def framed(vlm: VLM, question: EmbeddedQuestion, method: Method | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ MODEL is a folder or a name on the hub; or a published shape, filled with random
 The prompt is random, too: what the decoder does takes as long whatever the image shows. The tower is not timed.
 """
 
-import contextlib
+import functools
 import json
 import statistics
 import time
@@ -18,7 +18,7 @@ from ..cli.options import Parser
 from ..cli.terminal import command
 from ..errors import InputError
 from .anatomy import Anatomy, anatomy
-from .contexts import freeze, withdraw
+from .contexts import freeze
 from .shapes import SHAPES, Shape
 
 
@@ -74,7 +74,7 @@ def once(model: Any, context: Any, ids: torch.Tensor, new_tokens: int) -> Run:
 
 def measure(model: Any, contexts: list, ids: torch.Tensor, new_tokens: int, repeats: int) -> list[Run]:
     """The medians of rounds in which every context has its turn: a busy moment hits all alike. One `Run` for each."""
-    rounds = [[once(model, make(), ids, new_tokens) for make in contexts] for _ in range(repeats + 1)]
+    rounds = [[once(model, context(), ids, new_tokens) for context in contexts] for _ in range(repeats + 1)]
     rounds = rounds[1:]  # the first warms up
     return [Run(*(statistics.median(values) for values in zip(*runs))) for runs in zip(*rounds)]
 
@@ -149,8 +149,7 @@ def compared(chosen: Any) -> dict:
     if most and (tokens := chosen.visual + chosen.text + chosen.new_tokens) > most:
         raise InputError(f"--visual, --text and --new-tokens make {tokens:,} tokens; the model has {most:,} positions")
     plans = [(count, ()), *((layer, chosen.freeze) for layer in chosen.withdraw or (count // 2,))]
-    make = lambda layer, frozen: lambda: freeze(model, frozen, layer) if frozen else withdraw(model, layer)
-    contexts: list[Any] = [contextlib.nullcontext, *(make(*plan) for plan in plans[1:])]
+    contexts = [functools.partial(freeze, model, frozen, layer) for layer, frozen in plans]
     for context in contexts:
         with context():  # refuses what is not understood before anything is timed
             pass

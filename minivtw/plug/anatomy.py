@@ -56,6 +56,11 @@ def anatomy(model: Any) -> Anatomy:
     return Anatomy(name, parent, decoders[0], decoders[0].layers, visual_ids)
 
 
+def hidden_states(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """A layer's hidden states among its arguments."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
 def window(layer: nn.Module) -> int | None:
     """How many tokens a layer of local attention looks back, itself included; None if it sees them all."""
     return getattr(layer.self_attn, "sliding_window", None)

@@ -44,11 +44,10 @@ class ShortLayer(DynamicLayer):
 
 def check(cache: Any) -> None:
     """Raise InputError unless every layer of the cache can have a length of its own."""
-    layers = getattr(cache, "layers", [])
-    grows = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, ShortLayer) for layer in layers)
-    if not isinstance(cache, DynamicCache) or getattr(cache, "offloading", False) or not grows:
-        others = {type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer} or {type(cache).__name__}
-        kind = "one that is offloading" if getattr(cache, "offloading", False) else " and ".join(sorted(others))
+    kinds, offloads = {type(layer) for layer in getattr(cache, "layers", [])}, getattr(cache, "offloading", False)
+    others = {kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer, ShortLayer}}
+    if not isinstance(cache, DynamicCache) or offloads or others:
+        kind = "one that is offloading" if offloads else " and ".join(sorted(others or {type(cache).__name__}))
         raise InputError(f"withdrawal needs a DynamicCache, whose layers grow one by one, not {kind}")
 
 

@@ -8,16 +8,17 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+import transformers
 from torch import nn
 
 from ..errors import InputError
 from ..inputs.opening import open_image
-from .anatomy import Anatomy, anatomy
+from ..search.layer import ETA, choose_layer, divergence
+from .anatomy import Anatomy, anatomy, hidden_states
 from .contexts import plugged
-from .rows import Rows, all_keys, choose, narrow_mask, take
-
-ETA = 0.003  # nats; the paper's threshold
+from .rows import Rows, all_keys, narrow_mask, rows_of, take
 
 
 def calibrate(
@@ -39,17 +40,12 @@ def calibrate(
         progress(done)
     if not curves:
         raise InputError("calibration needs samples: pairs of an image and a question")
-    curve = torch.stack(curves).mean(0).tolist()
-    quiet = [layer for layer, value in enumerate(curve) if value <= eta]
-    if not quiet:
-        lowest = min(curve)
-        where = f"the lowest value is {lowest:.4g}, at layer {curve.index(lowest)}"
-        raise InputError(f"no layer meets the threshold of {eta:g}: {where}")
-    count = {"count": len(curves)}
-    return {"withdraw_layer": quiet[0], "criterion": "kl", "threshold": eta, "curve": curve, "samples": count}
+    curve, count = np.mean(curves, axis=0), {"count": len(curves)}
+    layer = choose_layer(curve, "kl", eta)
+    return {"withdraw_layer": layer, "criterion": "kl", "threshold": eta, "curve": curve.tolist(), "samples": count}
 
 
-def inputs_of(model: Any, processor: Any, sample: Any) -> dict[str, Any]:
+def inputs_of(model: Any, processor: Any, sample: Any) -> Mapping[str, Any]:
     """A sample as the model takes it: tensors where the model is, in its dtype."""
     if not isinstance(sample, Mapping):
         try:
@@ -62,9 +58,7 @@ def inputs_of(model: Any, processor: Any, sample: Any) -> dict[str, Any]:
             raise InputError("samples of an image and a question need the model's processor")
         images = images if isinstance(images, list | tuple) else [images]
         sample = prompt(processor, [open_image(image) for image in images], question)
-    sample = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in sample.items()}
-    is_real = lambda value: torch.is_tensor(value) and value.is_floating_point()
-    return {name: value.to(model.dtype) if is_real(value) else value for name, value in sample.items()}
+    return transformers.BatchFeature(dict(sample)).to(model.device, model.dtype)
 
 
 def prompt(processor: Any, images: list, question: str) -> Any:
@@ -83,7 +77,7 @@ def prompt(processor: Any, images: list, question: str) -> Any:
 
 
 @torch.no_grad()
-def kl_curve(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+def kl_curve(model: Any, inputs: Mapping[str, Any]) -> np.ndarray:
     """For each K from 0 to layers - 1: KL(withdrawn || full) of a prompt's next token. (layers,) float64, nats."""
     parts = anatomy(model)
     with plugged(model, len(parts.layers), ()):  # refuses a model within a context
@@ -92,7 +86,7 @@ def kl_curve(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     visual = torch.isin(ids, torch.tensor(parts.visual_ids, device=ids.device))  # (1, tokens)
     if len(visual) != 1 or not visual.any() or visual[0, -1]:
         raise InputError("a calibration sample must be one prompt with an image that ends with text")
-    rows = choose(~visual)
+    rows = rows_of(~visual)
     hidden: Any = None
     memo: dict[int, Any] = {}
     for layer, (states, kwargs) in zip(parts.layers, entering):
@@ -101,14 +95,14 @@ def kl_curve(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         output = layer(hidden, **narrowed(kwargs, rows, memo))
         hidden = output[0] if isinstance(output, tuple) else output
     logits = head(model, parts, hidden[:, -1:])  # (layers, vocabulary)
-    return divergence(logits, full)
+    return divergence(*(scores.double().cpu().numpy() for scores in (logits, full)))
 
 
-def run_in_full(model: Any, parts: Anatomy, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[tuple]]:
-    """One pass with nothing withdrawn: the last token's logits, (1, vocabulary), and the arguments of each layer."""
+def run_in_full(model: Any, parts: Anatomy, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, list[tuple]]:
+    """One pass with nothing withdrawn: the last token's logits, (1, vocabulary); each layer's states and arguments."""
     entering: list[tuple] = []
     outputs: list[Any] = []
-    keep = lambda layer, args, kwargs: entering.append(split(args, kwargs))
+    keep = lambda layer, args, kwargs: entering.append((hidden_states(args, kwargs), kwargs))
     handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in parts.layers]
     handles.append(parts.layers[-1].register_forward_hook(lambda layer, args, output: outputs.append(output)))
     try:
@@ -123,20 +117,15 @@ def run_in_full(model: Any, parts: Anatomy, inputs: dict[str, Any]) -> tuple[tor
     return full, entering
 
 
-def split(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A layer's arguments -> its hidden states, and the rest by name."""
-    rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-    return (args[0] if args else kwargs["hidden_states"]), rest
-
-
 def head(model: Any, parts: Anatomy, hidden: torch.Tensor) -> torch.Tensor:
     """(candidates, 1, width) -> their logits, (candidates, vocabulary)."""
     return model.get_output_embeddings()(parts.decoder.norm(hidden))[:, 0]
 
 
 def narrowed(kwargs: dict[str, Any], rows: Rows, memo: dict[int, Any]) -> dict[str, Any]:
-    """A layer's arguments for the rows that stay; layers of one kind share what is made."""
+    """A layer's arguments, its states apart, for the rows that stay; layers of one kind share what is made."""
     changed = {**kwargs, "position_ids": None}
+    changed.pop("hidden_states", None)
     mask = kwargs.get("attention_mask")
     if mask is not None:
         if id(mask) not in memo:
@@ -147,9 +136,3 @@ def narrowed(kwargs: dict[str, Any], rows: Rows, memo: dict[int, Any]) -> dict[s
         if name.startswith("position_embeddings"):
             changed[name] = memo.setdefault(id(pair[0]), tuple(take(part, rows) for part in pair))
     return changed
-
-
-def divergence(withdrawn: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
-    """KL(withdrawn || full) = sum p_w (log p_w - log p_f). Logits (candidates or 1, vocabulary) -> (candidates,)."""
-    withdrawn, full = withdrawn.double().log_softmax(-1), full.double().log_softmax(-1)
-    return (withdrawn.exp() * (withdrawn - full)).sum(-1).cpu()

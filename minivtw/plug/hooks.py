@@ -7,7 +7,6 @@ layer the rows return to their places, so that all outputs keep their shapes.
 """
 
 import dataclasses
-import numbers
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from ..errors import InputError
+from ..errors import InputError, checked_int
 from . import caches
-from .anatomy import Anatomy, check_freezable, keys_and_values, window
-from .rows import Keys, Rows, all_keys, causal_mask, choose, narrow_mask, padding_of, put, take
+from .anatomy import Anatomy, check_freezable, hidden_states, keys_and_values, window
+from .rows import Keys, Rows, all_keys, causal_mask, narrow_mask, put, rows_of, take
 
 ANGLES = "position_embeddings"  # some models have several: position_embeddings_global, …
 USUAL = {  # a layer's other arguments; `generate` may hand down token types, which no layer looks at
@@ -44,15 +43,6 @@ class Pass:
     held: Any = None  # `caches.Held`, this pass included
     memo: dict = dataclasses.field(default_factory=dict)  # masks and angles that the layers of one kind share
 
-    def states(self, args: tuple, kwargs: dict) -> Any:
-        """A layer's hidden states among its arguments."""
-        return args[0] if args else kwargs["hidden_states"]
-
-
-def is_plain(value: Any) -> bool:
-    """Whether an argument is a switch or a number, rather than something about tokens."""
-    return value is None or isinstance(value, bool | int | float | str)
-
 
 def replaced(output: Any, change: Callable) -> Any:
     """A layer's output, a tensor or a tuple that begins with one, with that tensor changed."""
@@ -61,9 +51,7 @@ def replaced(output: Any, change: Callable) -> Any:
 
 def check_layer(layer: Any, layers: int, name: str) -> None:
     """Raise InputError unless `layer` is one of 0 … layers."""
-    if isinstance(layer, bool) or not isinstance(layer, numbers.Integral):
-        raise InputError(f"the {name} layer must be a whole number, not {layer!r}")
-    if not 0 <= int(layer) <= layers:
+    if checked_int(layer, f"the {name} layer") > layers:
         raise InputError(f"the {name} layer must be from 0 to {layers}, not {layer}")
 
 
@@ -116,17 +104,16 @@ class Hooks:
         now = getattr(self.thread, "now", None)
         if now is None:
             raise InputError("the decoder was called by itself; call the model, which knows its visual tokens")
-        hidden = now.states(args, kwargs)
+        hidden = hidden_states(args, kwargs)
         batch, tokens = hidden.shape[:2]
         now.cache_name = "cache" if "cache" in kwargs else "past_key_values"
         now.cache = cache = kwargs.get(now.cache_name)
         self.check(layer, args, kwargs)
-        past = 0
         if cache is not None:
             caches.check(cache)
             caches.prepare(cache, self.short, getattr(self.parts.decoder.config, "layer_types", None))
-            now.past = past = int(cache.get_seq_length())
-        now.total = past + tokens
+            now.past = int(cache.get_seq_length())
+        past, now.total = now.past, now.past + tokens
         text, frozen = self.before(cache, past, batch, hidden.device)
         if now.visual is None:
             text, frozen = (keys.grown(None, past, now.total) for keys in (text, frozen))
@@ -137,7 +124,7 @@ class Hooks:
             stays = stays & now.padding[:, -tokens:].to(stays.device, torch.bool)
         if bool(now.visual[:, -1].any()) or not bool(stays.any(1).all()):
             raise InputError("a prompt must end with text, for where an image is withdrawn nothing is left to answer")
-        now.text, now.resting = choose(stays), choose(now.visual)
+        now.text, now.resting = rows_of(stays), rows_of(now.visual)
         frozen = frozen.grown(now.resting, past, now.total).grown(now.text, past, now.total)._replace(ordered=False)
         now.held = caches.Held(self.plan, now.total, text.grown(now.text, past, now.total), frozen)
 
@@ -162,6 +149,7 @@ class Hooks:
         name = self.parts.name
         if ANGLES not in " ".join(kwargs) or "attention_mask" not in kwargs:
             raise InputError(f"the layers of {name} get no {ANGLES} or no attention_mask; they are not understood")
+        is_plain = lambda value: value is None or isinstance(value, bool | int | float | str)  # not about tokens
         known = lambda argument, value: argument in USUAL or argument.startswith(ANGLES) or is_plain(value)
         strange = [argument for argument, value in kwargs.items() if not known(argument, value)]
         if strange or args[1:]:
@@ -174,7 +162,7 @@ class Hooks:
     def go_on(self, layer: Any, args: tuple, kwargs: dict) -> tuple | None:
         """Before a layer from K on: text alone."""
         now = self.thread.now
-        hidden = now.states(args, kwargs)
+        hidden = hidden_states(args, kwargs)
         if now.text is not None and layer is self.parts.layers[self.layer]:
             hidden = take(hidden, now.text)
         return self.narrowed(layer, hidden, args, kwargs, now.held.text)
@@ -182,7 +170,7 @@ class Hooks:
     def rest(self, layer: Any, args: tuple, kwargs: dict) -> tuple | None:
         """Before a frozen layer: the visual tokens leave their keys and values in the cache, and text goes on."""
         now = self.thread.now
-        now.hidden = hidden = now.states(args, kwargs)
+        now.hidden = hidden = hidden_states(args, kwargs)
         if now.text is not None:
             cache = kwargs.get(now.cache_name)
             cache = DynamicCache() if cache is None else cache  # without one, a cache for this layer's call
@@ -244,16 +232,14 @@ class Hooks:
         if mask is None and keys.whole and in_order and not slides:
             return None  # causal by counting
         key = (id(mask), span, keys.places.shape, keys.ordered)
-        if key not in now.memo:
-            now.memo[key] = self.made_mask(mask, keys, span)
-        return now.memo[key]
-
-    def made_mask(self, mask: torch.Tensor | None, keys: Keys, span: int | None) -> torch.Tensor:
-        """As `mask`, made anew."""
-        now = self.thread.now
+        if key in now.memo:
+            return now.memo[key]
         if mask is not None:
-            return narrow_mask(mask, now.text, keys, now.total)
-        if now.flash:
-            return padding_of(keys)
-        query = torch.arange(now.past, now.total, device=keys.places.device).expand(len(keys.places), -1)
-        return causal_mask(query if now.text is None else query.gather(1, now.text.index), keys, span)
+            made = narrow_mask(mask, now.text, keys, now.total)
+        elif now.flash:
+            made = keys.places >= 0  # (batch, keys), False in holes
+        else:
+            query = torch.arange(now.past, now.total, device=keys.places.device).expand(len(keys.places), -1)
+            made = causal_mask(query if now.text is None else query.gather(1, now.text.index), keys, span)
+        now.memo[key] = made
+        return made

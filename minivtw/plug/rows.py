@@ -20,7 +20,7 @@ class Rows(NamedTuple):
     origin: tuple[torch.Tensor, torch.Tensor]  # prompt and token of every row that is no hole, in order
 
 
-def choose(chosen: torch.Tensor) -> Rows:
+def rows_of(chosen: torch.Tensor) -> Rows:
     """(batch, tokens) booleans -> `Rows`."""
     counts = chosen.sum(1)  # (batch,)
     most = int(counts.max())
@@ -74,11 +74,6 @@ class Keys(NamedTuple):
 def all_keys(batch: int, tokens: int, device: torch.device) -> Keys:
     """Nothing has left: `Keys` at places 0 … tokens - 1."""
     return Keys(torch.arange(tokens, device=device).expand(batch, -1))
-
-
-def padding_of(keys: Keys) -> torch.Tensor:
-    """(batch, keys) booleans, False in holes: the mask that flash attention takes."""
-    return keys.places >= 0
 
 
 def causal_mask(query: torch.Tensor, keys: Keys, window: int | None) -> torch.Tensor:

@@ -1,17 +1,1 @@
 """Which layer the visual tokens leave before (`layer.py`), and what each layer does with them (`schedule.py`)."""
-
-from .layer import (
-    CRITERIA,
-    ETA,
-    attention_curve,
-    choose,
-    divergence,
-    kl_curve,
-    logits_from_layer,
-    mean_curve,
-    run_in_full,
-)
-
-__all__ = [
-    "CRITERIA", "ETA", "attention_curve", "choose", "divergence", "kl_curve", "logits_from_layer", "mean_curve", "run_in_full",
-]  # fmt: skip

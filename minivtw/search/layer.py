@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..methods.text import Method
+from ..methods.text import Method, first_layer
 from ..methods.withdrawal import visual_share, withdraw
 from ..model.cache import KVCache
 from ..model.decoder import Decoder, forward, logits
@@ -65,26 +65,20 @@ def run_in_full(
     return FullRun(entering, following, answer, np.concatenate(predictions))
 
 
-def entering_layer(decoder: Decoder, walked: FullRun, layer: int) -> tuple[Tokens, Tokens | None]:
-    """What entered a layer in a walk, ready to go on from there on an empty cache: the prompt and the answer's tokens."""
-    cache, prompt = KVCache(decoder.config), walked.entering[layer]
-    cache.next_position = len(walked.entering[0])
-    said = walked.answer_states[layer]  # a fixed answer: what was said is fed in as it is (teacher forcing)
-    following = arriving(EmbeddedPrompt(said, np.zeros(len(said), bool)), cache) if len(said) else None
-    return replace(prompt, cache=cache, notes={}, extra_flops=[]), following
-
-
 def logits_from_layer(
-    decoder: Decoder, walked: FullRun, method: Method | None, layer: int
+    decoder: Decoder, full_run: FullRun, method: Method | None
 ) -> tuple[np.ndarray, tuple[LayerCount, ...]]:
-    """Go on from what entered `layer`, with a method that changes nothing before that layer.
+    """Go on, under a method, from what entered the first layer that it names: before that layer it changes nothing.
 
-    Returns the logits that predict the walk's answer, (answer, vocabulary), and what all layers did with the prompt.
+    Returns the logits that predict the run's answer, (answer, vocabulary), and what each layer did with the prompt.
     """
-    prompt, following = entering_layer(decoder, walked, layer)
+    layer, cache = first_layer(method), KVCache(decoder.config)
+    cache.next_position = len(full_run.entering[0])
+    prompt = replace(full_run.entering[layer], cache=cache, notes={}, extra_flops=[])
     ended = forward(decoder, prompt, method, start=layer)
-    hidden = [ended.hidden[-1:]]
-    if following:
+    hidden, said = [ended.hidden[-1:]], full_run.answer_states[layer]
+    if len(said):  # a fixed answer: what was said is fed in as it is (teacher forcing)
+        following = arriving(EmbeddedPrompt(said, np.zeros(len(said), bool)), cache)
         hidden.append(forward(decoder, following, method, start=layer).hidden)
     return logits(decoder, np.concatenate(hidden)), ended.ran
 
@@ -116,13 +110,13 @@ def kl_curve(
 
     With `most_tokens` 1 this is the paper's criterion for one sample: the next token alone.
     """
-    return walked_curve(decoder, run_in_full(decoder, prompt, most_tokens, stop_ids))
+    return kl_curve_of(decoder, run_in_full(decoder, prompt, most_tokens, stop_ids))
 
 
-def walked_curve(decoder: Decoder, walked: FullRun) -> np.ndarray:
-    """`kl_curve` of a prompt and an answer that have been walked already. (layers,) nats."""
-    tails = (logits_from_layer(decoder, walked, withdraw(layer), layer) for layer in range(len(decoder.layers)))
-    return np.array([divergence(withdrawn, walked.full).max() for withdrawn, _ in tails])
+def kl_curve_of(decoder: Decoder, full_run: FullRun) -> np.ndarray:
+    """`kl_curve` of a prompt and an answer that have been run in full already. (layers,) nats."""
+    tails = (logits_from_layer(decoder, full_run, withdraw(layer)) for layer in range(len(decoder.layers)))
+    return np.array([divergence(withdrawn, full_run.full).max() for withdrawn, _ in tails])
 
 
 def attention_curve(decoder: Decoder, prompt: EmbeddedPrompt) -> np.ndarray:
@@ -155,7 +149,7 @@ class Criterion(NamedTuple):
 
 LONGEST_ANSWER = 64  # tokens
 CRITERIA = {
-    "kl": Criterion(lambda decoder, prompt, stop_ids: kl_curve(decoder, prompt), first_at_most, ETA, "nats"),
+    "kl": Criterion(lambda decoder, prompt, _: kl_curve(decoder, prompt), first_at_most, ETA, "nats"),
     "answer": Criterion(
         lambda decoder, prompt, stop_ids: kl_curve(decoder, prompt, LONGEST_ANSWER, stop_ids),
         first_at_most,
@@ -163,7 +157,7 @@ CRITERIA = {
         "nats",
     ),
     "attention": Criterion(
-        lambda decoder, prompt, stop_ids: attention_curve(decoder, prompt), first_settled, QUIET_SHARE, "of it"
+        lambda decoder, prompt, _: attention_curve(decoder, prompt), first_settled, QUIET_SHARE, "of it"
     ),
 }
 
@@ -175,7 +169,7 @@ def mean_curve(
     return np.mean([CRITERIA[criterion].curve(decoder, prompt, stop_ids) for prompt in samples], axis=0)
 
 
-def choose(curve: np.ndarray, criterion: str, threshold: float) -> int:
+def choose_layer(curve: np.ndarray, criterion: str, threshold: float) -> int:
     """K by a criterion's rule. Raises InputError where no layer meets it."""
     layer = CRITERIA[criterion].rule(curve, threshold)
     if layer is None:

@@ -2,20 +2,21 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..checkpoints.stored import fingerprint, stored_search
+from ..checkpoints.files import read_fields
+from ..checkpoints.stored import STORED, fingerprint
 from ..cli.writing import check_writable, write_whole
 from ..errors import InputError, reading
 from ..inputs.files import text_of
 from ..inputs.questions import Question, digest
-from ..methods.text import spec_of
 from ..model.tokens import EmbeddedPrompt
 from ..vlm import VLM
-from .layer import CRITERIA, LONGEST_ANSWER, FullRun, choose, mean_curve, run_in_full, walked_curve
-from .schedule import FIRST, SampleChange, search
+from .layer import CRITERIA, LONGEST_ANSWER, choose_layer, kl_curve_of, mean_curve, run_in_full
+from .schedule import FIRST, SampleChange, Schedule, Trials, search
 
 CHANGED = 0.01  # of the answers' tokens, by a schedule that is to save as much as it can
 
@@ -44,12 +45,12 @@ def calibrate(
     that cannot be read, and where no layer meets the threshold.
     """
     if threshold is None:
-        stored = stored_search(vlm.folder)
-        is_same = stored.get("criterion") == criterion and isinstance(stored.get("threshold"), int | float)
-        threshold = stored["threshold"] if is_same else CRITERIA[criterion].threshold
+        stored = read_fields(vlm.folder, STORED, optional=True)
+        is_same = stored.raw("criterion") == criterion and isinstance(stored.raw("threshold"), int | float)
+        threshold = stored.raw("threshold") if is_same else CRITERIA[criterion].threshold
     curve = mean_curve(vlm.decoder, embedded(vlm, samples, progress), criterion, vlm.stop_ids)
     return {
-        "withdraw_layer": choose(curve, criterion, threshold),
+        "withdraw_layer": choose_layer(curve, criterion, threshold),
         "criterion": criterion,
         "threshold": threshold,
         "curve": [float(f"{value:.6g}") for value in curve],
@@ -76,28 +77,23 @@ def find_schedule(
     known = {} if measured is None else Notebook(measured, {"model": fingerprint(vlm.folder), "samples": about})
     mixed = [samples[index] for index in np.random.default_rng(0).permutation(len(samples))]
     prompts = list(embedded(vlm, mixed))
-    first = [run_in_full(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids) for prompt in prompts[:FIRST]]
-
+    run = partial(run_in_full, vlm.decoder, most_tokens=LONGEST_ANSWER, stop_ids=vlm.stop_ids)
     # Every schedule is measured on the first; keeping them all would take 20 MB each on minivtw-smol.
-    def walked(index: int) -> FullRun:
-        return (
-            first[index]
-            if index < len(first)
-            else run_in_full(vlm.decoder, prompts[index], LONGEST_ANSWER, vlm.stop_ids)
-        )
-
-    curve = np.mean([walked_curve(vlm.decoder, one) for one in first], axis=0)
+    first = [run(prompt) for prompt in prompts[:FIRST]]
+    full_run = lambda index: first[index] if index < len(first) else run(prompts[index])
+    curve = np.mean([kl_curve_of(vlm.decoder, one) for one in first], axis=0)
+    leaves = choose_layer(curve, "answer", CRITERIA["answer"].threshold)
     limit = CHANGED if threshold is None and save is None else threshold
-    leaves = choose(curve, "answer", CRITERIA["answer"].threshold)
-    path = search(vlm.decoder, prompts, walked, leaves, save, limit, known, progress)
+    path = search(Trials(vlm.decoder, prompts, full_run, Schedule(leaves), known, progress), save, limit)
+    steps = [[one.schedule.method().spec, round(one.changed, 6), round(one.saved, 4)] for one in path]
     return {
-        "method": spec_of(path[-1].schedule.method()),
+        "method": steps[-1][0],
         "criterion": "schedule",
         "save": save,
         "threshold": limit,
         "changed": float(f"{path[-1].changed:.6g}"),
         "saved": float(f"{path[-1].saved:.6g}"),
-        "path": [[spec_of(one.schedule.method()), round(one.changed, 6), round(one.saved, 4)] for one in path],
+        "path": steps,
         "tried": len({method for _, method in known}),
         "curve": [float(f"{value:.6g}") for value in curve],
         "samples": about,
@@ -105,7 +101,7 @@ def find_schedule(
 
 
 class Notebook(dict[tuple[int, str], SampleChange]):
-    """What a search has measured, for `schedule.Bench`, kept in a file too: a line each, after a first one about what.
+    """What a search has measured, for `schedule.Trials`, kept in a file too: a line each, after a first one about what.
 
     Raises InputError for a file that holds anything else.
     """
@@ -119,17 +115,13 @@ class Notebook(dict[tuple[int, str], SampleChange]):
         whole = text[: text.rfind("\n") + 1] or first  # without a line that was not finished
         for number, line in enumerate(whole.split("\n")[1:-1], 2):
             try:
-                index, method, *seen = json.loads(line)
-                changed, flops, plain = seen
-                is_typed = [type(value) for value in (index, method, *seen)] == [int, str, float, int, int]
-                if not (is_typed and index >= 0 <= changed < 1.001 and 0 < flops < 2**63 and 0 < plain < 2**63):
-                    raise ValueError("no measurement")
-            except (ValueError, TypeError, RecursionError) as error:
+                index, method, changed, flops, plain = json.loads(line)
+                super().__setitem__((index, method), SampleChange(float(changed), int(flops), int(plain)))
+            except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: is not what --measured writes") from error
-            super().__setitem__((index, method), SampleChange(*seen))
         write_whole(path, whole)
 
-    def __setitem__(self, key: tuple[int, str], seen: SampleChange) -> None:
-        super().__setitem__(key, seen)
+    def __setitem__(self, key: tuple[int, str], change: SampleChange) -> None:
+        super().__setitem__(key, change)
         with reading(self._path, "write"), open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps([*key, *seen]) + "\n")
+            file.write(json.dumps([*key, *change]) + "\n")

@@ -29,7 +29,7 @@ import numpy as np
 from ..counting import plain_run, prompt_flops
 from ..errors import InputError
 from ..methods.shelf import method_of
-from ..methods.text import Method, first_layer, spec_of
+from ..methods.text import Method, NamedMethod
 from ..methods.withdrawal import freeze, then, withdraw
 from ..model.decoder import Decoder
 from ..model.tokens import EmbeddedPrompt, LayerCount
@@ -62,7 +62,7 @@ class Schedule(NamedTuple):
     frozen: frozenset[int] = frozenset()  # layers before K in which they are read, and not worked on
     thinned: Pruning | None = None
 
-    def method(self) -> Method:
+    def method(self) -> NamedMethod:
         """The schedule as a method, which is stored and used by its text."""
         steps = [self.thinned.method()] if self.thinned else []
         steps += [freeze(self.frozen)] if self.frozen else []
@@ -94,60 +94,57 @@ class Trial(NamedTuple):
 class Trials:
     """Samples, and what every schedule has changed on the first of them, as far as it was measured.
 
-    walked: gives a sample's prompt and answer as `search.run_in_full` does, by its index; known: (index, a schedule's text) ->
-    `SampleChange`, what was measured before; it is added to.
+    prompts: the samples, in no particular order; full_run: a sample's index -> its `FullRun`; start: the schedule to
+    start from; known: (index, a schedule's text) -> `SampleChange`, what was measured before; it is added to.
     """
 
     def __init__(
         self,
         decoder: Decoder,
         prompts: Sequence[EmbeddedPrompt],
-        walked: Callable[[int], FullRun],
+        full_run: Callable[[int], FullRun],
         start: Schedule,
         known: dict[tuple[int, str], SampleChange] | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ):
-        self.decoder, self.count, self._walked, self._progress = decoder, len(prompts), walked, progress
+        self.decoder, self.count, self._full_run, self._progress = decoder, len(prompts), full_run, progress
         self.known = {} if known is None else known
-        self._begin = str(spec_of(start.method()))
+        self._start_text = start.method().spec
         self.start = self.measure([start], self.count)[0]
         lengths = [(int(one.is_visual.sum()), len(one.hidden)) for one in prompts]
         self._lengths, self._longest = Counter(lengths), max(range(self.count), key=lambda one: lengths[one][1])
-        self._thinned = cache(self._left)
+        self._left_by = cache(self._left)
 
     def measure(self, schedules: Iterable[Schedule], count: int) -> list[Trial]:
         """Schedules on the first `count` samples."""
-        texts = {schedule: str(spec_of(schedule.method())) for schedule in schedules}
+        texts = {schedule: schedule.method().spec for schedule in schedules}
         for index in range(count):
             if new := [schedule for schedule, text in texts.items() if (index, text) not in self.known]:
-                for schedule, seen in zip(new, self.on_sample(index, new)):
-                    self.known[index, texts[schedule]] = seen
+                full_run = self._full_run(index)
+                for schedule in new:
+                    self.known[index, texts[schedule]] = self.change(full_run, schedule)
                 self._progress(len(self.known))
         means = [np.mean([self.known[index, text] for index in range(count)], axis=0) for text in texts.values()]
-        begin = np.mean([self.known[index, self._begin].changed for index in range(count)])
+        at_start = np.mean([self.known[index, self._start_text].changed for index in range(count)])
         return [
-            Trial(schedule, float(changed), float(1 - flops / plain), max(float(changed - begin), NOISE))
+            Trial(schedule, float(changed), float(1 - flops / plain), max(float(changed - at_start), NOISE))
             for schedule, (changed, flops, plain) in zip(texts, means)
         ]
 
-    def on_sample(self, index: int, schedules: Iterable[Schedule]) -> list[SampleChange]:
-        """Schedules on one sample, each from the first layer on that it treats otherwise."""
-        walked, config, seen = self._walked(index), self.decoder.config, []
-        plain = prompt_flops(config, plain_run(config, len(walked.entering[0])))
-        for schedule in schedules:
-            method = schedule.method()
-            said, ran = logits_from_layer(self.decoder, walked, method, first_layer(method))
-            changed = float(total_variation(said, walked.full).mean())
-            seen.append(SampleChange(changed, prompt_flops(config, ran), plain))
-        return seen
+    def change(self, full_run: FullRun, schedule: Schedule) -> SampleChange:
+        """A schedule on one sample, from the first layer on that it treats otherwise."""
+        config = self.decoder.config
+        said, ran = logits_from_layer(self.decoder, full_run, schedule.method())
+        changed, plain = total_variation(said, full_run.full).mean(), plain_run(config, len(full_run.entering[0]))
+        return SampleChange(float(changed), prompt_flops(config, ran), prompt_flops(config, plain))
 
     def _left(self, thinned: Pruning | None) -> list[tuple[float, int]]:
         """What thinning out alone leaves in each layer: the share of the visual tokens, and the FLOPs that it asks for."""
         if thinned is None:
             return [(1.0, 0)] * self.decoder.config.layers
-        walked, method = self._walked(self._longest), thinned.method()
-        _, ran = logits_from_layer(self.decoder, walked, method, first_layer(method))
-        tokens, visual = len(walked.entering[0]), max(1, int(walked.entering[0].is_visual.sum()))
+        full_run = self._full_run(self._longest)
+        _, ran = logits_from_layer(self.decoder, full_run, thinned.method())
+        tokens, visual = len(full_run.entering[0]), max(1, int(full_run.entering[0].is_visual.sum()))
         return [(1 - (tokens - one.entered) / visual, one.extra_flops) for one in ran]
 
     def saved(self, schedule: Schedule) -> float:
@@ -155,7 +152,7 @@ class Trials:
         config, flops, plain = self.decoder.config, 0, 0
         for (visual, tokens), times in self._lengths.items():
             text, ran = tokens - visual, []
-            for layer, (share, extra) in enumerate(self._thinned(schedule.thinned)):
+            for layer, (share, extra) in enumerate(self._left_by(schedule.thinned)):
                 left = round(visual * share) if layer < schedule.leaves else 0
                 ran.append(LayerCount(text + left, text + left * (layer not in schedule.frozen), text + left, extra))
             flops += times * prompt_flops(config, ran)
@@ -173,9 +170,9 @@ class Trials:
                 break
             schedule = schedule._replace(frozen=schedule.frozen | {layer})
         for layer in reversed(free):
-            worked = schedule._replace(frozen=schedule.frozen - {layer})
-            if layer in schedule.frozen and self.saved(worked) >= goal:
-                schedule = worked
+            thawed = schedule._replace(frozen=schedule.frozen - {layer})
+            if layer in schedule.frozen and self.saved(thawed) >= goal:
+                schedule = thawed
         if self.saved(schedule) < goal and schedule.leaves:
             return self.fitted(schedule.leaving(schedule.leaves - 1), order, goal, held)
         return schedule
@@ -268,23 +265,13 @@ def within(trials: Trials, most: float) -> list[Trial]:
     return path
 
 
-def search(
-    decoder: Decoder,
-    prompts: Sequence[EmbeddedPrompt],
-    walked: Callable[[int], FullRun],
-    leaves: int,
-    save: float | None = None,
-    threshold: float | None = None,
-    known: dict[tuple[int, str], SampleChange] | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> list[Trial]:
+def search(trials: Trials, save: float | None = None, threshold: float | None = None) -> list[Trial]:
     """The winners of the races, the schedule looked for last.
 
-    prompts: the samples, in no particular order; walked, known: as for `Trials`; leaves: the K to start from; save: the
-    share of the prefill FLOPs to save; threshold: the share of the answers' tokens that may change. Without `save`, as
-    much is saved as the threshold allows, in steps of five per cent. Raises InputError where `save` cannot be reached.
+    save: the share of the prefill FLOPs to save; threshold: the share of the answers' tokens that may change. Without
+    `save`, as much is saved as the threshold allows, in steps of five per cent. Raises InputError where that share
+    cannot be reached.
     """
-    trials = Trials(decoder, prompts, walked, Schedule(leaves), known, progress)
     most = np.inf if threshold is None else threshold
     if save is None:
         return within(trials, most)

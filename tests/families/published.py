@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from minivtw.checkpoints import family
-from minivtw.checkpoints.fields import Fields
-from minivtw.checkpoints.files import read_json
+from minivtw.checkpoints.checkpoint import Checkpoint
+from minivtw.checkpoints.files import read_fields
 from minivtw.checkpoints.tokenizer import load_tokenizer
 from minivtw.vlm import VLM
 
@@ -25,49 +25,31 @@ needs_configs = pytest.mark.skipif(
 )
 
 
-class BlankCheckpoint:
+class BlankCheckpoint(Checkpoint):
     """A checkpoint without files: every tensor that is asked for is there, has the shape asked for, and is zero.
 
     A model of any size takes no memory in it. `asked`: every tensor's name, with its shape as a file would have it.
     """
 
     def __init__(self, names=()):
-        self.names = set(names)  # what `in` says is there
+        self.shards = dict.fromkeys(names)  # what `in` says is there
         self.asked = {}
+        self._checked, self.low_memory, self._names = False, False, {}
 
-    def fill(self, form):
+    def fill(self, form, names=None):
         return form(self)
-
-    def __contains__(self, name):
-        return name in self.names
 
     def skip(self, prefix):
         pass
 
-    def zeros(self, *shape):
-        return np.broadcast_to(np.float32(0), shape)
-
-    def vector(self, *names, size):
-        sizes = size if isinstance(size, tuple) else (size,) * len(names)
-        self.asked.update(zip(names, ((length,) for length in sizes), strict=True))
-        return self.zeros(sum(sizes))
-
-    def table(self, name, rows, width, batch=False):
-        self.asked[name] = (1, rows, width) if batch else (rows, width)
-        return self.zeros(rows, width)
-
-    def matrix(self, *names, into, out, kernel=()):
-        outs = out if isinstance(out, tuple) else (out,) * len(names)
-        self.asked.update({name: (rows, *(kernel or (into,))) for name, rows in zip(names, outs, strict=True)})
-        return self.zeros(into, sum(outs))
-
-    def layers(self, count, read):
-        return [read(index) for index in range(count)]
+    def _take(self, *names, shapes, out):
+        self.asked.update(zip(names, shapes, strict=True))
+        return np.broadcast_to(np.float32(0), out)
 
 
 def blank_vlm(folder, names=()):
     """(a VLM of the folder's own files and no weights, its config's Fields, its checkpoint)."""
-    fields = Fields(read_json(folder, "config.json"), str(folder / "config.json"))
+    fields = read_fields(folder, "config.json")
     checkpoint = BlankCheckpoint(names)
     parts = family(fields).load(fields, folder, checkpoint)
     tokenizer = load_tokenizer(folder, parts.extra_tokens)

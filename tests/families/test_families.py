@@ -181,8 +181,9 @@ def test_a_missing_and_a_misshapen_tensor_are_named(folder, tmp_path):
         ),
         ("nanovlm-later", "config.json", None, "max_img_size", 100, "cannot name every tile of 32 pixels"),
         ("nanovlm-later", "config.json", None, "max_img_size", 32 * 9, "cannot name every tile of 32 pixels"),
-        ("nanovlm-later", "config.json", "vlm_extra_tokens", "image_token", 5, "must map names to text"),
+        ("nanovlm-later", "config.json", "vlm_extra_tokens", "image_token", 5, "must be text, not 5"),
         ("nanovlm-first", "config.json", None, "vit_cls_flag", True, "vit_cls_flag"),
+        ("nanovlm-first", "config.json", None, "lm_re_base", None, "lacks lm_re_base"),
     ],
 )
 def test_settings_that_cannot_be_met_are_one_clear_error(tmp_path, name, file, part, key, value, words):

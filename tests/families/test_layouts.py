@@ -19,7 +19,7 @@ from minivtw.checkpoints.layouts import (
     layout_of,
 )
 from minivtw.inputs.marks import refuse_marks
-from minivtw.inputs.prompts import TextStream, answer_text, encode
+from minivtw.inputs.prompts import TextStream, encode, spoken
 from minivtw.vlm import Chat
 from tests.small_llava import byte_tokenizer, write_folder
 
@@ -221,7 +221,7 @@ def test_doclings_tags_are_shown_and_may_be_typed():
     end = tokenizer.token_to_id("<end_of_utterance>")
     said = encode(tokenizer, "<doctag><loc_0>Hi", opens=False).tolist() + [end]
     stream = TextStream(tokenizer, frozenset([end]))
-    assert "".join(stream.add(token) for token in said) == answer_text(tokenizer, said, {end}) == "<doctag><loc_0>Hi"
+    assert "".join(stream.add(token) for token in said) == spoken(tokenizer, said, {end}).strip() == "<doctag><loc_0>Hi"
     refuse_marks("What is at <loc_17>?", tokenizer)
     for mark in ("<end_of_utterance>", "<doctag>", "</s>"):
         with pytest.raises(minivtw.InputError, match=f"says {mark}, which is a mark"):

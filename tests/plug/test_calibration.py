@@ -77,7 +77,7 @@ def test_what_calibration_cannot_use(zoo, plug, built):
     text, _ = zoo.prompts("llava", model, [[5]])
     for samples, processor, options, words in (
         ([], None, {}, "needs samples"),
-        ([inputs], None, {"eta": 1e-9}, "no layer meets the threshold"),
+        ([inputs], None, {"eta": 1e-9}, "no layer meets the kl criterion's threshold"),
         ([batch], None, {}, "one prompt"),
         ([text], None, {}, "with an image"),
         (["scene.png"], None, {}, "must be an image and a question"),

@@ -56,7 +56,7 @@ def test_nested_contexts_of_one_model_are_refused_and_of_two_are_not(zoo, plug, 
     "layer, words",
     [
         (7, "from 0 to 6, not 7"),
-        (-1, "from 0 to 6"),
+        (-1, "must be 0 or more, not -1"),
         (2.0, "whole number"),
         (True, "whole number"),
         (None, "whole number"),
@@ -88,10 +88,10 @@ def test_a_stored_layer(plug, built, tmp_path, answer, zoo):
     for path in (tmp_path, tmp_path / "withdrawal.json", str(tmp_path)):
         with plug.withdraw(model, path):
             assert answer(model, inputs)[0].tolist() == expected.tolist()
-    with refused("cannot read"), plug.withdraw(model, tmp_path / "nothing.json"):
+    with refused("lacks nothing.json"), plug.withdraw(model, tmp_path / "nothing.json"):
         pass
     (tmp_path / "withdrawal.json").write_text("[]", encoding="utf-8")
-    with refused("no withdraw_layer"), plug.withdraw(model, tmp_path):
+    with refused("must hold a JSON object"), plug.withdraw(model, tmp_path):
         pass
 
 

@@ -326,19 +326,19 @@ def test_a_run_from_the_first_layer_that_a_method_names_is_a_run_from_the_bottom
     """For every method of the shelf, alone and before every other: what `search.logits_from_layer` and those who use it rely on."""
     decoder, tower = random_decoder(asked_decoder().config._replace(layers=5)), random_tower(4)
     prompt = random_prompt(decoder, [False, *VISUAL * [True], *5 * [False]])
-    walked = run_in_full(decoder, prompt, 3)
+    full_run = run_in_full(decoder, prompt, 3)
     for text in [EXAMPLES[first], *(f"{EXAMPLES[first]}+{second}" for second in EXAMPLES.values())]:
         method = method_of(text)
         if any(name in text for name in TOWER_FIRST):
             method = with_tower(method, tower)
         try:
-            whole, answer = prefill(decoder, prompt, method), decoder.embedding[walked.answer[:-1]]
+            whole, answer = prefill(decoder, prompt, method), decoder.embedding[full_run.answer[:-1]]
         except InputError as error:
             with pytest.raises(InputError, match=re.escape(str(error))):
-                logits_from_layer(decoder, walked, method, first_layer(method))
+                logits_from_layer(decoder, full_run, method)
             continue
         following = prefill(decoder, EmbeddedPrompt(answer, np.zeros(len(answer), bool)), method, whole.cache)
-        said, ran = logits_from_layer(decoder, walked, method, first_layer(method))
+        said, ran = logits_from_layer(decoder, full_run, method)
         assert ran == whole.ran, text
         assert_close(said, np.concatenate([whole.logits[-1:], following.logits]))
     assert first_layer(method_of(f"divprune+{EXAMPLES['withdraw']}")) == 0
