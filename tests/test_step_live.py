@@ -14,7 +14,6 @@ import pytest
 from minivtw.cli.stops import STOPS
 
 pytestmark = pytest.mark.live
-pytest.importorskip("debugpy")
 ROOT = pathlib.Path(__file__).parent.parent
 LAYER = 5
 
@@ -66,6 +65,7 @@ class Editor:
 
 @pytest.fixture
 def editor():
+    pytest.importorskip("debugpy")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

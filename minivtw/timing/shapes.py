@@ -46,7 +46,7 @@ class RandomWeights(Checkpoint):
     """A checkpoint without files: tensors of every name and size, random, and about as large as trained ones."""
 
     def __init__(self) -> None:
-        self.shards, self.low_memory, self._taken, self._checked = {}, False, [], True
+        self.shards, self.low_memory, self._names, self._taken, self._checked = {}, False, {}, [], True
         self._random = np.random.default_rng(0)
 
     def _take(self, *names: str, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> np.ndarray:

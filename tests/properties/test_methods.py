@@ -1,7 +1,6 @@
 """What a method may do to the tokens, and what that must mean: for any decoder, any prompt, any layers."""
 
 import inspect
-import re
 import weakref
 from dataclasses import replace
 
@@ -17,10 +16,9 @@ from minivtw.methods.text import read_layers, spec_of, written
 from minivtw.methods.withdrawal import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
 from minivtw.model.attention import attention_probabilities, rotary, rotate, split_heads
 from minivtw.model.cache import KVCache
-from minivtw.model.decoder import DecoderConfig, decoder_layer, forward
+from minivtw.model.decoder import DecoderConfig, forward
 from minivtw.model.layers import linear, rms_norm, swiglu
 from minivtw.model.tokens import EmbeddedPrompt, arriving
-from minivtw.page.unfolding import unfolded
 from tests.random_models import (
     as_stored,
     assert_close,
@@ -269,24 +267,6 @@ def test_states_of_earlier_layers_are_let_go():
 
     prefill(decoder, random_prompt(decoder, PICTURE), note)
     assert alive == [[index - one < 2 for one in range(index + 1)] for index in range(6)]
-
-
-@pytest.mark.parametrize("method", [None, freeze([1]), withdraw(1)])
-def test_shapes_beside_the_code_of_a_layer_are_those_of_its_arrays(method):
-    """Every assignment of `decoder_layer` that says a shape, on five tokens after three others."""
-    decoder = fixed_decoder()
-    cache = prefill(decoder, random_prompt(decoder, 3 * [False])).cache
-    tokens = forward(decoder, arriving(random_prompt(decoder, [False, True, True, False, False]), cache), stop=1)
-    tokens = method(1, tokens) if method else tokens
-    sizes = decoder.config._asdict() | {"tokens": len(tokens), "cached": 3 + len(tokens)}
-    sizes["worked"] = len(tokens) if tokens.works is None else int(tokens.works.sum())
-    said = 0
-    for step in unfolded(decoder_layer, decoder, 1, tokens).steps:
-        if comment := re.search(r"# \(([\w ,*/]+)\)$", step.source):
-            expected = tuple(eval(axis.replace("/", "//"), {}, sizes) for axis in comment[1].split(","))
-            assert step.arrays and all(array.shape == expected for array in step.arrays.values()), step.source
-            said += 1
-    assert said >= 4
 
 
 def test_before_layer_0_there_is_nothing_to_look_at():
