@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from .model.cache import KVCache
+from .checkpoints.hub import model_name
+from .methods.text import spec_of, withdrawal_layer
 from .model.decoder import DecoderConfig
 from .model.tokens import LayerCount
 from .model.vision import VisionConfig
@@ -35,6 +36,16 @@ def layer_flops(config: DecoderConfig, ran: LayerCount) -> int:
     width, query, key_value = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     per_token = 2 * query * width + 3 * width * config.mlp_width + 2 * ran.cached * query  # multiplications
     return 2 * ran.worked * per_token + 2 * ran.entered * width * 2 * key_value + ran.extra_flops
+
+
+def together(first: LayerCount, second: LayerCount) -> LayerCount:
+    """A layer's work on tokens that came in two passes, counted as if they had come in one."""
+    return LayerCount(
+        first.entered + second.entered,
+        first.worked + second.worked,
+        second.cached,
+        first.extra_flops + second.extra_flops,
+    )
 
 
 def prompt_flops(config: DecoderConfig, ran: Sequence[LayerCount]) -> int:
@@ -60,23 +71,35 @@ def cache_bytes(config: DecoderConfig, tokens_per_layer: Iterable[int]) -> int:
     return sum(2 * 4 * config.kv_heads * config.head_dim * tokens for tokens in tokens_per_layer)
 
 
-def turn_counts(
-    config: DecoderConfig,
-    cache: KVCache,
+def turn_stats(
+    chat: Any,
     is_visual: np.ndarray,
     start: int,
     prefilled: Sequence[LayerCount],
     decoded: list[Sequence[LayerCount]],
     generated: int,
-) -> dict[str, dict[str, Any]]:
-    """What a turn took after the `start` tokens that came before: the parts of `Answer.stats` that are counted.
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """What a turn of a `Chat` took after the `start` tokens that came before: `Answer.stats`.
 
     is_visual: (tokens,) booleans, of the prompt; prefilled: what each layer did with it; decoded: the same for each token
-    that was fed back; generated: tokens of the answer.
+    that was fed back; generated: tokens of the answer; seconds: of each phase. Where the turn began with an image that
+    had been seen, that is counted as if this turn had done it, and told once more as what was reused.
     """
+    config, cache, reused = chat.vlm.config, chat.cache, {}
+    if chat.seen and start == len(chat.seen.token_ids):
+        reused = {"reused": {"tokens": start, "flops": sum(layer_flops(config, one) for one in chat.seen.ran)}}
+        prefilled = [together(*pair) for pair in zip(chat.seen.ran, prefilled)]
+        is_visual, start = np.concatenate([chat.seen.is_visual, is_visual]), 0
     tokens, visual = len(is_visual), int(is_visual.sum())
+    has_seen = visual or cache.next_position > min(cache.tokens_per_layer)  # in this turn or before
     return {
+        "model": model_name(chat.vlm.folder),
+        "layers": config.layers,
+        "method": spec_of(chat.method),
+        "withdraw_layer": withdrawal_layer(chat.method) if has_seen else None,
         "tokens": {"visual": visual, "text": tokens - visual, "generated": generated},
+        **reused,
         "prefill": {"entered": [ran.entered for ran in prefilled], "worked": [ran.worked for ran in prefilled]},
         "cache": {
             "tokens_per_layer": cache.tokens_per_layer,
@@ -88,4 +111,5 @@ def turn_counts(
             "prefill_without_withdrawal": prompt_flops(config, plain_run(config, tokens, start)),
             "decode": sum(prompt_flops(config, ran) for ran in decoded),
         },
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }

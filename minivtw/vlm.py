@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from .checkpoints.hub import model_name
 from .checkpoints.parts import Parts
 from .checkpoints.stored import resolve_method
-from .counting import turn_counts
+from .counting import turn_stats
 from .errors import InputError, checked_int
 from .inputs.marks import check_vocabulary, refuse_marks
 from .inputs.opening import open_image, refuse_swapped
-from .inputs.prompts import Prompt, TextStream, encode, expand_marks, spoken
-from .methods.text import Method, NamedMethod, check, spec_of, withdrawal_layer
+from .inputs.prompts import Prompt, Tiled, encode, expand_marks, spoken
+from .inputs.streaming import TextStream
+from .methods.text import Method, NamedMethod, check
 from .model.cache import KVCache
 from .model.decoder import forward, logits
 from .model.layers import Observe, check_finite
@@ -30,6 +30,7 @@ from .model.sampling import Sampler
 from .model.tokens import EmbeddedPrompt, LayerCount, Tokens, arriving, embedded_text
 from .model.vision import Tower
 from .model.vision import encode as encode_image
+from .seen import Seen
 
 
 class Answer(NamedTuple):
@@ -97,29 +98,34 @@ class VLM:
         """What the two arguments of `answer` mean for this model, checked; None: every token goes through every layer."""
         return resolve_method(self.folder, self.config.layers, withdraw, method)
 
+    def tile(self, images: Any) -> Tiled:
+        """Images (a path, a Pillow image, a list of these, None) as the vision tower takes them. Raises InputError."""
+        images = [] if images is None else images if isinstance(images, list | tuple) else [images]
+        if images and not self.parts.vision:
+            raise InputError(f"{self.folder} is a text-only model: ask it without an image")
+        opened = [open_image(image) for image in images]
+        if not opened or not self.parts.vision:
+            return Tiled(None, [], ())
+        tiles, expansions = self.parts.vision.tile(opened, self.max_tiles)  # (tiles, channels, side, side)
+        return Tiled(tiles, expansions, tuple((image.height, image.width) for image in opened))
+
     def prepare(self, images: Any, text: str, is_first: bool = True, system: str | None = None) -> Prompt:
         """Images and a question -> `Prompt`: the chat around them, and each image's tiles and visual tokens.
 
-        system: a message before the first turn; None for what the model's own layout puts there.
+        images: as for `tile`, or what it gave; system: a message before the first turn; None for what the model's own
+        layout puts there. Raises InputError.
         """
-        images = [] if images is None else images if isinstance(images, list | tuple) else [images]
-        vision, tiles, expansions, expected = self.parts.vision, None, [], 0
-        if images and not vision:
-            raise InputError(f"{self.folder} is a text-only model: ask it without an image")
         refuse_swapped(images, text)
         for said in (text,) if system is None else (text, system):
             refuse_marks(said, self.tokenizer, self.parts.layout.marks())
-        turn = self.parts.layout.turn(text, len(images), is_first, system)
-        opened = [open_image(image) for image in images]
-        if opened and vision:
-            tiles, expansions = vision.tile(opened, self.max_tiles)  # (tiles, channels, side, side)
-            expected = sum(expansion.count(vision.image_token) for expansion in expansions)
-        token_ids = encode(self.tokenizer, expand_marks(turn, expansions), opens=is_first)  # (tokens,)
+        tiled = images if isinstance(images, Tiled) else self.tile(images)
+        turn, vision = self.parts.layout.turn(text, len(tiled.sizes), is_first, system), self.parts.vision
+        token_ids = encode(self.tokenizer, expand_marks(turn, tiled.expansions), opens=is_first)  # (tokens,)
         is_visual = token_ids == self.image_token_id  # (tokens,)
-        if vision and is_visual.sum() != expected:
+        if vision and is_visual.sum() != sum(one.count(vision.image_token) for one in tiled.expansions):
             raise InputError(f"the prompt says {vision.image_token}, which stands for an image and cannot be said")
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
-        return Prompt(token_ids, is_visual, tiles, tuple((image.height, image.width) for image in opened))
+        return Prompt(token_ids, is_visual, tiled.tiles, tiled.sizes)
 
     def embed(self, prompt: Prompt, observe: Observe | None = None) -> EmbeddedPrompt:
         """The decoder's input: embedded text, with the image's features at the visual tokens' places."""
@@ -140,6 +146,23 @@ class VLM:
         if observe:
             observe("decoder.embeddings", hidden)
         return EmbeddedPrompt(check_finite(hidden, "what enters the decoder"), prompt.is_visual, tower)
+
+    def see(
+        self,
+        image: Any,
+        withdraw: str | int | None = "auto",
+        method: Method | str | None = None,
+        system: str | None = None,
+    ) -> Seen:
+        """Prefill an image, or a list of them, once, for any number of questions (`Seen.ask`). Arguments as for `answer`.
+
+        Raises InputError, also for a method that lets the question choose among the visual tokens.
+        """
+        return Seen(self, image, self.method(withdraw, method), system)
+
+    def chat(self, seen: Seen) -> "Chat":
+        """A conversation that begins with what has been seen."""
+        return Chat(self, None, seen.method, seen.system, seen)
 
     def advance(
         self, prompt: EmbeddedPrompt, cache: KVCache, method: Method | None = None, observe: Observe | None = None
@@ -162,7 +185,8 @@ class VLM:
 class Chat:
     """A conversation about one or more images. The cache stays between turns: deep layers keep what a method left them.
 
-    system: a message before the first turn; None for what the model's own layout puts there.
+    system: a message before the first turn; None for what the model's own layout puts there; seen: what the conversation
+    begins with (`Seen.chat`).
     """
 
     def __init__(
@@ -171,16 +195,18 @@ class Chat:
         withdraw: str | int | None = "auto",
         method: Method | str | None = None,
         system: str | None = None,
+        seen: Seen | None = None,
     ):
         self.vlm, self.system = vlm, system
         self.method = vlm.method(withdraw, method)
-        self.cache = KVCache(vlm.config)
+        self.cache = copy.deepcopy(seen.cache) if seen else KVCache(vlm.config)
+        self.seen = seen
         self._said: list[int] = []  # the newest token, which no layer has seen yet
 
     def __copy__(self) -> "Chat":
         """The same conversation, to be continued in another way: the copy has a cache of its own."""
         twin = Chat(self.vlm, None, self.method, self.system)
-        twin.cache, twin._said = copy.deepcopy(self.cache), self._said
+        twin.cache, twin.seen, twin._said = copy.deepcopy(self.cache), self.seen, self._said
         return twin
 
     def ask(
@@ -243,22 +269,17 @@ class Chat:
             cache.trim(start)
             raise
         self._said = token_ids[-1:]
-        has_seen = prompt.is_visual.any() or cache.next_position > min(cache.tokens_per_layer)  # in this turn or before
         seconds = {**(seconds or {}), "prefill": prefilled - began, "decode": ended - prefilled}
-        stats = {
-            "model": model_name(vlm.folder),
-            "layers": vlm.config.layers,
-            "method": spec_of(self.method),
-            "withdraw_layer": withdrawal_layer(self.method) if has_seen else None,
-            **turn_counts(vlm.config, cache, prompt.is_visual, start, tokens.ran, decoded, len(token_ids)),
-            "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        }
+        stats = turn_stats(self, prompt.is_visual, start, tokens.ran, decoded, len(token_ids), seconds)
         return Answer(text, token_ids, stats)
 
     def prepare(self, prompt: str, image: Any = None) -> Prompt:
         """The next turn's tokens after the last turn's newest one. Raises InputError where they find no positions."""
-        is_first = self.cache.next_position == 0
-        turn = self.vlm.prepare(image, prompt, is_first, self.system if is_first else None)
+        is_first = self.cache.next_position == (len(self.seen.token_ids) if self.seen else 0)
+        if is_first and self.seen:
+            turn = self.seen.rest(prompt, image)
+        else:
+            turn = self.vlm.prepare(image, prompt, is_first, self.system if is_first else None)
         before = list(self._said)
         if self.vlm.parts.layout.turn_end is None:  # nothing stands between an answer and the next turn
             before = [token for token in before if token not in self.vlm.stop_ids]

@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 import minivtw
 from minivtw import InputError, chat, evaluate, generate
 from minivtw.inputs.marks import MOST_CHARACTERS, refuse_marks
-from minivtw.inputs.prompts import MARK, TextStream, spoken
+from minivtw.inputs.prompts import MARK, spoken
+from minivtw.inputs.streaming import TextStream
 from tests.doors import assert_one_line_error, copied, examples, make_world, run
 from tests.families.conversation import picture
 

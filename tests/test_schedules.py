@@ -279,7 +279,7 @@ def test_a_file_that_holds_something_else_stays_as_it_is(tmp_path, content):
     "line",
     ["[1]", "nonsense", '[0, "withdraw:layer=4", "much", 1, 2]', '[0, "withdraw:layer=4", 0.1, 1e999, 2]', "[" * 100_000,
      '[[0], "withdraw:layer=4", 0.1, 1, 2]', '[0, {}, 0.1, 1, 2]', '[0, "withdraw:layer=4", 0.1, null, 2]',
-     '[0, "withdraw:layer=4", 0.1, 1]', f'[0, "withdraw:layer=4", {10**400}, 1, 2]', "{}", ""],
+     '[0, "withdraw:layer=4", 0.1, 1]', '[0, "withdraw:layer=4", NaN, 1, 2]', '[0, "withdraw:layer=4", 0.1, -1, 2]', f'[0, "withdraw:layer=4", {10**400}, 1, 2]', "{}", ""],
 )  # fmt: skip
 def test_a_broken_line_is_named(tmp_path, line):
     notes = tmp_path / "notes.jsonl"

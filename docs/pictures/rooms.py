@@ -13,6 +13,7 @@ HELD = {
     "vlm",
     "loading",
     "counting",
+    "seen",
 }  # what a user holds; a room otherwise is a folder, and the files above them the commands
 STYLE = """
   text { font: 12.5px system-ui, sans-serif; fill: #1d232b } .small { font-size: 11px; fill: #66707c } .name { font-weight: 600 }

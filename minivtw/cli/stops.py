@@ -63,7 +63,7 @@ STOPS = (
         "prompt", "Words and places", "vlm.py:VLM.prepare", "token_ids = encode(",
         "The image has become tiles of pixels, and stands in the text as one placeholder per visual token. Now the text "
         "becomes token ids.",
-        ("turn", "len(expansions)", "expected"),
+        ("turn", "tiled"),
     ),
     Stop(
         "patches", "Pixels to patches", "model/vision.py:patchify", "",

@@ -50,11 +50,10 @@ def open_image(source: Any) -> Image.Image:
         raise InputError(f"{cannot}: {why}") from error
 
 
-def refuse_swapped(images: list[Any], text: Any) -> None:
+def refuse_swapped(image: Any, text: Any) -> None:
     """Raise InputError where the question is a file, and what stands for the image is not."""
-    names = [image for image in images if isinstance(image, str | os.PathLike)]
     is_file = isinstance(text, os.PathLike) or (isinstance(text, str) and os.path.isfile(text))
-    if names and is_file and not os.path.isfile(names[0]):
+    if is_file and isinstance(image, str) and not os.path.isfile(image):
         raise InputError(f"{text} is a file where the question belongs: answer(image, prompt), but ask(prompt, image)")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.parts import Parts, Tiler, VisionParts
-from ..inputs.prompts import Prompt
+from ..inputs.prompts import Prompt, Tiled
 from ..methods.text import NamedMethod
 from ..model.cache import KVCache, LayerCache
 from ..model.connector import Connector, ShuffleConnector
@@ -21,6 +21,7 @@ from ..model.layers import LayerNorm, Linear
 from ..model.tokens import EmbeddedPrompt, PreviousLayer, Tokens
 from ..model.vision import Tower, Vision, VisionLayer
 from ..model.weights import Decoder, DecoderLayer
+from ..seen import Seen
 from ..vlm import VLM, Answer, Chat
 
 MOST_CHARACTERS = 300  # of a line
@@ -70,7 +71,7 @@ def part(value: Any) -> str:
     if isinstance(value, np.generic):
         return str(value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        is_short = all(isinstance(one, str | int | float | None) for one in value) and len(repr(value)) < 100
+        is_short = all(isinstance(one, str | int | float | tuple | None) for one in value) and len(repr(value)) < 100
         return repr(value) if is_short or not value else f"[{len(value)} x {type(value[0]).__name__}]"
     if callable(value):
         return getattr(value, "__name__", type(value).__name__)
@@ -154,8 +155,15 @@ def _(chat: Chat) -> str:
     return shortened(f"Chat({chat.vlm.folder.name}, {chat.method}; {chat.cache!r})")
 
 
+@in_one_line.register
+def _(seen: Seen) -> str:
+    return shortened(
+        f"Seen({seen.vlm.folder.name}, {len(seen.token_ids)} tokens up to the image's end, {seen.method}; {seen.cache!r})"
+    )
+
+
 for kind in (
-    *in_one_line.registry, Connector, DecoderLayer, EmbeddedPrompt, Parts, Prompt, ShuffleConnector, Tiler, Tower,
+    *in_one_line.registry, Connector, DecoderLayer, EmbeddedPrompt, Parts, Prompt, ShuffleConnector, Tiled, Tiler, Tower,
     VisionLayer, VisionParts,
 ):  # fmt: skip
     if kind is not object:

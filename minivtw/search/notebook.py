@@ -116,7 +116,10 @@ class Notebook(dict[tuple[int, str], SampleChange]):
         for number, line in enumerate(whole.split("\n")[1:-1], 2):
             try:
                 index, method, changed, flops, plain = json.loads(line)
-                super().__setitem__((index, method), SampleChange(float(changed), int(flops), int(plain)))
+                change = SampleChange(float(changed), int(flops), int(plain))
+                if not (0 <= change.changed <= 1 and min(change.flops, change.plain) > 0):
+                    raise ValueError
+                super().__setitem__((index, method), change)
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: is not what --measured writes") from error
         write_whole(path, whole)

@@ -19,7 +19,8 @@ from minivtw.checkpoints.layouts import (
     layout_of,
 )
 from minivtw.inputs.marks import refuse_marks
-from minivtw.inputs.prompts import TextStream, encode, spoken
+from minivtw.inputs.prompts import encode, spoken
+from minivtw.inputs.streaming import TextStream
 from minivtw.vlm import Chat
 from tests.small_llava import byte_tokenizer, write_folder
 
