@@ -33,7 +33,7 @@ METHODS_OF_CLASSES = {
 }
 SOURCE = functools.cache(inspect.getsourcelines)
 MOST_CALLS = 15  # of a function are looked at for each method and model
-BORN_IN = ("model",)  # and vlm.py: every array that is made there says its shape
+BORN_IN = ("model", "methods")  # and vlm.py: every array that is made there says its shape
 FILES = [
     *(path for path in (PACKAGE / "model").glob("*.py") if path.name != "blocks.py"),
     *(PACKAGE / "methods").glob("*.py"),

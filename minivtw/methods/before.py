@@ -34,7 +34,7 @@ def fastervlm(keep: Share = 0.5) -> Method:
     """
 
     def most_looked_at(tokens: Tokens) -> Tokens:
-        scores = np.zeros(len(tokens), np.float32)
+        scores = np.zeros(len(tokens), np.float32)  # (tokens,)
         scores[tokens.is_visual] = tower_looks(tokens)[0]
         return keep_best(tokens, scores, round(keep * tokens.is_visual.sum()))
 
@@ -54,20 +54,21 @@ def visionzip(keep: Share = 0.5, merged: Share = 10 / 64) -> Method:
     """
 
     def dominant_and_contextual(tokens: Tokens) -> Tokens:
-        visual, count = np.flatnonzero(tokens.is_visual), round(keep * tokens.is_visual.sum())
+        visual = np.flatnonzero(tokens.is_visual)  # (visual,)
+        count = round(keep * len(visual))
         contextual = round(merged * count)
         looks, keys = tower_looks(tokens)
-        ranked = np.argsort(-looks, kind="stable")
-        rest = np.sort(ranked[count - contextual :])  # which of the visual tokens are not dominant
-        targets = rest[:: max(1, len(rest) // max(contextual, 1))][:contextual]
-        others = np.setdiff1d(rest, targets)
-        hidden = tokens.hidden.copy()
+        ranked = np.argsort(-looks, kind="stable")  # (visual,)
+        rest = np.sort(ranked[count - contextual :])  # (rest,) those of the visual tokens that are not dominant
+        targets = rest[:: max(1, len(rest) // max(contextual, 1))][:contextual]  # (targets,)
+        others = np.setdiff1d(rest, targets)  # (others,)
+        hidden = tokens.hidden.copy()  # (tokens, width)
         if len(targets):
-            unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
+            unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)  # (visual, channels)
             nearest = product(tokens, unit[others], unit[targets].T).argmax(1)  # (others,)
             for number in np.unique(nearest):
                 hidden[visual[targets[number]]] += tokens.hidden[visual[others[nearest == number]]].mean(0)
-        stays = ~tokens.is_visual
+        stays = ~tokens.is_visual  # (tokens,)
         stays[visual[np.concatenate([ranked[: count - contextual], targets])]] = True
         return replace(tokens, hidden=hidden)[stays]
 
@@ -82,11 +83,12 @@ def divprune(keep: Share = 0.5) -> Method:
     """
 
     def most_diverse(tokens: Tokens) -> Tokens:
-        visual, count = np.flatnonzero(tokens.is_visual), round(keep * tokens.is_visual.sum())
-        unit = tokens.hidden[visual] / np.linalg.norm(tokens.hidden[visual], axis=1, keepdims=True)
+        visual = np.flatnonzero(tokens.is_visual)  # (visual,)
+        count, hidden = round(keep * len(visual)), tokens.hidden[visual]  # (visual, width)
+        unit = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)  # (visual, width)
         distances = 1 - product(tokens, unit, unit.T)  # (visual, visual)
-        nearest = np.sort(distances, axis=0)[min(1, len(visual) - 1)]  # of each its nearest, but for itself
-        scores = np.zeros(len(tokens))
+        nearest = np.sort(distances, axis=0)[min(1, len(visual) - 1)]  # (visual,) of each, but for itself
+        scores = np.zeros(len(tokens))  # (tokens,)
         for rank in range(count):
             best = nearest.argmax()
             scores[visual[best]] = count - rank

@@ -17,8 +17,8 @@ def keep_best(tokens: Tokens, scores: np.ndarray, count: int) -> Tokens:
 
     scores: (tokens,), those of text do not matter. At a tie the earlier token stays.
     """
-    visual = np.flatnonzero(tokens.is_visual)
-    ranked = visual[np.argsort(-scores[visual], kind="stable")]
+    visual = np.flatnonzero(tokens.is_visual)  # (visual,)
+    ranked = visual[np.argsort(-scores[visual], kind="stable")]  # (visual,)
     stays = np.ones(len(tokens), bool)
     stays[ranked[max(count, 0) :]] = False
     return tokens[stays]
@@ -56,7 +56,7 @@ def normed(tokens: Tokens) -> np.ndarray:
 
 def product(tokens: Tokens, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """left @ right, counted as what a method asked for."""
-    result = left @ right
+    result = left @ right  # (rows, columns)
     tokens.extra_flops.append(2 * result.size * left.shape[-1])
     return result
 
@@ -87,10 +87,10 @@ def last_look(tower: Tower, visual: int) -> tuple[np.ndarray, np.ndarray, int]:
     looks, keys, flops = [], [], 0
     for hidden in tower.entering:
         normed = layer_norm(hidden, layer.attention_norm, config.layer_norm_eps)
-        asking = normed[: 1 if config.class_token else None]
+        asking = normed[: 1 if config.class_token else None]  # (asking, width)
         queries = split_heads(linear(asking, layer.qkv.columns(0, config.width)), config.heads)
         tile_keys = split_heads(linear(normed, layer.qkv.columns(config.width, 2 * config.width)), config.heads)
-        probabilities = attention_probabilities(queries, tile_keys)  # (heads, asking, class token and patches)
+        probabilities = attention_probabilities(queries, tile_keys)  # (heads, asking, tokens)
         flops += 2 * config.width * (config.width * (len(asking) + len(normed)) + len(asking) * len(normed))
         looks.append(joined(probabilities.mean((0, 1))[int(config.drop_first) :, None], factor).mean(1))
         keys.append(joined(tile_keys.mean(0)[int(config.drop_first) :], factor))

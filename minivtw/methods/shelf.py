@@ -59,7 +59,7 @@ def pyramiddrop(layers: Layers, keep: Share = 0.5) -> Method:
     def method(index: int, tokens: Tokens) -> Tokens:
         if index in stages and tokens.is_visual.any():
             visual = tokens.notes.setdefault(method, int(tokens.is_visual.sum()))
-            scores = coming_attention(tokens, [-1]).mean((0, 1))
+            scores = coming_attention(tokens, [-1]).mean((0, 1))  # (tokens,)
             tokens = keep_best(tokens, scores, int(visual * keep ** (stages.index(index) + 1)))
         return shorter(index, tokens)
 
@@ -85,14 +85,17 @@ def sparsevlm(layers: Layers, keep: Share = 0.5, raters: Layer = 0) -> Method:
 
     def method(index: int, tokens: Tokens) -> Tokens:
         if index == raters and tokens.is_visual.any():
-            text = text_after_image(tokens)
-            affinity = softmax(product(tokens, tokens.hidden[tokens.is_visual], tokens.hidden[text].T)).mean(0)
-            chosen = (affinity > affinity.mean()) | (affinity == affinity.max())
+            text = text_after_image(tokens)  # (text,)
+            visual_text = product(tokens, tokens.hidden[tokens.is_visual], tokens.hidden[text].T)  # (visual, text)
+            affinity = softmax(visual_text).mean(0)  # (text,)
+            chosen = (affinity > affinity.mean()) | (affinity == affinity.max())  # (text,)
             tokens.notes[method] = int(tokens.is_visual.sum()), tokens.positions[text[chosen]]
         if index in stages and tokens.is_visual.any():
-            visual, who = tokens.notes[method]
-            rows = np.flatnonzero(np.isin(tokens.positions, who))
-            looks = tokens.attention(rows if len(rows) else [-1]).mean((0, 1))  # another method may have let all go
+            visual, who = tokens.notes[method]  # (raters,)
+            rows = np.flatnonzero(
+                np.isin(tokens.positions, who)
+            )  # (rows,) fewer if another method let some go, even all
+            looks = tokens.attention(rows if len(rows) else [-1]).mean((0, 1))  # (tokens,)
             tokens = keep_best(tokens, looks, round(visual * keep ** (stages.index(index) + 1)))
         return tokens
 
@@ -111,15 +114,15 @@ def dart(layer: Layer, keep: Share = 0.5, pivots: Count = 4) -> Method:
     """
 
     def is_chosen(tokens: Tokens) -> np.ndarray:
-        visual, count = np.flatnonzero(tokens.is_visual), round(keep * tokens.is_visual.sum())
-        norms, unit = np.abs(tokens.keys).sum((0, 2)), normed(tokens)
-        unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
-        chosen, said = (
-            rows[np.argsort(-norms[rows], kind="stable")][:most]
-            for rows, most in ((visual, min(pivots, count)), (text_after_image(tokens), pivots))
-        )
-        likeness = product(tokens, unit[np.concatenate([chosen, said])], unit[visual].T)  # (pivots, visual tokens)
-        stays = np.isin(visual, chosen)
+        visual = np.flatnonzero(tokens.is_visual)  # (visual,)
+        text, count = text_after_image(tokens), round(keep * len(visual))  # (text,)
+        norms = np.abs(tokens.keys).sum((0, 2))  # (tokens,)
+        unit = normed(tokens)  # (tokens, width)
+        unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)  # (tokens, width)
+        chosen = visual[np.argsort(-norms[visual], kind="stable")][: min(pivots, count)]  # (visual pivots,)
+        said = text[np.argsort(-norms[text], kind="stable")][:pivots]  # (text pivots,)
+        likeness = product(tokens, unit[np.concatenate([chosen, said])], unit[visual].T)  # (pivots, visual)
+        stays = np.isin(visual, chosen)  # (visual,)
         for row, part in zip(likeness, np.array_split(np.arange(count - len(chosen)), len(likeness))):
             stays[np.argsort(np.where(stays, np.inf, row), kind="stable")[: len(part)]] = True
         return np.isin(np.arange(len(tokens)), visual[stays]).astype(int)
@@ -140,8 +143,8 @@ def uniform(layer: Layer, keep: Share = 0.5) -> Method:
     def method(index: int, tokens: Tokens) -> Tokens:
         if index != layer or not tokens.is_visual.any():
             return tokens
-        order = np.cumsum(tokens.is_visual) - 1  # which visual token each is
-        crosses = np.floor((order + 1) * keep) > np.floor(order * keep)  # where the running share passes a whole number
+        order = np.cumsum(tokens.is_visual) - 1  # (tokens,) which visual token each is
+        crosses = np.floor((order + 1) * keep) > np.floor(order * keep)  # (tokens,) the running share passes an integer
         return tokens[~tokens.is_visual | crosses]
 
     return method

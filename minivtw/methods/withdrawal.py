@@ -49,7 +49,7 @@ def adaptive(share: Share = 0.1, quiet: Count = 2) -> Method:
 def visual_share(tokens: Tokens) -> float:
     """How much of the text's attention went to visual tokens in the layer just passed: mean over heads, and over the
     text tokens after the first visual one. From 0 to 1; 0 where there is no such token."""
-    rows = text_after_image(tokens)
+    rows = text_after_image(tokens)  # (rows,)
     return float(tokens.attention(rows)[:, :, tokens.is_visual].sum(-1).mean()) if len(rows) else 0.0
 
 
@@ -60,7 +60,7 @@ def random_tokens(layer: Layer, seed: Seed = 0) -> Method:
     def method(index: int, tokens: Tokens) -> Tokens:
         if index != layer or not tokens.is_visual.any():
             return tokens
-        stays = np.ones(len(tokens), bool)
+        stays = np.ones(len(tokens), bool)  # (tokens,)
         stays[np.random.default_rng(seed).permutation(len(tokens) - 1)[: tokens.is_visual.sum()]] = False
         return tokens[stays]
 
