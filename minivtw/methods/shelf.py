@@ -92,9 +92,7 @@ def sparsevlm(layers: Layers, keep: Share = 0.5, raters: Layer = 0) -> Method:
             tokens.notes[method] = int(tokens.is_visual.sum()), tokens.positions[text[chosen]]
         if index in stages and tokens.is_visual.any():
             visual, who = tokens.notes[method]  # (raters,)
-            rows = np.flatnonzero(
-                np.isin(tokens.positions, who)
-            )  # (rows,) fewer if another method let some go, even all
+            rows = np.flatnonzero(np.isin(tokens.positions, who))  # (rows,) another method may have let some go
             looks = tokens.attention(rows if len(rows) else [-1]).mean((0, 1))  # (tokens,)
             tokens = keep_best(tokens, looks, round(visual * keep ** (stages.index(index) + 1)))
         return tokens
