@@ -60,7 +60,7 @@ def session() -> str:
     """What `minivtw.step` prints from the sixth stop on, with what was typed."""
     ran = subprocess.run(
         [sys.executable, "-m", "minivtw.step", *QUESTION], input="\n".join([*TYPED, ""]), cwd=ROOT, check=True,
-        capture_output=True, encoding="utf-8",
+        capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     pieces = ran.stdout.replace(str(ROOT) + "/", "").split("(step) ")
     text = pieces[0] + "".join(f"(step) {typed}\n{piece}" for typed, piece in zip(TYPED, pieces[1:]))
