@@ -169,7 +169,7 @@ def test_every_stop_of_chapter_1_stops_in_plain_pdb():
         [sys.executable, *(argument.strip('"') for argument in arguments)], input="\n".join([*lines, "q", ""]), cwd=ROOT,
         capture_output=True, encoding="utf-8", env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    reached = re.findall(r"> \S+\.py\((\d+)\)", ran.stdout)[1:]  # the first is the program's own start
+    reached = re.findall(r"> .+?\.py\((\d+)\)", ran.stdout)[1:]  # the first is the program's own start
     assert reached[: len(rows)] == [line for _, line, _, _ in rows], ran.stdout[-3000:]
     for number, (_, _, _, shown) in enumerate(rows, 1):
         value = re.search(rf"\('stop', {number}, (.*)\)$", ran.stdout, re.M)[1]
