@@ -4,8 +4,8 @@ A block of Python in the text is a cell and is run, all of them in one namespace
 output. `<!-- exercise NAME -->` stands for the task, the stub, the check and the solution of docs/exercises/NAME.py; in a
 chapter the exercise is written out, up to `<!-- end -->`. The picture of the first page is made from the notebook by
 
-    jupyter nbconvert --to html docs/notebook.ipynb --output /tmp/notebook.html
-    chromium --headless --window-size=1000,1250 --screenshot=docs/pictures/notebook.png /tmp/notebook.html
+    jupyter nbconvert --to html docs/notebook.ipynb --stdout > notebook.html
+    chromium --headless --hide-scrollbars --window-size=1000,1280 --screenshot=docs/pictures/notebook.png notebook.html
 """
 
 import argparse
@@ -92,7 +92,9 @@ def cells(source: str) -> list[tuple[str, str]]:
     def written_out(found: re.Match[str]) -> str:
         module = exercise(found[1])
         title, task = title_and_task(module)
-        stub = f"```python\n{code(module, 'stub')}\n```\n\n```python\ncheck({name_of(module)})\n```"
+        lacking = "".join(f"{line}\n" for line in imports(module).splitlines() if line not in source)
+        before = f"{lacking}\n\n" if lacking else ""
+        stub = f"```python\n{before}{code(module, 'stub')}\n```\n\n```python\ncheck({name_of(module)})\n```"
         return f"### Exercise: {title}\n\n{task}\n\n{stub}\n\n{solution(module)}\n"
 
     found = list[tuple[str, str]]()

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minivtw.methods.shelf import method_of
+
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 NAMES = sorted(path.stem for path in (DOCS / "exercises").glob("[!_]*.py"))
@@ -128,6 +130,16 @@ def test_a_file_of_solutions_is_checked_by_name(maker, exercises, tmp_path):
         command = [sys.executable, DOCS / "exercises", tmp_path / file]
         ran = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
         assert ran.returncode == code and all(part in ran.stdout + ran.stderr for part in words)
+
+
+def test_the_method_with_a_parameter_is_named_on_the_command_line(maker, exercises, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n" + maker.code(exercises.exercise("checkerboard"), "solution"), encoding="utf-8"
+    )
+    is_right, sentence = exercises.verdict(
+        lambda layer: method_of(f"{tmp_path}/mine.py:checkerboard,layer={layer}"), "checkerboard"
+    )
+    assert is_right, sentence
 
 
 def assert_close(found, stored):

@@ -5,7 +5,7 @@ has white, (row + column) even; all text stays. Which visual token a token is, `
 decoded tokens bring no visual ones. Saved as `mine.py`, its parameter can be swept without touching the file:
 
 ```sh
-python -m minivtw.evaluate weights/minivtw-tiny/samples --methods mine.py:checkerboard,layer={0,1,2,3,4}
+python -m minivtw.evaluate weights/minivtw-tiny/samples --methods mine.py:checkerboard,layer=0 mine.py:checkerboard,layer=2
 ```
 """
 
