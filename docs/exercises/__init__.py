@@ -49,9 +49,7 @@ def expect_array(found: Any, expected: np.ndarray, what: str, tolerance: float =
     apart = np.nan_to_num(np.abs(found - expected), nan=np.inf)
     worst = tuple(map(int, np.unravel_index(apart.argmax(), apart.shape)))
     place = worst[0] if len(worst) == 1 else worst
-    expect(
-        apart.max() <= tolerance, f"{what} at {place} must be {expected[worst]:.4g}, not {found[worst]:.4g}"
-    )  # fmt: skip
+    expect(apart.max() <= tolerance, f"{what} at {place} must be {expected[worst]:.4g}, not {found[worst]:.4g}")
 
 
 @functools.cache

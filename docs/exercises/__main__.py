@@ -14,6 +14,8 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="python docs/exercises", description=__doc__)
     options.add_argument("file", metavar="FILE", help="a Python file with functions that have the names of exercises")
     chosen = options.parse_args()
+    if not pathlib.Path(chosen.file).is_file():
+        options.error(f"there is no file {chosen.file}")
     functions = runpy.run_path(chosen.file)
     found = [name for name in NAMES if callable(functions.get(name))]
     if not found:

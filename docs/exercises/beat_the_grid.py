@@ -1,6 +1,6 @@
 """Beat the grid
 
-`uniform:layer=2,keep=0.25` keeps every fourth visual token from layer 2 on, 16 of 64, and asks nothing. Most published
+`uniform:layer=2,keep=0.25` keeps every fourth visual token from layer 2 on, 16 of 64, and looks at nothing. Most published
 methods lose to it. Write one that wins: before layer 2 at most 16 visual tokens stay, all text stays, and on the twenty
 samples of the embedded model more questions are answered correctly than with `uniform`. You may look at anything:
 `tokens.hidden`, `tokens.attention(rows)`, or only at where every fourth token of an 8 · 8 image lies. Twenty questions are

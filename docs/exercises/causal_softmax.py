@@ -35,7 +35,10 @@ def check(causal_softmax):
     ahead = shares[~visible].max()
     expect(ahead == 0, f"a query looks at a key after it: the largest share above the diagonal is {ahead:.2g}")
     sums = shares.sum(axis=-1)
-    expect(np.allclose(sums, 1, atol=1e-5), f"the shares of row {abs(sums - 1).argmax()} sum to {sums[abs(sums - 1).argmax()]:.3g}, not 1: what is masked must not count in the sum, either")  # fmt: skip
+    expect(
+        np.allclose(sums, 1, atol=1e-5),
+        f"the shares of row {abs(sums - 1).argmax()} sum to {sums[abs(sums - 1).argmax()]:.3g}, not 1: what is masked must not count in the sum, either",
+    )
     expected = softmax(np.where(visible, scores, -np.inf))
     expect_array(shares, expected.astype(shares.dtype), "the array of shares", 1e-5)
     expect(np.isfinite(large).all(), "large scores overflow: subtract each row's largest score before `exp`")

@@ -61,4 +61,4 @@ def check(checkerboard):
         expect(len(row) == 32, f"32 of 64 patches are white, but {len(row)} stayed")
         for patch in zip(row.tolist(), column.tolist()):
             expect(sum(patch) % 2 == 0, "the patch in row {}, column {} is black, and stayed".format(*patch))
-    return "32 patches, none beside another; now sweep its layer"
+    return "32 patches, no two of them side by side; now sweep the layer"

@@ -59,8 +59,14 @@ def check(close_the_gap):
     expect(held == [text + 1] * 7, f"layers 5 to 11 must hold the text alone, {text + 1} tokens after one more: {held}")
     expect(turned[0].tolist() == list(range(len(prompt.hidden))), "before layer 5 nothing must change")
     for layer, places in ((5, turned[1]), (11, turned[2])):
-        expect(places.tolist() == list(range(text)), f"in layer {layer} the text's rotary positions must be 0 to {text - 1}, without a gap; they are {places}")  # fmt: skip
-    expect(turned[4].tolist() == [text], f"the first decoded token is token {text} of layer 5, but its rotary position is {turned[4]}")  # fmt: skip
+        expect(
+            places.tolist() == list(range(text)),
+            f"in layer {layer} the text's rotary positions must be 0 to {text - 1}, without a gap; they are {places}",
+        )
+    expect(
+        turned[4].tolist() == [text],
+        f"the first decoded token is token {text} of layer 5, but its rotary position is {turned[4]}",
+    )
     full, kept = two_tokens(None)[0], two_tokens(method_of("withdraw:layer=5"))[0]
     apart = [float(divergence(one[0], full[0])) for one in (kept, logits)]
     return (

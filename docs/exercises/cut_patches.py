@@ -42,4 +42,4 @@ def check(cut_patches):
     expect_array(found, expected, "the array of patches")
     wide = np.arange(3 * 4 * 8, dtype=np.float32).reshape(3, 4, 8)
     expect_array(cut_patches(wide, 2), patchify(wide, 2), "the array of patches of an image that is not square")
-    return "64 patches of 3 · 16 · 16 = 768 numbers, as `patchify` cuts them"
+    return "64 patches of 3 x 16 x 16 = 768 numbers, as `patchify` cuts them"

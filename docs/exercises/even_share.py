@@ -1,6 +1,6 @@
-"""What would attention without any preference give?
+"""What would uniform attention give?
 
-A share means little without its measure. Suppose every token looked at all that it may see, itself and what came before,
+A share means little without a baseline. Suppose every token looked at all that it may see, itself and what came before,
 at each alike. Which share of the attention of the text after the image would go to visual tokens? Token i sees i + 1
 tokens; count the visual ones among them.
 """

@@ -26,7 +26,7 @@ def check(image_share):
     prompt = vlm.prepare(SCENE, "What color is the star?")
     vlm.answer(
         SCENE, "What color is the star?", withdraw="off", max_new_tokens=1, observe=lambda n, a: seen.update({n: a})
-    )  # fmt: skip
+    )
     is_visual, shares = prompt.is_visual, []
     after = ~is_visual & (np.cumsum(is_visual) > 0)
     for layer in range(vlm.config.layers):
@@ -35,8 +35,14 @@ def check(image_share):
         found, wanted = image_share(pattern, is_visual), float(to_image[:, after].mean())
         expect_number(found)
         expect(abs(found - to_image.mean()) > 1e-5, "the rows of the visual tokens count, too; only text rows should")
-        expect(abs(found - to_image[:, ~is_visual].mean()) > 1e-5, "the text before the image counts, too, and it cannot see the image")  # fmt: skip
-        expect(abs(found - pattern[:, after][:, :, is_visual].mean()) > 1e-5, "take the sum over the visual tokens before the mean: that is the mean share of one token")  # fmt: skip
+        expect(
+            abs(found - to_image[:, ~is_visual].mean()) > 1e-5,
+            "the text before the image counts, too, and it cannot see the image",
+        )
+        expect(
+            abs(found - pattern[:, after][:, :, is_visual].mean()) > 1e-5,
+            "take the sum over the visual tokens before the mean: that is the mean share of one token",
+        )
         expect(abs(found - wanted) < 1e-5, f"in layer {layer} it must be {wanted:.4f}, not {found:.4f}")
         shares.append(wanted)
     return f"from {min(shares):.0%} to {max(shares):.0%}, layer by layer"

@@ -5,7 +5,7 @@ model. Make both probabilities and return
 
     KL( withdrawn || full ) = Σ p_withdrawn · ( ln p_withdrawn − ln p_full )
 
-in nats. The order matters: the two are not the same distance in both directions.
+in nats. The order matters: the divergence is not the same in both directions.
 """
 
 import numpy as np

@@ -41,7 +41,10 @@ def check(moved):
     after, before = logits(watched), logits(None)
     for index, by in turned:
         expect((by != 0).any(), f"in layer {index} the rotary positions are as they were")
-        expect((by == 100).all(), f"in layer {index} the rotary positions moved by {by.min()} to {by.max()}, not by 100: `rotary_positions` are already moved when the next layer comes, `positions` never are")  # fmt: skip
+        expect(
+            (by == 100).all(),
+            f"in layer {index} the rotary positions moved by {by.min()} to {by.max()}, not by 100: `rotary_positions` are already moved when the next layer comes, `positions` never are",
+        )
     apart = np.abs(after - before).max() / np.abs(before).max()
     expect(apart < 1e-3, f"the logits changed by {apart:.1%} of the largest")
     return f"every token stands 100 places further on, and no logit changed by more than {apart:.0e} of the largest: rounding"

@@ -1,8 +1,8 @@
 """Where did the image leave?
 
-Somebody hands you a `KVCache` and does not say which layer K the image was withdrawn at. `cache.tokens_per_layer` says how
-many tokens each layer holds, `cache.next_position` how many the conversation has had. Return K: the first layer whose
-cache lacks some of them; `None` if every layer holds them all.
+Somebody hands you a `KVCache` without a word about K, the layer before which the image was withdrawn.
+`cache.tokens_per_layer` says how many tokens each layer holds, `cache.next_position` how many the conversation has had.
+Return K: the first layer whose cache lacks some of them; `None` if every layer holds them all.
 """
 
 from exercises import SCENE, expect, model
