@@ -1,5 +1,6 @@
 """A reader's own method: what it raises arrives as it is, and what it returns is checked before a layer works on it."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 import minivtw
-from minivtw import Chat, InputError, chat, generate
+from minivtw import Chat, InputError, chat, evaluate, generate
 from minivtw.methods.shelf import method_of
 from minivtw.methods.text import spec_of
 from minivtw.methods.withdrawal import freeze, then, withdraw
@@ -235,3 +236,82 @@ def test_a_file_runs_only_for_a_function_in_it(vlm, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="has no function 'other'"):
         method_of("mine.py:other")
     assert (tmp_path / "ran").exists()
+
+
+SWEPT = """
+from minivtw.methods.text import Layer, named
+
+def leave(layer: int, keep=0, name="f"):
+    def method(index, tokens):
+        visual = tokens.is_visual.cumsum() * tokens.is_visual
+        return tokens[visual <= keep] if index == layer else tokens
+    return method
+
+def mine(index, tokens):
+    return tokens
+
+def lost(layer):
+    return layer
+
+def strict(layer):
+    raise ValueError(f"no {layer}")
+
+@named
+def checked(layer: Layer):
+    return leave(layer)
+"""
+
+
+def test_parameters_after_a_function_make_the_method(vlm, tmp_path, monkeypatch):
+    """They are read as numbers where they are, and the method is told apart by them in every table."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mi,ne.py").write_text(SWEPT, encoding="utf-8")
+    for text, same in (
+        ("mi,ne.py:leave,layer=2", "withdraw:layer=2"),
+        ("mi,ne.py:leave,keep=1e9,layer=2", "mi,ne.py:mine"),
+        ("mi,ne.py:checked,layer=1", "withdraw:layer=1"),
+        (" mi,ne.py:leave,layer=3,name=x=y + freeze:layers=1", "freeze:layers=1+withdraw:layer=3"),
+    ):
+        assert spec_of(method_of(text)) == text.strip().replace(" + ", "+")
+        assert spec_of(method_of(spec_of(method_of(text)))) == spec_of(method_of(text))
+        assert ask(vlm, text).stats["prefill"]["entered"] == ask(vlm, same).stats["prefill"]["entered"]
+    PICTURE.save("0.png")
+    question = {"image": "0.png", "family": "count", "question": "Hm?", "answer": "two"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question), encoding="utf-8")
+    swept = [f"mi,ne.py:leave,layer={layer}" for layer in (1, 3)]
+    out = run(evaluate.main, ".", "--model", vlm.folder, "--methods", *swept, "--json", "swept.json")[1]
+    runs = json.loads((tmp_path / "swept.json").read_text(encoding="utf-8"))["runs"]
+    by_name = {one["method"]: one["prefill_flops"] for one in runs}
+    assert all(text in out for text in swept) and by_name[swept[0]] < by_name[swept[1]]
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ("leave,laier=2", "the method {}:leave takes layer, keep, name, not 'laier'"),
+        ("leave,layer=2,layer=3", "the text gives the method {}:leave its layer twice"),
+        ("leave,layer=2.5", "layer of the method {}:leave cannot be '2.5'"),
+        ("leave,layer", "layer of the method {}:leave cannot be ''"),
+        ("leave,keep=1", "cannot make {}:leave,keep=1: TypeError: leave() missing 1 required positional argument"),
+        ("strict,layer=2", "cannot make {}:strict,layer=2: ValueError: no 2"),
+        ("lost,layer=2", "{}:lost,layer=2 must be a function of index and tokens, not int"),
+        ("mine,layer=2", "the method {}:mine takes index, tokens, not 'layer'"),
+        ("checked,layer=-1", "layer must be 0 or more, not -1"),
+        ("checked,layer=99", "a layer must be from 0 to 4, the number of layers, not 99"),
+        ("leave,layer=99+nope", "there is no method 'nope'"),
+        ("other,layer=2", "has no function 'other'"),
+    ],
+)
+def test_parameters_that_make_no_method_are_refused_in_one_line(vlm, tmp_path, given, words):
+    (tmp_path / "mine.py").write_text(SWEPT, encoding="utf-8")
+    PICTURE.save(tmp_path / "picture.png")
+    options = ["--model", vlm.folder, "--method", f"{tmp_path}/mine.py:{given}"]
+    ran = run(generate.main, tmp_path / "picture.png", "Hm?", *options)
+    assert_one_line_error(ran, words.format(f"{tmp_path}/mine.py"))
+
+
+def test_a_file_with_parameters_runs_only_where_the_command_line_names_it(vlm, tmp_path):
+    (tmp_path / "mine.py").write_text("__import__('pathlib').Path(__file__ + '.ran').touch()", encoding="utf-8")
+    with pytest.raises(InputError, match="code is run only if --method names it"):
+        method_of(f"{tmp_path}/mine.py:leave,layer=2", files=False)
+    assert not (tmp_path / "mine.py.ran").exists()

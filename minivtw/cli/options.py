@@ -31,7 +31,7 @@ def add_method_options(options: argparse.ArgumentParser) -> None:
     add = options.add_mutually_exclusive_group().add_argument
     layer = "the layer before which the visual tokens leave; auto (default): what is stored with the model"
     add("--withdraw", type=withdraw_option, default="auto", metavar="auto|off|K", help=layer)
-    names = f"names: {', '.join(METHODS)}, and FILE.py:FUNCTION for your own"
+    names = f"names: {', '.join(METHODS)}, and FILE.py:FUNCTION or FILE.py:FUNCTION,layer=2,… for your own"
     method = f"another method, such as freeze:layers=7-9+withdraw:layer=10; {names}"
     add("--method", metavar="NAME:parameters", help=method)
 

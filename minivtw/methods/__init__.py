@@ -3,3 +3,12 @@
 `withdrawal.py` is the paper's method and what stands beside it; `shelf.py` and `before.py` are its published relatives;
 `looking.py` is what they may ask of the tokens; `text.py` reads, writes and checks methods.
 """
+
+from .shelf import METHODS, method_of
+from .text import Method, spec_of
+from .withdrawal import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
+
+__all__ = [
+    "METHODS", "Method", "adaptive", "freeze", "method_of", "own_positions", "random_tokens", "renumber", "spec_of", "then",
+    "withdraw",
+]  # fmt: skip

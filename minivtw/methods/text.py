@@ -1,9 +1,10 @@
-"""Methods as text: `withdraw:layer=6`, `freeze:layers=4/9/18-23+withdraw:layer=24`, `mine.py:my_method`.
+"""Methods as text: `withdraw:layer=6`, `freeze:layers=4/9/18-23+withdraw:layer=24`, `mine.py:my_method,layer=3`.
 
 So a method can be typed after `--method`, stored with a model and printed in a table. Parameters are converted and
 checked by the annotations of the function that makes the method; `+` lists methods that are called one after the other.
 """
 
+import contextlib
 import functools
 import inspect
 import pathlib
@@ -22,7 +23,7 @@ from ..model.weights import MOST_LAYERS
 
 MOST_TEXT = 10_000  # characters of a method's text, wherever it comes from
 MOST_PARTS = 100  # methods in it
-FILE = re.compile(r"\s*(.+?\.py):(\w+)\s*\+", re.S)  # the name of a file may hold + and : as well
+FILE = re.compile(r"\s*(.+?\.py):(\w+)((?:,[^+]*)?)\s*\+", re.S)  # the name of a file may hold + and : as well
 
 Layer = Annotated[int, "a layer of the decoder"]
 Layers = Annotated[Collection[int], "layers of the decoder"]
@@ -105,6 +106,7 @@ KINDS: dict[Any, tuple[Callable[[str], Any], Callable[[Any, str], Any]]] = {
     Share: (float, checked_share),
     Count: (int, functools.partial(checked_int, least=1)),
     Seed: (int, checked_int),
+    **{plain: (plain, lambda value, _: value) for plain in (int, float, str)},  # of a reader's own function
 }
 
 
@@ -123,7 +125,7 @@ def parse(text: str, methods: dict[str, Callable[..., NamedMethod]], files: bool
     while rest:
         part, file = rest[: rest.index("+")], FILE.match(rest)
         if file and part.partition(":")[0].strip() not in methods:
-            found.append(own_method(pathlib.Path(file[1]), file[2]))
+            found.append(own_method(pathlib.Path(file[1]), file[2], file[3].strip()))
             rest = rest[file.end() :]
         else:
             found.append(parse_one(part.strip(), methods))
@@ -135,36 +137,50 @@ def parse_one(text: str, methods: dict[str, Callable[..., NamedMethod]]) -> Name
     name, _, rest = text.partition(":")
     if name not in methods:
         raise InputError(f"there is no method {name!r}; there are {', '.join(methods)}, and FILE.py:FUNCTION")
-    parameters = inspect.signature(methods[name]).parameters
-    options: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        key, _, value = part.partition("=")
-        if key not in parameters:
-            raise InputError(f"the method {name} takes {', '.join(parameters) or 'no parameters'}, not {key!r}")
-        if key in options:
-            raise InputError(f"the text gives the method {name} its {key} twice")
-        try:
-            options[key] = KINDS[parameters[key].annotation][0](value)
-        except ValueError:
-            raise InputError(f"{key} of the method {name} cannot be {value!r}") from None
-    missing = [
-        key for key, parameter in parameters.items() if parameter.default is parameter.empty and key not in options
-    ]
+    options, parameters = read_options(name, methods[name], rest), inspect.signature(methods[name]).parameters
+    missing = [key for key, one in parameters.items() if one.default is one.empty and key not in options]
     if missing:
         raise InputError(f"the method {name} needs {', '.join(missing)}, as in {name}:{missing[0]}=…")
     return methods[name](**options)
 
 
-def own_method(path: pathlib.Path, name: str) -> NamedMethod:
-    """A function (index, tokens) -> tokens out of a reader's own Python file."""
+def read_options(name: str, make: Callable[..., Any], text: str) -> dict[str, Any]:
+    """What a text such as `layer=2,keep=0.5` gives to the function `make`, each value read as its annotation says."""
+    parameters, options = inspect.signature(make).parameters, dict[str, Any]()
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        if key not in parameters:
+            raise InputError(f"the method {name} takes {', '.join(parameters) or 'no parameters'}, not {key!r}")
+        if key in options:
+            raise InputError(f"the text gives the method {name} its {key} twice")
+        kind = parameters[key].annotation  # without one a value is a number if it can be
+        for read in (KINDS[kind][0],) if kind in KINDS else (int, float, str):
+            with contextlib.suppress(ValueError):
+                options[key] = read(value)
+                break
+        else:
+            raise InputError(f"{key} of the method {name} cannot be {value!r}")
+    return options
+
+
+def own_method(path: pathlib.Path, name: str, given: str) -> NamedMethod:
+    """A function (index, tokens) -> tokens out of a reader's own file; given `,layer=2`, what it returns for layer=2."""
     try:
         content = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:
         raise InputError(f"cannot run {path}: {type(error).__name__}: {error}") from error
-    function = content.get(name)
+    function, spec = content.get(name), f"{path}:{name}{given}"
     if not callable(function):
         raise InputError(f"{path} has no function {name!r}; a method is given as {path}:FUNCTION")
-    return NamedMethod(guarded(function, f"{path}:{name}"), f"{path}:{name}")
+    if given:
+        options = read_options(f"{path}:{name}", function, given)
+        try:
+            function = function(**options)
+        except Exception as error:
+            raise InputError(f"cannot make {spec}: {type(error).__name__}: {error}") from error
+        if not callable(function):
+            raise InputError(f"{spec} must be a function of index and tokens, not {type(function).__name__}")
+    return NamedMethod(guarded(function, spec), spec, tuple(getattr(function, "layers", (0,))))
 
 
 def known(method: Method) -> NamedMethod:
