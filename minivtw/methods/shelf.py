@@ -75,9 +75,10 @@ def sparsevlm(layers: Layers, keep: Share = 0.5, raters: Layer = 0) -> Method:
 
     Raters are the text tokens after the image whose mean over visual rows of softmax(H_v H_t^T) exceeds the mean over
     text, H being what enters layer 0. The paper sets how many stay by the rank of the attention, the published code by
-    fixed numbers (300, 200 and 110 of 576; `keep=0.575` comes near), after layers 2, 6 and 15: `layers=3/7/16` here. In
-    its first version the code merges some of those dropped and renumbers; this keeps positions and merges nothing, like
-    its second.
+    fixed numbers (300, 200 and 110 of 576, in its second version 118; `keep=0.575` comes near), after layers 2, 6 and
+    15: `layers=3/7/16` here. In its first version the code merges some of those dropped and renumbers; this keeps
+    positions and merges nothing, like its second, which also weighs scores by the rotary angle and takes 14 of the
+    heads: that is not done here.
     """
     stages = sorted(layers)
     if raters > min(stages, default=raters):
