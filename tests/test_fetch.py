@@ -339,6 +339,14 @@ def test_every_name_of_the_gguf_file_has_its_own_at_hugging_face():
     ]  # fmt: skip
 
 
+def test_a_move_that_fails_brings_the_older_model_back(tmp_path):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "old").touch()
+    with pytest.raises(FileNotFoundError):
+        graft.move(tmp_path / "none", tmp_path / "place", tmp_path / "older")
+    assert (tmp_path / "place" / "old").exists()
+
+
 def test_an_unknown_name(empty_cache):
     assert_one_line_error(run(fetch.main, "large"), "invalid choice: 'large'")
 

@@ -117,7 +117,7 @@ def test_ctrl_c_at_any_moment(world, name, examples):
 
 @examples(quick=8, deep=60)
 def test_ctrl_c_at_any_moment_of_a_fetch(cache, examples):  # noqa: F811
-    """The model in the cache is whole: the one of an older graft, the new one or, between the two, none."""
+    """The model in the cache is whole: the one of an older graft, or the new one."""
     folder = graft.fetch("smol")
     (folder / graft.MADE_FROM).write_text("older", encoding="utf-8")
     calls = calls_of(run, fetch.main, "smol")
@@ -125,11 +125,11 @@ def test_ctrl_c_at_any_moment_of_a_fetch(cache, examples):  # noqa: F811
     @settings(max_examples=examples)
     @given(MOMENTS)
     def at(moment):
-        (graft.fetch("smol") / graft.MADE_FROM).write_text("older", encoding="utf-8")
+        (folder / graft.MADE_FROM).write_text("older", encoding="utf-8")
         ran = run(interrupts(fetch.main, moment * calls // 10**4), "smol")
         assert_promise(ran, ran.code if ran.code in (0, 130) else 0)
-        assert {path.name for path in cache.iterdir()} >= {hub.FETCHED["smollm2"]}
-        assert not folder.is_dir() or minivtw.load("smol")
+        assert {path.name for path in cache.iterdir()} >= set(hub.FETCHED.values())
+        minivtw.load("smol")
 
     at()
 

@@ -115,9 +115,7 @@ def fetch(
                 write_smol(drafts / output.name, base)
             for path in (drafts / output.name).rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)
-            if output.is_dir():  # merged with an older graft
-                output.rename(drafts / "older")
-            (drafts / output.name).rename(output)
+            move(drafts / output.name, output, drafts / "older")
     except InputError:
         raise
     except (OSError, SafetensorError) as error:
@@ -125,3 +123,15 @@ def fetch(
     except (KeyError, ValueError) as error:  # tensors that are missing or of another shape
         raise InputError(f"cannot make {output}: what is in {base} is damaged; remove it, and fetch again") from error
     return output
+
+
+def move(new: pathlib.Path, place: pathlib.Path, older: pathlib.Path) -> None:
+    """A folder to its place; what is there goes to `older`, and comes back if this does not end well."""
+    try:
+        if place.is_dir():  # merged with an older graft
+            place.rename(older)
+        new.rename(place)
+    except BaseException:
+        if older.is_dir() and not place.exists():
+            older.rename(place)
+        raise
