@@ -97,7 +97,7 @@ CASES = [
     (SHARDS, "model.safetensors.index.json", dict(weight_map={"a": "x" * 300}), "File name too long"),
     (CLIP, "tokenizer.json", dict(model__continuing_subword_prefix="##"), "continuing_subword_prefix"),
     (CLIP, "tokenizer.json", dict(model__dropout=0.5), "dropout"),
-    (CLIP, "tokenizer.json", dict(post_processor__special_tokens={}), "the tokenizer cannot read the prompt: "),
+    (CLIP, "tokenizer.json", dict(post_processor__special_tokens={}), "puts '<s>', which its special_tokens lack"),
     (CLIP, "tokenizer.json", dict(model__type="Unigram"), "must be one of 'BPE'"),
     (CLIP, "tokenizer.json", dict(normalizer={"type": "Precompiled", "precompiled_charsmap": ""}), "must be one of"),
     (CLIP, "tokenizer.json", dict(pre_tokenizer={"type": "FixedLength", "length": 0}), "must be one of"),
@@ -134,6 +134,9 @@ def doubling(count):
         ("decoder", {"type": "Sequence", "decoders": 3}),
         ("decoder", {"type": "Strip", "content": " ", "start": 1, "stop": 1}),
         ("post_processor", []),
+        ("post_processor", {"type": "Sequence", "processors": [{"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}] * 2}),
+        ("post_processor", {"type": "ByteLevel", "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}}], "pair": [], "special_tokens": {}}),
+        ("post_processor", {"type": "Sequence", "processors": [], "single": [{"Sequence": {"id": "B", "type_id": 0}}], "pair": [], "special_tokens": {}}),
     ],
 )  # fmt: skip
 def test_a_tokenizer_that_would_not_end_is_one_line(changed, picture, part, value, capfd):

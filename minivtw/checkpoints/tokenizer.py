@@ -65,6 +65,22 @@ def check_tokenizer(fields: Fields) -> None:
             for (known, key), values in KNOWN.items():
                 if kind == known and step.raw(key) not in values:
                     raise step.error(f"has a {key} that no family here knows, {repr(step.raw(key))[:80]}")
+        check_templates([step for step in dict.fromkeys([part, *steps]) if step.has("single")])
+
+
+def check_templates(steps: list[Fields]) -> None:
+    """Raise InputError for a template at which the library panics: one that puts a token which it does not describe, or a
+    second text, and one after another. It takes for a template what has the keys of one, whatever its type.
+    """
+    for step in steps:
+        described = step.section("special_tokens", {})
+        for piece in listed(step, "single"):
+            piece.section("Sequence", {}).choice("id", ("A",), "A")
+            name = piece.section("SpecialToken", {}).text("id", "")
+            if name and not described.has(name):
+                raise step.error(f"puts {name[:80]!r}, which its special_tokens lack")
+        if step is not steps[0]:
+            raise step.error("is a template after another one")
 
 
 def listed(fields: Fields, inner: str) -> list[Fields]:
