@@ -15,7 +15,7 @@ from .charts import stacked_bars, standalone
 from .page import data_url
 
 SIDE = 250  # pixels of the image, at most
-GROUPS = ("visual", "frozen", "text")
+GROUPS = ("text", "visual", "frozen")
 
 
 def with_patches(image: Any, patches: int) -> Image.Image:
@@ -34,9 +34,8 @@ def work_chart(stats: dict[str, Any]) -> str:
     """A bar per layer of the prefill: the prompt's tokens that it worked on, visual or text, and those that it only read."""
     entered, worked = (np.array(stats["prefill"][what]) for what in ("entered", "worked"))  # (layers,)
     text = np.minimum(worked, stats["tokens"]["text"])
-    shares = np.stack([worked - text, entered - worked, text], axis=1) / sum(
-        stats["tokens"][name] for name in ("visual", "text")
-    )
+    tokens = stats["tokens"]["text"] + stats["tokens"]["visual"]
+    shares = np.stack([text, worked - text, entered - worked], axis=1) / tokens  # (layers, groups)
     said = f"Tokens of the prompt in each of {stats['layers']} layers."
     names = ("layer", "tokens of the prompt")
     return stacked_bars(range(len(shares)), GROUPS, shares, names, layer=stats["withdraw_layer"], label=said)
