@@ -74,6 +74,38 @@ def test_a_method_that_looks_at_the_question_is_refused(vlm, method):
         vlm.see(SCENE, None, method)
 
 
+@pytest.mark.parametrize("method", LOOKING)
+def test_with_a_fallback_it_runs_the_whole_prompt_and_the_tower_once(vlm, method, monkeypatch):
+    towers, encode = [], minivtw.vlm.encode_image
+    monkeypatch.setattr(minivtw.vlm, "encode_image", lambda *given: towers.append(given) or encode(*given))
+    seen = vlm.see(SCENE, None, method, fallback=True)
+    told, logits = [], []
+    for question in QUESTIONS:
+        told.append(seen.ask(question, observe=lambda name, array: logits.append(array) if "logits" in name else None))
+    assert len(towers) == 1 and seen.cache.next_position == 0
+    expected_logits = []
+    for question, reused in zip(QUESTIONS, told):
+        whole = vlm.answer(SCENE, question, withdraw=None, method=method,
+                           observe=lambda name, array: expected_logits.append(array) if "logits" in name else None)  # fmt: skip
+        assert reused.token_ids == whole.token_ids and counted(reused) == counted(whole)
+        assert reused.stats["reused"] == {"tokens": 0, "flops": 0}
+    np.testing.assert_array_equal(logits, expected_logits)
+
+
+def test_with_a_fallback_a_conversation_goes_on_and_reuse_stays_reuse(vlm):
+    chat, whole = vlm.see(SCENE, None, "fastv:layer=2", fallback=True).chat(), minivtw.Chat(vlm, None, "fastv:layer=2")
+    expected = [whole.ask(QUESTIONS[0], SCENE), whole.ask(QUESTIONS[1]), whole.ask(QUESTIONS[2], THREE)]
+    turns = [chat.ask(QUESTIONS[0]), chat.ask(QUESTIONS[1]), chat.ask(QUESTIONS[2], THREE)]
+    assert [turn.token_ids for turn in turns] == [turn.token_ids for turn in expected]
+    assert [counted(turn) for turn in turns] == [counted(turn) for turn in expected]
+    arrays = [{}, {}]
+    for ask, into in ((vlm.see(SCENE, None, "fastv:layer=2", fallback=True).ask, arrays[0]),
+                      (lambda *given, **more: vlm.answer(SCENE, *given, withdraw=None, method="fastv:layer=2", **more), arrays[1])):  # fmt: skip
+        ask(QUESTIONS[0], max_new_tokens=1, observe=into.__setitem__)
+    assert np.array_equal(arrays[0]["decoder.embeddings"], arrays[1]["decoder.embeddings"])
+    assert vlm.see(SCENE, fallback=True).ask(QUESTIONS[0]).stats["reused"]["tokens"] == 68
+
+
 def test_own_methods_are_judged_by_what_they_do(vlm):
     def by_length(index, tokens):
         return tokens[~tokens.is_visual] if index == len(tokens) % 5 else tokens
@@ -103,10 +135,11 @@ def test_own_methods_are_judged_by_what_they_do(vlm):
 def test_every_family_and_several_images(folder):
     model = minivtw.load(ROOT / "tests/golden/families" / folder)
     for images in (SCENE, [SCENE, THREE]):
-        for withdraw in (None, 1):
-            seen = model.see(images, withdraw)
+        for withdraw, method in ((None, None), (1, None), (None, "fastv:layer=1")):
+            seen = model.see(images, withdraw, method, fallback=True)
+            assert bool(seen.embedded) == bool(method)
             for question in ("Hi", "What is it?"):
-                whole = model.answer(images, question, withdraw=withdraw, max_new_tokens=3)
+                whole = model.answer(images, question, withdraw=withdraw, method=method, max_new_tokens=3)
                 assert seen.ask(question, max_new_tokens=3).token_ids == whole.token_ids
 
 
