@@ -1,7 +1,10 @@
 """An image that was seen once: every question about it is answered as if it had been the only one."""
 
 import concurrent.futures
+import importlib
+import itertools
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 import minivtw
 from minivtw import InputError
 from minivtw.methods.shelf import METHODS
+from minivtw.model.cache import KVCache
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCENE, THREE = str(ROOT / "docs/pictures/scene.png"), str(ROOT / "docs/pictures/three.png")
@@ -183,6 +187,43 @@ def test_what_cannot_be_seen_or_asked_is_one_line(vlm):
 def test_a_system_message_comes_first_in_both(vlm):
     seen = vlm.see(SCENE, system="Answer in one word.")
     assert seen.ask(QUESTIONS[1]).token_ids == vlm.answer(SCENE, QUESTIONS[1], system="Answer in one word.").token_ids
+
+
+def test_the_shelf_s_table_says_what_can_be_reused(vlm):
+    """And how many other patches another question keeps, at the parameters of the chapter's numbers."""
+    page, numbers = (
+        (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("08-your-own-method.md", "data/08-the-shelf.md")
+    )
+    rows = re.findall(r"^\| (`\w+`.*?) \|.*\| (yes|no, (\d+) %) \|$", page.split("## One table")[0], re.M)
+    told = {}
+    for names, cell, share in rows:
+        for place, name in enumerate(re.findall(r"`(\w+)`", names)):
+            found = re.search(rf"`({name}:[^`]*)`", numbers)
+            told[name], method = cell, re.sub(",seed=.*", "", found[1]) if found else name
+            if cell == "yes":
+                vlm.see(SCENE, None, method)
+                continue
+            with pytest.raises(InputError, match="nothing can be reused"):
+                vlm.see(SCENE, None, method)
+            if place == 0:
+                assert abs(100 * replaced_patches(vlm, method) - int(share)) < 2, name
+    assert told.keys() | {"renumber", "own_positions", "random_tokens"} == METHODS.keys()
+
+
+def replaced_patches(vlm, method):
+    """Of the patches in the last layer's cache, the share that is not there at another question: mean over pairs."""
+    kept = []
+    for question in ("What color is the star?", "How many objects are there?", "Where is the square?"):
+        prompt, cache = vlm.prepare(SCENE, question), KVCache(vlm.config)
+        vlm.advance(vlm.embed(prompt), cache, vlm.method(None, method))
+        kept.append({place for place in cache.layers[-1].positions if prompt.is_visual[place]})
+    return np.mean([len(one - other) / len(one) for one, other in itertools.permutations(kept, 2)])
+
+
+def test_the_drawing_of_a_seen_image_is_what_stands_in_the_caches(vlm, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "pictures")
+    drawn = importlib.import_module("seen").draw(vlm)
+    assert drawn == (ROOT / "docs" / "pictures" / "seen.svg").read_text(encoding="utf-8")
 
 
 @settings(max_examples=15)
