@@ -5,10 +5,8 @@ python docs/pictures/seen.py
 
 import pathlib
 
-from drawing import options, standalone
-
 import minivtw
-from minivtw.page.charts import WIDTH, legend, rectangle, svg, text
+from minivtw.page.charts import WIDTH, legend, rectangle, standalone, svg, text
 
 HERE = pathlib.Path(__file__).parent
 QUESTION, LAYER = "What color is the star?", 5
@@ -47,5 +45,7 @@ def draw(vlm: minivtw.VLM) -> str:
 
 
 if __name__ == "__main__":
+    from drawing import options
+
     options(__doc__).parse_args()
     (HERE / "seen.svg").write_text(draw(minivtw.load()), encoding="utf-8")
