@@ -118,10 +118,15 @@ class Seen:
 
     def embed(self, prompt: Prompt, observe: Observe | None = None) -> EmbeddedPrompt:
         """As `VLM.embed`; visual tokens that come without their tiles are those of the image that was seen."""
-        if not (self.embedded and prompt.tiles is None and prompt.is_visual.any()):
-            return self.vlm.embed(prompt, observe)
-        embedded = self.vlm.embed(prompt)._replace(tower=self.embedded.tower)
-        embedded.hidden[prompt.is_visual] = self.embedded.hidden[self.embedded.is_visual]
-        if observe:
-            observe("decoder.embeddings", embedded.hidden)
-        return embedded
+        if self.embedded and prompt.tiles is None and prompt.is_visual.any():
+            return embed_after(self.vlm, prompt, self.embedded, observe)
+        return self.vlm.embed(prompt, observe)
+
+
+def embed_after(vlm: Any, prompt: Prompt, seen: EmbeddedPrompt, observe: Observe | None = None) -> EmbeddedPrompt:
+    """As `VLM.embed`, with the features of images that were `seen` in another prompt: no tower runs."""
+    embedded = vlm.embed(prompt._replace(tiles=None))._replace(tower=seen.tower)
+    embedded.hidden[prompt.is_visual] = seen.hidden[seen.is_visual]
+    if observe:
+        observe("decoder.embeddings", embedded.hidden)
+    return embedded
