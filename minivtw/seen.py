@@ -14,9 +14,11 @@ from .inputs.prompts import Prompt, Tiled
 from .methods.text import Method, check, spec_of
 from .model.cache import KVCache
 from .model.decoder import forward
+from .model.layers import Observe
 from .model.tokens import EmbeddedPrompt, LayerCount, Tokens, arriving
 
 PROBE = "?"  # any question: what comes before it is the same
+NOTHING_RAN = LayerCount(0, 0, 0, 0)
 PROBES = 2  # how many questions, of random words, a method is shown before it may be reused
 
 
@@ -35,8 +37,12 @@ class Seen:
     Several threads may ask at once: each question has a copy of the cache, and what is shared is never written to.
     """
 
-    def __init__(self, vlm: Any, images: Any, method: Method | None = None, system: str | None = None) -> None:
-        """images: as for `VLM.tile`, or what it gave. Raises InputError, also where the method looks at the question."""
+    def __init__(
+        self, vlm: Any, images: Any, method: Method | None = None, system: str | None = None, fallback: bool = False
+    ) -> None:
+        """images: as for `VLM.tile`, or what it gave; fallback: under a method that looks at the question, each question
+        runs its whole prompt, and only the image's features are reused. Raises InputError, also there without it.
+        """
         self.vlm, self.system = vlm, system
         self.method = check(method, vlm.config.layers)
         tiled = images if isinstance(images, Tiled) else vlm.tile(images)
@@ -57,10 +63,15 @@ class Seen:
             )
             ran, chosen = self._prefilled(embedded._replace(hidden=hidden, is_visual=is_visual), cache)
             kept.append(chosen)
+        self.embedded: EmbeddedPrompt | None = None  # what each question's prompt needs of it, where all of that runs
         if any(chosen[-1] or chosen != kept[0] for chosen in kept):
-            raise InputError(
-                f"the method {spec_of(self.method)} looks at the question; of an image nothing can be reused"
-            )
+            if not fallback:
+                raise InputError(
+                    f"the method {spec_of(self.method)} looks at the question; of an image nothing can be reused"
+                )
+            self.embedded, self.cache, self.ran = embedded, KVCache(vlm.config), [NOTHING_RAN] * vlm.config.layers
+            self.token_ids, self.is_visual = self.token_ids[:0], self.is_visual[:0]
+            return
         self.cache.trim(end)  # the one word after the image leaves again
         self.ran = [LayerCount(one.entered - 1, one.worked - 1, one.cached - 1, one.extra_flops) for one in ran]
 
@@ -100,6 +111,22 @@ class Seen:
         if image is not None:
             raise InputError("the image of this conversation has been seen; show another one with the next question")
         whole, end = self.vlm.prepare(self.tiled, question, system=self.system), len(self.token_ids)
-        if not np.array_equal(whole.token_ids[:end], self.token_ids) or whole.is_visual[end:].any():
+        begins_alike = np.array_equal(whole.token_ids[:end], self.token_ids)
+        if not begins_alike or (whole.is_visual[end:].any() and not self.embedded):
             raise InputError("this question does not stand after the image; ask it with `answer`")
         return whole._replace(token_ids=whole.token_ids[end:], is_visual=whole.is_visual[end:])
+
+    def embed(self, prompt: Prompt, observe: Observe | None = None) -> EmbeddedPrompt:
+        """As `VLM.embed`; visual tokens that come without their tiles are those of the image that was seen."""
+        if self.embedded and prompt.tiles is None and prompt.is_visual.any():
+            return embed_after(self.vlm, prompt, self.embedded, observe)
+        return self.vlm.embed(prompt, observe)
+
+
+def embed_after(vlm: Any, prompt: Prompt, seen: EmbeddedPrompt, observe: Observe | None = None) -> EmbeddedPrompt:
+    """As `VLM.embed`, with the features of images that were `seen` in another prompt: no tower runs."""
+    embedded = vlm.embed(prompt._replace(tiles=None))._replace(tower=seen.tower)
+    embedded.hidden[prompt.is_visual] = seen.hidden[seen.is_visual]
+    if observe:
+        observe("decoder.embeddings", embedded.hidden)
+    return embedded

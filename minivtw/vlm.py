@@ -153,12 +153,14 @@ class VLM:
         withdraw: str | int | None = "auto",
         method: Method | str | None = None,
         system: str | None = None,
+        fallback: bool = False,
     ) -> Seen:
         """Prefill an image, or a list of them, once, for any number of questions (`Seen.ask`). Arguments as for `answer`.
 
-        Raises InputError, also for a method that lets the question choose among the visual tokens.
+        Raises InputError, also for a method that lets the question choose among the visual tokens; with `fallback`, each
+        question then runs its whole prompt, after a vision tower that ran once.
         """
-        return Seen(self, image, self.method(withdraw, method), system)
+        return Seen(self, image, self.method(withdraw, method), system, fallback)
 
     def chat(self, seen: Seen) -> "Chat":
         """A conversation that begins with what has been seen."""
@@ -230,7 +232,8 @@ class Chat:
         """
         sampler, started = Sampler(temperature, top_k, top_p, seed), time.perf_counter()
         max_new_tokens = checked_int(max_new_tokens, "max-new-tokens")
-        embedded = self.vlm.embed(self.prepare(prompt, image), observe)  # 1. tokens, and 2. what the vision tower sees
+        embed = (self.seen or self.vlm).embed
+        embedded = embed(self.prepare(prompt, image), observe)  # 1. tokens, and 2. what the vision tower sees
         seconds = {"load": self.vlm.load_seconds, "vision": time.perf_counter() - started}
         return self.respond(embedded, sampler, max_new_tokens, observe, stream, seconds)._replace(images=image)
 

@@ -347,7 +347,7 @@ def test_two_tabs_at_once_get_their_own_answers(server):
 
 def test_what_is_held_has_an_end(monkeypatch, vlm):
     explorer = exploring.Explorer(vlm, None)
-    monkeypatch.setattr(exploring, "MOST_HELD", 1_500_000)  # bytes; a question takes 1.2 MB of this model
+    monkeypatch.setattr(exploring, "MOST_HELD", 1_500_000)  # bytes; an image takes 1.2 MB of this model
     names = [explorer.upload(file_of(scene((shade, 0, 0))))["picture"] for shade in range(3)]
     for name in names:
         explorer.ask({"picture": name, "question": QUESTION})
@@ -358,6 +358,29 @@ def test_what_is_held_has_an_end(monkeypatch, vlm):
     with pytest.raises(InputError, match="no longer held"):
         explorer.picture(names[2])
     assert explorer.picture(explorer.samples[0]["picture"])  # the samples are never forgotten
+
+
+def test_an_image_is_looked_at_once_for_all_its_questions(vlm, monkeypatch):
+    explorer, towers, encode = exploring.Explorer(vlm, None), [], minivtw.vlm.encode_image
+    monkeypatch.setattr(minivtw.vlm, "encode_image", lambda *given: towers.append(given) or encode(*given))
+    questions = [QUESTION, "How many objects are there?", "Describe the image."]
+    asked = [explorer.ask(asking(explorer, question=question)) for question in questions]
+    frames = [
+        explorer.frame(asking(explorer, question=question, method="fastervlm:keep=0.5")) for question in questions
+    ]
+    assert len(towers) == 1
+    for question, told, frame in zip(questions, asked, frames):  # with a tower for each
+        alone = exploring.Explorer(vlm, None)
+        assert alone.ask(asking(alone, question=question)) == told
+        assert alone.frame(asking(alone, question=question, method="fastervlm:keep=0.5")) == frame
+    explorer.upload(file_of(scene()))
+    explorer.ask(asking(explorer))
+    explorer.ask(asking(explorer, sample=1))
+    assert len(towers) == 1 + 3 + 1
+    held = list(explorer.held)  # a question goes before its image, and that before its file
+    for sample in (0, 1):
+        name = explorer.samples[sample]["picture"]
+        assert held.index(f"{name} {QUESTION}") < held.index(f"seen {name}") < held.index(name)
 
 
 def test_own_method_runs_as_its_file_stands(vlm, tmp_path):

@@ -1,7 +1,10 @@
 """An image that was seen once: every question about it is answered as if it had been the only one."""
 
 import concurrent.futures
+import importlib.util
+import itertools
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 import minivtw
 from minivtw import InputError
 from minivtw.methods.shelf import METHODS
+from minivtw.model.cache import KVCache
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCENE, THREE = str(ROOT / "docs/pictures/scene.png"), str(ROOT / "docs/pictures/three.png")
@@ -74,6 +78,38 @@ def test_a_method_that_looks_at_the_question_is_refused(vlm, method):
         vlm.see(SCENE, None, method)
 
 
+@pytest.mark.parametrize("method", LOOKING)
+def test_with_a_fallback_it_runs_the_whole_prompt_and_the_tower_once(vlm, method, monkeypatch):
+    towers, encode = [], minivtw.vlm.encode_image
+    monkeypatch.setattr(minivtw.vlm, "encode_image", lambda *given: towers.append(given) or encode(*given))
+    seen = vlm.see(SCENE, None, method, fallback=True)
+    told, logits = [], []
+    for question in QUESTIONS:
+        told.append(seen.ask(question, observe=lambda name, array: logits.append(array) if "logits" in name else None))
+    assert len(towers) == 1 and seen.cache.next_position == 0
+    expected_logits = []
+    for question, reused in zip(QUESTIONS, told):
+        whole = vlm.answer(SCENE, question, withdraw=None, method=method,
+                           observe=lambda name, array: expected_logits.append(array) if "logits" in name else None)  # fmt: skip
+        assert reused.token_ids == whole.token_ids and counted(reused) == counted(whole)
+        assert reused.stats["reused"] == {"tokens": 0, "flops": 0}
+    np.testing.assert_array_equal(logits, expected_logits)
+
+
+def test_with_a_fallback_a_conversation_goes_on_and_reuse_stays_reuse(vlm):
+    chat, whole = vlm.see(SCENE, None, "fastv:layer=2", fallback=True).chat(), minivtw.Chat(vlm, None, "fastv:layer=2")
+    expected = [whole.ask(QUESTIONS[0], SCENE), whole.ask(QUESTIONS[1]), whole.ask(QUESTIONS[2], THREE)]
+    turns = [chat.ask(QUESTIONS[0]), chat.ask(QUESTIONS[1]), chat.ask(QUESTIONS[2], THREE)]
+    assert [turn.token_ids for turn in turns] == [turn.token_ids for turn in expected]
+    assert [counted(turn) for turn in turns] == [counted(turn) for turn in expected]
+    arrays = [{}, {}]
+    for ask, into in ((vlm.see(SCENE, None, "fastv:layer=2", fallback=True).ask, arrays[0]),
+                      (lambda *given, **more: vlm.answer(SCENE, *given, withdraw=None, method="fastv:layer=2", **more), arrays[1])):  # fmt: skip
+        ask(QUESTIONS[0], max_new_tokens=1, observe=into.__setitem__)
+    assert np.array_equal(arrays[0]["decoder.embeddings"], arrays[1]["decoder.embeddings"])
+    assert vlm.see(SCENE, fallback=True).ask(QUESTIONS[0]).stats["reused"]["tokens"] == 68
+
+
 def test_own_methods_are_judged_by_what_they_do(vlm):
     def by_length(index, tokens):
         return tokens[~tokens.is_visual] if index == len(tokens) % 5 else tokens
@@ -103,10 +139,11 @@ def test_own_methods_are_judged_by_what_they_do(vlm):
 def test_every_family_and_several_images(folder):
     model = minivtw.load(ROOT / "tests/golden/families" / folder)
     for images in (SCENE, [SCENE, THREE]):
-        for withdraw in (None, 1):
-            seen = model.see(images, withdraw)
+        for withdraw, method in ((None, None), (1, None), (None, "fastv:layer=1")):
+            seen = model.see(images, withdraw, method, fallback=True)
+            assert bool(seen.embedded) == bool(method)
             for question in ("Hi", "What is it?"):
-                whole = model.answer(images, question, withdraw=withdraw, max_new_tokens=3)
+                whole = model.answer(images, question, withdraw=withdraw, method=method, max_new_tokens=3)
                 assert seen.ask(question, max_new_tokens=3).token_ids == whole.token_ids
 
 
@@ -150,6 +187,44 @@ def test_what_cannot_be_seen_or_asked_is_one_line(vlm):
 def test_a_system_message_comes_first_in_both(vlm):
     seen = vlm.see(SCENE, system="Answer in one word.")
     assert seen.ask(QUESTIONS[1]).token_ids == vlm.answer(SCENE, QUESTIONS[1], system="Answer in one word.").token_ids
+
+
+def test_the_shelf_s_table_says_what_can_be_reused(vlm):
+    """And how many other patches another question keeps, at the parameters of the chapter's numbers."""
+    page, numbers = (
+        (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("08-your-own-method.md", "data/08-the-shelf.md")
+    )
+    rows = re.findall(r"^\| (`\w+`.*?) \|.*\| (yes|no, (\d+) %) \|$", page.split("## One table")[0], re.M)
+    told = {}
+    for names, cell, share in rows:
+        for place, name in enumerate(re.findall(r"`(\w+)`", names)):
+            found = re.search(rf"`({name}:[^`]*)`", numbers)
+            told[name], method = cell, re.sub(",seed=.*", "", found[1]) if found else name
+            if cell == "yes":
+                vlm.see(SCENE, None, method)
+                continue
+            with pytest.raises(InputError, match="nothing can be reused"):
+                vlm.see(SCENE, None, method)
+            if place == 0:
+                assert abs(100 * replaced_patches(vlm, method) - int(share)) < 2, name
+    assert told.keys() | {"renumber", "own_positions", "random_tokens"} == METHODS.keys()
+
+
+def replaced_patches(vlm, method):
+    """Of the patches in the last layer's cache, the share that is not there at another question: mean over pairs."""
+    kept = []
+    for question in ("What color is the star?", "How many objects are there?", "Where is the square?"):
+        prompt, cache = vlm.prepare(SCENE, question), KVCache(vlm.config)
+        vlm.advance(vlm.embed(prompt), cache, vlm.method(None, method))
+        kept.append({place for place in cache.layers[-1].positions if prompt.is_visual[place]})
+    return np.mean([len(one - other) / len(one) for one, other in itertools.permutations(kept, 2)])
+
+
+def test_the_drawing_of_a_seen_image_is_what_stands_in_the_caches(vlm):
+    spec = importlib.util.spec_from_file_location("drawn", ROOT / "docs" / "pictures" / "seen.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.draw(vlm) == (ROOT / "docs" / "pictures" / "seen.svg").read_text(encoding="utf-8")
 
 
 @settings(max_examples=15)

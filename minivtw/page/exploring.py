@@ -81,8 +81,12 @@ class Explorer:
 
     def question(self, content: dict, which: str = "picture") -> watching.EmbeddedQuestion:
         name, words = required_text(content, which), required_text(content, "question")
-        picture = self.picture(name)
-        return self.held.made(f"{name} {words}", lambda: watching.ask(self.vlm, picture, words))
+        picture, seen = self.picture(name), f"seen {name}"
+        image = lambda: self.held.made(seen, lambda: watching.see(self.vlm, picture))
+        question = self.held.made(f"{name} {words}", lambda: watching.ask(self.vlm, image(), words))
+        for key in filter(self.held.__contains__, (seen, name)):  # what questions share outlives them
+            self.held.move_to_end(key)
+        return question
 
     def requested_method(self, content: dict) -> Method | None:
         """The method of a request: patches clicked away, a picture swapped, then what was chosen."""

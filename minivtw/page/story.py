@@ -19,7 +19,7 @@ from ..search.layer import ETA, kl_curve
 from ..vlm import VLM
 from .charts import line_chart, stacked_bars
 from .page import filled, packed, page_css, part
-from .watching import LONGEST_ANSWER, EmbeddedQuestion, ask, frame, readings, responded, shown, traces
+from .watching import LONGEST_ANSWER, EmbeddedQuestion, ask, frame, readings, responded, see, shown, traces
 
 REPEATS = 5  # of each timed answer; the fastest counts
 
@@ -69,7 +69,7 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None) -> Story:
     layers = vlm.config.layers
     if not vlm.parts.vision:
         raise InputError(f"{vlm.folder} is a text-only model: a report needs one that sees images")
-    question = ask(vlm, image, text)
+    question = ask(vlm, see(vlm, image), text)
     prompt, is_visual = question.embedded, question.prompt.is_visual
     leaves = withdrawal_layer(method) if method else layers
     is_own = method is not None and spec_of(method) != f"withdraw:layer={leaves}"

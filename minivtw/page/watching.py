@@ -12,12 +12,13 @@ import numpy as np
 
 from ..analysis.migration import answer_probability
 from ..analysis.tracing import traces, worked_on
-from ..inputs.prompts import Prompt
+from ..inputs.prompts import Prompt, Tiled
 from ..methods.text import Method, spec_of
 from ..model.decoder import Decoder, logits
 from ..model.layers import softmax
 from ..model.tokens import EmbeddedPrompt, Tokens
 from ..search.layer import divergence
+from ..seen import PROBE, embed_after
 from ..vlm import VLM, Answer, Chat
 from .page import as_seen, data_url, patches
 
@@ -26,27 +27,48 @@ READINGS = 3  # tokens shown of what a layer would say
 GONE, READ, WORKED = 0, 1, 2  # what becomes of a token in a layer: left before it, only read there, worked on
 
 
+class SeenImage(NamedTuple):
+    """What all questions about an image share."""
+
+    tiled: Tiled
+    embedded: EmbeddedPrompt  # with any question
+    urls: list[str]  # its tiles, as the model sees them
+
+    def __sizeof__(self) -> int:
+        """Bytes of its arrays and drawings, which are nearly all of it."""
+        tower = self.embedded.tower
+        arrays = self.embedded.hidden, self.tiled.tiles, *(tower.entering if tower else [])
+        return sum(array.nbytes for array in arrays if array is not None) + sum(map(len, self.urls))
+
+
 class EmbeddedQuestion(NamedTuple):
     """A question about an image, embedded, and what the model says to it when it is left alone."""
 
+    image: SeenImage
     prompt: Prompt
     embedded: EmbeddedPrompt
     answer: Answer
     logits: np.ndarray  # (vocabulary,) of the answer's first token
 
     def __sizeof__(self) -> int:
-        """Bytes of its arrays, which are nearly all of it."""
-        tower = self.embedded.tower
-        arrays = self.embedded.hidden, self.logits, self.prompt.tiles, *(tower.entering if tower else [])
-        return sum(array.nbytes for array in arrays if array is not None)
+        """Bytes of its own arrays, which are nearly all of it; those of the image are the image's."""
+        return self.embedded.hidden.nbytes + self.logits.nbytes
 
 
-def ask(vlm: VLM, image: Any, text: str) -> EmbeddedQuestion:
+def see(vlm: VLM, image: Any) -> SeenImage:
+    """Run the vision tower on an image. Raises InputError."""
+    tiled, vision = vlm.tile(image), vlm.parts.vision
+    assert vision and tiled.tiles is not None  # there was an image
+    urls = [data_url(tile) for tile in as_seen(vision, tiled.tiles)]
+    return SeenImage(tiled, vlm.embed(vlm.prepare(tiled, PROBE)), urls)
+
+
+def ask(vlm: VLM, image: SeenImage, text: str) -> EmbeddedQuestion:
     """Embed a question and answer it with every token in every layer. Raises InputError."""
-    prompt = vlm.prepare(image, text)
-    embedded = vlm.embed(prompt)
+    prompt = vlm.prepare(image.tiled, text)
+    embedded = embed_after(vlm, prompt, image.embedded)
     answer, first, _ = responded(vlm, embedded, None)
-    return EmbeddedQuestion(prompt, embedded, answer, first)
+    return EmbeddedQuestion(image, prompt, embedded, answer, first)
 
 
 def shown(vlm: VLM, question: EmbeddedQuestion) -> dict[str, Any]:
@@ -56,7 +78,7 @@ def shown(vlm: VLM, question: EmbeddedQuestion) -> dict[str, Any]:
     tokens = zip(prompt.token_ids.tolist(), prompt.is_visual)
     return {
         "words": [None if is_visual else token_text(vlm, token) for token, is_visual in tokens],
-        "tiles": [data_url(tile) for tile in as_seen(vision, prompt.tiles)],
+        "tiles": question.image.urls,
         "patches": patches(vision, len(prompt.tiles), int(prompt.is_visual.sum())),
     }
 

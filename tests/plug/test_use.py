@@ -156,6 +156,31 @@ def test_a_prefix_serves_several_prompts(zoo, plug, built):
             assert relative(together[row], alone[0]) < TOLERANCE
 
 
+@pytest.mark.parametrize("layer, frozen", [(0, ()), (3, ()), (4, (0, 2))])
+@pytest.mark.parametrize("name", ["llava", "llava-onevision", "idefics3", "qwen2-vl", "internvl", "gemma3"])
+def test_one_image_and_many_questions(zoo, plug, built, answer, lengths, name, layer, frozen):
+    """Prefilled once up to the first text after the image: each question goes on with a copy, as if it had come alone."""
+    model, torch, frozen = built(name), zoo.torch, [2] if frozen and name == "gemma3" else frozen
+    seen, _ = zoo.prompts(name, model, [[3, 2]])
+    with plug.freeze(model, frozen, layer) if frozen else plug.withdraw(model, layer):
+        with torch.no_grad():
+            cache = model(**seen, use_cache=True)[zoo.cache_name(model)]
+        deltas = getattr(model.model, "rope_deltas", None)  # of the image's positions; Qwen's model remembers its last
+        before = [layer.keys.clone() for layer in cache.layers]
+        for seed, words in enumerate((6, 1, 9)):
+            question, _ = zoo.prompts(name, model, [[words]], seed=seed)
+            whole = {key: torch.cat([seen[key], question[key]], 1) if key in question else seen[key] for key in seen}
+            rest = {key: value for key, value in whole.items() if key not in ("pixel_values", "image_sizes")}
+            expected, expected_logits, expected_cache = answer(model, whole)
+            answer(model, zoo.prompts(name, model, [[1, 2, 3]], seed)[0])  # about other images, in between
+            if name == "qwen2-vl":
+                model.model.rope_deltas = deltas
+            said, logits, own = answer(model, {**rest, zoo.cache_name(model): copy.deepcopy(cache)})
+            assert said.tolist() == expected.tolist() and relative(logits, expected_logits) < TOLERANCE
+            assert lengths(own) == lengths(expected_cache)
+    assert all(torch.equal(old, layer.keys) for old, layer in zip(before, cache.layers, strict=True))
+
+
 @pytest.mark.parametrize("dtype, tolerance", [("float16", 4e-3), ("bfloat16", 3e-2)])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_half_precision(zoo, masks, plug, attention, dtype, tolerance):
