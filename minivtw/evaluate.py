@@ -10,10 +10,10 @@ from typing import Any
 from . import VLM, Answer, Chat, load
 from .cli.options import Parser, add_model_option, layers_to_try, methods_to_try
 from .cli.terminal import command, progress_line
-from .cli.writing import check_writable, write_whole
 from .errors import InputError
 from .inputs.questions import Question, check_questions, read_questions
 from .inputs.scoring import score
+from .inputs.writing import check_writable, write_whole
 from .methods.text import Method, spec_of, withdrawal_layer
 from .model.sampling import Sampler
 
