@@ -6,28 +6,21 @@ Withdrawal does not: its keys and values of an image are the same for every ques
 """
 
 import hashlib
-import json
 import os
-import pathlib
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 
-from .checkpoints.fields import MOST, Fields
-from .checkpoints.stored import fingerprint
-from .counting import cache_bytes
-from .errors import InputError, reading
+from . import saved
+from .errors import InputError
 from .inputs.prompts import Prompt, Tiled
-from .inputs.writing import write_whole
-from .methods.shelf import method_of
 from .methods.text import Method, check, spec_of
 from .model.cache import KVCache
 from .model.decoder import forward
 from .model.tokens import EmbeddedPrompt, LayerCount, Tokens, arriving
 
 PROBE = "?"  # any question: what comes before it is the same
-SAVED = "minivtw.seen"  # where a file's metadata say what was seen
 PROBES = 2  # how many questions, of random words, a method is shown before it may be reused
 
 
@@ -40,40 +33,63 @@ class WatchedTokens(Tokens):
         return super().attention_to(entering, rows, index, keys, sees)
 
 
+class Beginning(NamedTuple):
+    """A prompt up to the end of its image: what is the same for every question, and under every method."""
+
+    token_ids: np.ndarray  # (tokens,)
+    is_visual: np.ndarray  # (tokens,) booleans
+    embedded: EmbeddedPrompt
+    tiled: Tiled  # without the tiles
+    tiles_sha256: str  # which image it is
+    system: str | None
+
+    def then(self, rest: np.ndarray) -> EmbeddedPrompt:
+        """The whole prompt with the rest, (tokens, width)."""
+        hidden, is_visual = np.concatenate([self.embedded.hidden, rest]), np.pad(self.is_visual, (0, len(rest)))
+        return self.embedded._replace(hidden=hidden, is_visual=is_visual)
+
+
+def begin(vlm: Any, images: Any, system: str | None = None) -> Beginning:
+    """Run the vision tower; images: as for `VLM.tile`. Raises InputError."""
+    tiled = vlm.tile(images)
+    if not tiled.sizes:
+        raise InputError("there is no image to be seen")
+    prompt = vlm.prepare(tiled, PROBE, system=system)
+    end = int(np.flatnonzero(prompt.is_visual)[-1]) + 1
+    shared = prompt._replace(token_ids=prompt.token_ids[:end], is_visual=prompt.is_visual[:end])
+    digest = hashlib.sha256(np.ascontiguousarray(tiled.tiles).data).hexdigest()
+    without = tiled._replace(tiles=None)
+    return Beginning(shared.token_ids, shared.is_visual, vlm.embed(shared), without, digest, system)
+
+
 class Seen:
     """An image that a model has seen under a method: what is asked of it next costs the question alone.
 
     Several threads may ask at once: each question has a copy of the cache, and what is shared is never written to.
     """
 
-    def __init__(self, vlm: Any, images: Any, method: Method | None = None, system: str | None = None) -> None:
-        """images: as for `VLM.tile`, or what it gave. Raises InputError, also where the method looks at the question."""
-        self.vlm, self.system = vlm, system
-        self.method = check(method, vlm.config.layers)
-        tiled = images if isinstance(images, Tiled) else vlm.tile(images)
-        if not tiled.sizes:
-            raise InputError("there is no image to be seen")
-        prompt = vlm.prepare(tiled, PROBE, system=system)
-        end = int(np.flatnonzero(prompt.is_visual)[-1]) + 1
-        self.token_ids, self.is_visual = prompt.token_ids[:end], prompt.is_visual[:end]  # (tokens,) of what is shared
-        self.tiles_sha256 = hashlib.sha256(np.ascontiguousarray(tiled.tiles).data).hexdigest()  # which image this was
-        self.tiled = tiled._replace(tiles=None)  # which stand in the cache now
+    seconds = 0.0  # that its prefill took, with none of a file's
+
+    def __init__(self, vlm: Any, beginning: Beginning, method: Method | None = None, probes: int = PROBES) -> None:
+        """probes: 0 for a method that has been found not to look at the question, of as many visual tokens.
+
+        Raises InputError where the method looks at the question.
+        """
+        self.vlm, self.method = vlm, check(method, vlm.config.layers)
+        self.token_ids, self.is_visual, _, self.tiled, self.tiles_sha256, self.system = beginning
         self.cache = KVCache(vlm.config)
-        embedded = vlm.embed(prompt._replace(token_ids=self.token_ids, is_visual=self.is_visual))
         kept = []
-        for count, cache in enumerate([KVCache(vlm.config) for _ in range(PROBES if method else 0)] + [self.cache]):
+        for count, cache in enumerate([KVCache(vlm.config) for _ in range(probes if method else 0)] + [self.cache]):
             question = self._random_words(1 if cache is self.cache else 4 * count + 4)
-            hidden, is_visual = (
-                np.concatenate([embedded.hidden, question]),
-                np.pad(embedded.is_visual, (0, len(question))),
-            )
-            ran, chosen = self._prefilled(embedded._replace(hidden=hidden, is_visual=is_visual), cache)
+            started = time.perf_counter()
+            ran, chosen = self._prefilled(beginning.then(question), cache)
+            self.seconds = time.perf_counter() - started
             kept.append(chosen)
         if any(chosen[-1] or chosen != kept[0] for chosen in kept):
             raise InputError(
                 f"the method {spec_of(self.method)} looks at the question; of an image nothing can be reused"
             )
-        self.cache.trim(end)  # the one word after the image leaves again
+        self.cache.trim(len(self.token_ids))  # the one word after the image leaves again
         self.ran = [LayerCount(one.entered - 1, one.worked - 1, one.cached - 1, one.extra_flops) for one in ran]
 
     def _prefilled(self, prompt: EmbeddedPrompt, cache: KVCache) -> tuple[tuple[LayerCount, ...], list[Any]]:
@@ -121,78 +137,11 @@ class Seen:
 
         Raises InputError, also for a method that has no text to be read again.
         """
-        text, tensors = spec_of(self.method), {"token_ids": self.token_ids, "ran": np.array(self.ran, np.int64)}
-        try:
-            method_of(text, files=False) if text else None
-        except InputError as error:
-            raise InputError(f"the method {text} is your own; of an image seen under it no file is written") from error
-        for index, layer in enumerate(self.cache.layers):
-            tensors |= {f"layers.{index}.{name}": getattr(layer, name) for name in ("keys", "values", "positions")}
-        about: dict[str, Any] = {"model": fingerprint(self.vlm.folder), "tiles": self.tiles_sha256, "method": text}
-        about |= {"system": self.system, "expansions": self.tiled.expansions, "sizes": self.tiled.sizes}
-        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        write_whole(path, safetensors.numpy.save(contiguous, {SAVED: json.dumps(about)}))
+        saved.save(self, path)
 
 
 def load(vlm: Any, path: str | os.PathLike) -> Seen:
     """What `Seen.save` wrote, checked against the model before any of it is used. Raises InputError."""
-    about, tensors = contents(path, cache_bytes(vlm.config, [vlm.config.max_positions] * vlm.config.layers))
-    if about.text("model") != fingerprint(vlm.folder):
-        raise about.error(f"was not written with the model {vlm.folder}")
-    seen, config, expansions = Seen.__new__(Seen), vlm.config, about.raw("expansions")
-    sizes = about.pairs("sizes", 1000, MOST)  # (height, width) of each image
-    if not isinstance(expansions, list) or [type(one) for one in expansions] != [str] * len(sizes):
-        raise about.error("must say for each image the text that stands for it")
-    seen.vlm, seen.system, seen.tiles_sha256 = vlm, about.text("system", None), about.text("tiles")
-    seen.tiled, seen.cache, text = Tiled(None, expansions, sizes), KVCache(config), about.text("method", None)
-    try:
-        seen.method = check(None if text is None else method_of(text, files=False), config.layers)
-        prompt = vlm.prepare(seen.tiled, PROBE, system=seen.system)
-        end = int(np.flatnonzero(prompt.is_visual)[-1:].sum()) + 1
-        seen.cache.claim(end)
-    except InputError as error:
-        raise about.error(f"cannot be used: {error}") from error
-    seen.token_ids, seen.is_visual = prompt.token_ids[:end], prompt.is_visual[:end]
-
-    def tensor(name: str, dtype: Any, *shape: int) -> np.ndarray:
-        found = tensors.pop(name, None)
-        if found is None or (found.dtype, found.shape) != (dtype, shape) or not np.isfinite(found).all():
-            raise about.error(f"does not hold {name} as finite {np.dtype(dtype)}, of shape {shape}")
-        return found
-
-    if not np.array_equal(tensor("token_ids", np.int64, end), seen.token_ids):
-        raise about.error("holds other tokens than the model's tokenizer makes")
-    ran = tensor("ran", np.int64, config.layers, 4)
-    for index, layer in enumerate(seen.cache.layers):
-        count = tensors.get(f"layers.{index}.positions", np.empty(0)).size
-        positions = tensor(f"layers.{index}.positions", np.int64, count)
-        size = config.kv_heads, count, config.head_dim
-        keys, values = (tensor(f"layers.{index}.{name}", np.float32, *size) for name in ("keys", "values"))
-        entered, worked, cached, extra = ran[index].tolist()
-        if (np.diff(positions, prepend=-1, append=end) <= 0).any():
-            raise about.error(f"holds positions of layer {index} that do not ascend within the prompt")
-        if not entered == cached == count >= worked >= 0 <= extra:
-            raise about.error(f"does not count what layer {index} did")
-        layer.append(keys, values, positions)
-    if tensors:
-        raise about.error(f"holds tensors that nobody needs, such as {min(tensors)[:80]}")
-    seen.ran = [LayerCount(*one) for one in ran.tolist()]
+    seen = Seen.__new__(Seen)
+    vars(seen).update(saved.load(vlm, path, PROBE), vlm=vlm)
     return seen
-
-
-def contents(path: str | os.PathLike, most_bytes: int) -> tuple[Fields, dict[str, np.ndarray]]:
-    """What a file says of itself, and its tensors by name. Raises InputError for what `Seen.save` has not written."""
-    with reading(path):
-        size, most = os.stat(path).st_size, 2 * most_bytes + MOST  # a position takes no more than its keys and values
-        if not os.path.isfile(path) or size > most:
-            raise InputError(f"{path} is not a file of at most {most / 1e6:,.0f} MB, all that an image takes")
-        data = pathlib.Path(path).read_bytes()
-    try:
-        tensors = safetensors.numpy.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        about = json.loads(header["__metadata__"][SAVED])
-    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is not what `Seen.save` writes: {type(error).__name__}: {error}") from error
-    if not isinstance(about, dict):
-        raise InputError(f"{path} is not what `Seen.save` writes: it says nothing of the image")
-    return Fields(about, str(path)), tensors

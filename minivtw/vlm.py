@@ -31,7 +31,7 @@ from .model.sampling import Sampler
 from .model.tokens import EmbeddedPrompt, LayerCount, Tokens, arriving, embedded_text
 from .model.vision import Tower
 from .model.vision import encode as encode_image
-from .seen import Seen, load
+from .seen import Seen, begin, load
 
 
 class Answer(NamedTuple):
@@ -159,7 +159,7 @@ class VLM:
 
         Raises InputError, also for a method that lets the question choose among the visual tokens.
         """
-        return Seen(self, image, self.method(withdraw, method), system)
+        return Seen(self, begin(self, image, system), self.method(withdraw, method))
 
     def seen(self, path: str | os.PathLike) -> Seen:
         """What `Seen.save` wrote. Raises InputError for another model's file, and for a broken one."""

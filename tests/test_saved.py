@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import minivtw
 from minivtw import InputError
-from minivtw.seen import SAVED
+from minivtw.saved import SAVED
 from tests.small_llava import write_folder
 from tests.test_seen import BLIND, QUESTIONS, ROOT, SCENE, THREE, contents, counted
 
