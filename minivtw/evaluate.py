@@ -118,10 +118,9 @@ def embedded(
     vlm: VLM, question: Question, beginning: Beginning | None, plain: Seen | None
 ) -> tuple[EmbeddedPrompt | None, EmbeddedPrompt]:
     """What a question adds to its image, None where that is not to be reused; and the whole prompt."""
-    if beginning and plain:
-        with contextlib.suppress(InputError):  # of an image that stands elsewhere in this question
-            rest = vlm.embed(plain.rest(question.question))
-            return rest, beginning.then(rest.hidden)
+    if beginning and plain and plain.stands_before(question.question):
+        rest = vlm.embed(plain.rest(question.question))
+        return rest, beginning.then(rest.hidden)
     return None, vlm.embed(vlm.prepare(question.image, question.question))
 
 

@@ -5,6 +5,7 @@ it does not depend on the question, unless a method lets the question choose whi
 Withdrawal does not: its keys and values of an image are the same for every question.
 """
 
+import contextlib
 import hashlib
 import os
 import time
@@ -131,6 +132,12 @@ class Seen:
         if not np.array_equal(whole.token_ids[:end], self.token_ids) or whole.is_visual[end:].any():
             raise InputError("this question does not stand after the image; ask it with `answer`")
         return whole._replace(token_ids=whole.token_ids[end:], is_visual=whole.is_visual[end:])
+
+    def stands_before(self, question: str) -> bool:
+        """Whether `ask` can answer a question: none that speaks of its image elsewhere than at the beginning."""
+        with contextlib.suppress(InputError):
+            return bool(len(self.rest(question).token_ids))
+        return False
 
     def save(self, path: str | os.PathLike) -> None:
         """Write what the layers keep of the image into a safetensors file, for `VLM.seen`; whole or not at all.
