@@ -60,7 +60,7 @@ def test_what_is_read_in_one_sitting_stays_short():
     path = [file for file in model if file.name != "blocks.py"]  # which is about speed alone
     path += [PACKAGE / name for name in ("methods/withdrawal.py", "vlm.py", "inputs/images.py", "inputs/prompts.py")]
     assert lines(*path) <= 1350
-    assert lines(*PACKAGE.rglob("*.py")) <= 10057
+    assert lines(*PACKAGE.rglob("*.py")) <= 10065
 
 
 def test_no_file_is_longer_than_300_lines():
