@@ -69,7 +69,7 @@ class Seen:
     Several threads may ask at once: each question has a copy of the cache, and what is shared is never written to.
     """
 
-    seconds = 0.0  # that its prefill took, with none of a file's
+    seconds = 0.0  # that its prefill took; 0 for what was read from a file
 
     def __init__(self, vlm: Any, beginning: Beginning, method: Method | None = None, probes: int = PROBES) -> None:
         """probes: 0 for a method that has been found not to look at the question, of as many visual tokens.
