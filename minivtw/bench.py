@@ -1,9 +1,11 @@
 """How fast, measured side by side: python -m minivtw.bench IMAGE PROMPT, or --shape smolvlm-256m
 
 Every round times everything once: the vision tower, the prefill and a decoded token, under each method, and the same
-in transformers if it is installed.
+in transformers if it is installed; and the prefill of a second question about the image.
 """
 
+import contextlib
+import copy
 import importlib.util
 import json
 import statistics
@@ -19,17 +21,19 @@ from .cli.options import Parser, add_model_option, layers_to_try, methods_to_try
 from .cli.terminal import command
 from .counting import prompt_flops, vision_flops
 from .errors import InputError
+from .inputs.prompts import Tiled
 from .methods.text import Method
 from .model.blocks import THREADS
 from .model.cache import KVCache
 from .model.tokens import EmbeddedPrompt, Tokens
 from .model.vision import encode
+from .seen import Beginning, Seen
 from .timing import rounds as timing
 from .timing.rounds import Measure
 from .timing.shapes import SHAPES, random_model
 from .vlm import VLM
 
-WORKS = ("vision", "prefill", "decode", "question")
+WORKS = ("vision", "prefill", "decode", "question", "second question")
 Methods = dict[str, Method | None]
 Taken = dict[Any, list[float]]  # (work, whose, method) -> seconds of each round; and what the machine did
 Counted = dict[tuple[str, str], tuple[int, int]]  # (work, method) -> FLOPs, bytes
@@ -76,14 +80,42 @@ def read(
     return prefilled - started, decoded / new_tokens, logits, tokens, said
 
 
+def seen_under(vlm: VLM, prompt: EmbeddedPrompt, methods: Methods) -> dict[str, Seen]:
+    """What every method that does not look at the question leaves of the prompt up to the end of the image."""
+    end, seen = int(np.flatnonzero(prompt.is_visual)[-1]) + 1, dict[str, Seen]()
+    shared = prompt._replace(hidden=prompt.hidden[:end], is_visual=prompt.is_visual[:end])
+    beginning = Beginning(np.zeros(end, np.int64), shared.is_visual, shared, Tiled(None, [], ()), "", None)
+    for name, method in methods.items():
+        with contextlib.suppress(InputError):
+            seen[name] = Seen(vlm, beginning, method)
+    return seen
+
+
+def ask_again(vlm: VLM, seen: Seen, prompt: EmbeddedPrompt) -> tuple[float, Tokens]:
+    """Seconds for the prefill of what follows the image, after what is kept of that; and its `Tokens`."""
+    rest = EmbeddedPrompt(prompt.hidden[len(seen.token_ids) :], prompt.is_visual[len(seen.token_ids) :])
+    started = time.perf_counter()
+    _, tokens = vlm.advance(rest, copy.deepcopy(seen.cache), seen.method)
+    return time.perf_counter() - started, tokens
+
+
 def measures(
-    vlm: VLM, twin: Any, pixels: np.ndarray | None, prompt: EmbeddedPrompt, methods: Methods, new_tokens: int
+    vlm: VLM,
+    twin: Any,
+    pixels: np.ndarray | None,
+    prompt: EmbeddedPrompt,
+    methods: Methods,
+    seen: dict[str, Seen],
+    new_tokens: int,
 ) -> list[Measure]:
     """What a round calls: functions that return seconds by (work, whose, method)."""
 
     def ours(name: str, method: Method | None) -> dict[Any, float]:
         prefill, decode, *_ = read(vlm, prompt, method, new_tokens)
-        return {("prefill", "ours", name): prefill, ("decode", "ours", name): decode}
+        taken: dict[Any, float] = {("prefill", "ours", name): prefill, ("decode", "ours", name): decode}
+        if name in seen:
+            taken["second question", "ours", name] = ask_again(vlm, seen[name], prompt)[0]
+        return taken
 
     def theirs() -> dict[Any, float]:
         prefill, decode, _ = twin.read(prompt.hidden, new_tokens)
@@ -99,7 +131,9 @@ def measures(
     return calls + [lambda name=name, method=method: ours(name, method) for name, method in methods.items()]
 
 
-def operations(vlm: VLM, pixels: np.ndarray | None, prompt: EmbeddedPrompt, methods: Methods) -> Counted:
+def operations(
+    vlm: VLM, pixels: np.ndarray | None, prompt: EmbeddedPrompt, methods: Methods, seen: dict[str, Seen]
+) -> Counted:
     """{(work, method): (FLOPs, bytes that must be read at least once: weights, and in decode the cache)}."""
     config, counted = vlm.config, Counted()
     if pixels is not None and vlm.parts.vision:
@@ -111,6 +145,9 @@ def operations(vlm: VLM, pixels: np.ndarray | None, prompt: EmbeddedPrompt, meth
         *_, tokens, said = read(vlm, prompt, method, 1)
         counted["prefill", name] = prompt_flops(config, tokens.ran), weights
         counted["decode", name] = prompt_flops(config, said.ran), weights + said.cache.nbytes
+        if name in seen:
+            again = prompt_flops(config, ask_again(vlm, seen[name], prompt)[1].ran)
+            counted["second question", name] = again, weights + seen[name].cache.nbytes
     return counted
 
 
@@ -147,6 +184,9 @@ def result_row(work: str, name: str, taken: Taken, counted: Counted) -> dict[str
     else:
         speeds = [flops / one / sgemm for one, sgemm in zip(ours, taken["sgemm"])]
     result["of_ceiling"] = statistics.median(speeds)
+    if work == "second question":
+        whole = zip(taken["vision", "ours", "off"], taken["prefill", "ours", name], ours)
+        result["times_whole"] = statistics.median((vision + prefill) / again for vision, prefill, again in whole)
     if work == "prefill" and flops < counted[work, "off"][0]:
         saved = statistics.median(1 - one / plain for one, plain in zip(ours, taken[work, "ours", "off"]))
         result["seconds_saved"], result["flops_saved"] = saved, 1 - flops / counted[work, "off"][0]
@@ -165,6 +205,8 @@ def results_table(rows: list[dict[str, Any]]) -> str:
         line = f"{ratio:>14}  {name:{width}} {milliseconds(one):>22} {theirs:>22}   {ceiling}"
         if "flops_saved" in one:
             line += f"; saves {one['seconds_saved']:.0%} of the seconds, {one['flops_saved']:.0%} of the FLOPs"
+        if "times_whole" in one:
+            line += f"; {one['times_whole']:.1f} x as fast as vision and prefill"
         lines.append(line)
     return "\n".join(lines)
 
@@ -196,7 +238,7 @@ def prepared(chosen: Namespace) -> tuple[VLM, np.ndarray | None, EmbeddedPrompt]
 
 
 def main(arguments: list[str]) -> None:
-    what = "Time vision, prefill and decode, side by side with transformers."
+    what = "Time vision, prefill, decode and a second question, side by side with transformers."
     options = Parser(prog="minivtw.bench", description=what)
     add = options.add_argument
     add("image", nargs="?", metavar="IMAGE")
@@ -220,8 +262,9 @@ def main(arguments: list[str]) -> None:
         from .timing.torch_twin import Twin
 
         twin = Twin(vlm, THREADS)
-    before, calls = timing.load_average(), measures(vlm, twin, pixels, prompt, methods, chosen.new_tokens)
-    taken, counted = timing.rounds(calls, chosen.repeats), operations(vlm, pixels, prompt, methods)
+    seen = {} if pixels is None or prompt.is_visual[-1] else seen_under(vlm, prompt, methods)
+    before, calls = timing.load_average(), measures(vlm, twin, pixels, prompt, methods, seen, chosen.new_tokens)
+    taken, counted = timing.rounds(calls, chosen.repeats), operations(vlm, pixels, prompt, methods, seen)
     if pixels is not None:
         add_question(taken, counted, methods)
     works = [(work, name) for work in WORKS for name in methods if (work, "ours", name) in taken]

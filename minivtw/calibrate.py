@@ -13,9 +13,9 @@ from .checkpoints.files import file_of
 from .checkpoints.stored import STORED
 from .cli.options import Parser
 from .cli.terminal import command, progress_line
-from .cli.writing import check_writable, replace_file
 from .errors import InputError
 from .inputs.questions import check_questions, read_questions
+from .inputs.writing import check_writable, replace_file
 from .search.layer import CRITERIA
 from .search.notebook import CHANGED, calibrate, find_schedule
 

@@ -1,9 +1,11 @@
 """Talk about pictures: python -m minivtw.chat [IMAGE ...]
 
-Each line is a question; the cache stays between them. `/image FILE` shows one more picture with the next question.
+Each line is a question; the cache stays between them. `/image FILE` shows one more picture with the next question;
+`/undo` takes the last question and its answer back, and shows its pictures with the next one.
 """
 
 import contextlib
+import copy
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +17,7 @@ from .errors import InputError
 from .inputs.opening import open_image
 from .vlm import Chat
 
-HELP = "one question per line; /image FILE: show a picture with the next one; end with /quit or Ctrl-D"
+HELP = "one question per line; /image FILE: show a picture with the next one; /undo: take the last one back; end with /quit or Ctrl-D"
 
 
 def lines() -> Iterator[str]:
@@ -31,19 +33,25 @@ def lines() -> Iterator[str]:
 
 def converse(chat: Chat, images: list, options: dict[str, Any], with_stats: bool, progress: Progress) -> None:
     """Answer every line. What cannot be used is reported, a picture then left out, and the conversation goes on."""
+    before: tuple[Chat, list] | None = None  # the conversation before the last turn, and the pictures of that
     for line in lines():
         try:
-            if line.startswith("/image"):
+            if line == "/undo":
+                if before is None:
+                    raise InputError("there is no turn to take back; only the last one can be")
+                chat, images, before = before[0], [*before[1], *images], None
+            elif line.startswith("/image"):
                 images = [*images, open_image(line.removeprefix("/image").strip())]
             elif line:
+                earlier = copy.copy(chat), images
                 with progress:
                     answer = chat.ask(line, images, stream=progress.print_piece, **options)
-                images = []
+                images, before = [], earlier
                 if with_stats:
                     print(stats_table(answer.stats))
         except InputError as error:
             with contextlib.suppress(InputError):  # of words that could not be asked without a picture either
-                if images and not line.startswith("/image") and chat.prepare(line):
+                if images and not line.startswith(("/image", "/undo")) and chat.prepare(line):
                     images, error = [], InputError(f"{error}; the next question goes without a picture")
             say(f"error: {error}")
 

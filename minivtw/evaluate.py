@@ -1,21 +1,26 @@
 """Score a model on pictures and questions, under one method or another: python -m minivtw.evaluate FOLDER"""
 
+import contextlib
+import itertools
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean, stdev
 from typing import Any
 
 from . import VLM, Answer, Chat, load
 from .cli.options import Parser, add_model_option, layers_to_try, methods_to_try
 from .cli.terminal import command, progress_line
-from .cli.writing import check_writable, write_whole
 from .errors import InputError
 from .inputs.questions import Question, check_questions, read_questions
 from .inputs.scoring import score
+from .inputs.writing import check_writable, write_whole
+from .methods.shelf import method_of
 from .methods.text import Method, spec_of, withdrawal_layer
 from .model.sampling import Sampler
+from .model.tokens import EmbeddedPrompt
+from .seen import PROBES, Beginning, Seen, begin
 
 MOST_SEEDS = 1000  # of one method
 SCORED = ("image", "family", "question", "answer")  # what a question needs to be scored
@@ -53,26 +58,70 @@ def evaluate(
     progress: Callable[[int], None] = lambda done: None,
     max_new_tokens: int = 64,
 ) -> list[dict[str, Any]]:
-    """Ask every question under each of `methods`, a dict by name; the image is encoded once.
+    """Ask every question under each of `methods`, a dict by name; the image is encoded once for all of them.
 
     Returns one summary for each. Agreement is the share of answers whose tokens equal those of the model that is left
     alone; one and the same method under two names runs once. Questions that follow in the same chat find there what the
-    model answered before, under the same method.
+    model answered before, under the same method. Of questions about one image that follow each other, each begins with
+    what the layers keep of it, unless the method looks at the question.
     """
     turns: dict[str, list[tuple[Question, Answer, Answer]]] = {name: [] for name in methods}
-    for number, question in enumerate(questions, 1):
-        prompt = vlm.embed(vlm.prepare(question.image, question.question))
-        answers = dict[int, list[Answer]]()  # a method itself, whatever its name -> an Answer for every turn
-        for method in (None, *methods.values()):
-            if id(method) not in answers:
-                chat = Chat(vlm, None, method)
-                first = chat.respond(prompt, Sampler(), max_new_tokens)
-                later = [chat.ask(turn.question, max_new_tokens=max_new_tokens) for turn in question.then]
-                answers[id(method)] = [first, *later]
-        for name, method in methods.items():
-            turns[name] += zip((question, *question.then), answers[id(method)], answers[id(None)])
-        progress(number)
+    done, blind = itertools.count(1), dict[tuple[int, int], bool]()
+    for image, group in itertools.groupby(questions, lambda question: question.image):
+        about_it = list(group)
+        beginning = begin(vlm, image) if len(about_it) > 1 else None
+        seen = see(vlm, beginning, (None, *methods.values()), blind) if beginning else {}
+        for question in about_it:
+            rest, whole = embedded(vlm, question, beginning, seen.get(id(None)))
+            answers = dict[int, list[Answer]]()  # a method itself, whatever its name -> an Answer for every turn
+            for method in (None, *methods.values()):
+                if id(method) not in answers:
+                    chat = Chat(vlm, None, method, seen=seen.get(id(method)) if rest else None)
+                    first = chat.respond(rest if rest and chat.seen else whole, Sampler(), max_new_tokens)
+                    if rest and chat.seen and question is about_it[0]:
+                        first.stats["seconds"]["prefill"] += chat.seen.seconds
+                    later = [chat.ask(turn.question, max_new_tokens=max_new_tokens) for turn in question.then]
+                    answers[id(method)] = [first, *later]
+            for name, method in methods.items():
+                turns[name] += zip((question, *question.then), answers[id(method)], answers[id(None)])
+            progress(next(done))
     return [summary(name, method, turns[name]) for name, method in methods.items()]
+
+
+def see(
+    vlm: VLM, beginning: Beginning, methods: Iterable[Method | None], blind: dict[tuple[int, int], bool]
+) -> dict[int, Seen]:
+    """The image under every method that does not look at the question, by the method itself.
+
+    blind: (method, visual tokens) -> whether it does not. For methods of the shelf, what was found at one image holds
+    for all that are as large; a reader's own method is tried at every image, until it looks at a question.
+    """
+    seen = dict[int, Seen]()
+    for method in methods:
+        which = id(method), int(beginning.is_visual.sum())
+        if id(method) not in seen and blind.get(which, True):
+            with contextlib.suppress(InputError):
+                seen[id(method)] = Seen(vlm, beginning, method, 0 if which in blind else PROBES)
+            if id(method) not in seen or is_ours(method):
+                blind[which] = id(method) in seen
+    return seen
+
+
+def is_ours(method: Method | None) -> bool:
+    """Whether a method is one of the shelf."""
+    with contextlib.suppress(InputError):
+        return method is None or bool(method_of(spec_of(method) or "", files=False))
+    return False
+
+
+def embedded(
+    vlm: VLM, question: Question, beginning: Beginning | None, plain: Seen | None
+) -> tuple[EmbeddedPrompt | None, EmbeddedPrompt]:
+    """What a question adds to its image, None where that is not to be reused; and the whole prompt."""
+    if beginning and plain and plain.stands_before(question.question):
+        rest = vlm.embed(plain.rest(question.question))
+        return rest, beginning.then(rest.hidden)
+    return None, vlm.embed(vlm.prepare(question.image, question.question))
 
 
 def seeds(text: str) -> list[str]:

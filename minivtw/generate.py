@@ -1,5 +1,6 @@
-"""Ask a question about a picture: python -m minivtw.generate IMAGE PROMPT"""
+"""Ask one or more questions about a picture: python -m minivtw.generate IMAGE PROMPT [PROMPT ...]"""
 
+import contextlib
 import json
 from collections.abc import Callable
 
@@ -31,34 +32,40 @@ def main(arguments: list[str]) -> None:
     options = Parser(prog="minivtw.generate", description="Ask a vision-language model about pictures, in NumPy.")
     add = options.add_argument
     add("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
-    add("prompt", metavar="PROMPT", help="the question; <image> marks where a picture goes (default: first)")
+    question = "the question, or several, each asked alone; <image> marks where a picture goes (default: first)"
+    add("prompts", nargs="+", metavar="PROMPT", help=question)
     add("--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable")
     add_asking_options(options)
     add("--stats", action="store_true", help="print a table of what withdrawal saved, after the answer")
-    add("--json", action="store_true", help="one JSON object instead of text")
+    add("--json", action="store_true", help="one JSON object per answer instead of text")
     add("--trace", action="store_true", help="print every intermediate array as it happens")
     chosen = options.parse_intermixed_args(arguments)
     if chosen.json and chosen.trace:
         raise InputError("--json and --trace both write to standard output; choose one")
-    check_question(chosen.image, chosen.prompt)
+    for prompt in chosen.prompts:
+        check_question(chosen.image, prompt)
     vlm, progress = watched(load(chosen.model, chosen.low_memory, chosen.max_tiles))
-    with progress:
-        answer = vlm.answer(
-            chosen.images if chosen.image is None else [chosen.image, *chosen.images],
-            chosen.prompt,
-            withdraw=chosen.withdraw,
-            method=chosen.method,
-            system=chosen.system,
-            observe=tracer() if chosen.trace else None,
-            stream=None if chosen.json or chosen.trace else progress.print_piece,
-            **sampling(chosen),
-        )
-    if chosen.json:
-        print(json.dumps({"answer": answer.text, "token_ids": answer.token_ids, **answer.stats}))
-    elif chosen.trace:
-        print(answer.text)
-    if chosen.stats and not chosen.json:
-        print(stats_table(answer.stats))
+    images, seen = chosen.images if chosen.image is None else [chosen.image, *chosen.images], None
+    method, asking = vlm.method(chosen.withdraw, chosen.method), sampling(chosen)
+    asking["stream"] = None if chosen.json or chosen.trace else progress.print_piece
+    for number, prompt in enumerate(chosen.prompts):
+        with progress:
+            if number == 0 < len(chosen.prompts) - 1 and not chosen.trace:
+                with contextlib.suppress(InputError):  # of a method that looks at the question
+                    seen = vlm.see(images, None, method, chosen.system)
+            if seen and seen.stands_before(prompt):
+                answer = seen.ask(prompt, **asking)
+            else:
+                observe, system = tracer() if chosen.trace else None, chosen.system
+                answer = vlm.answer(
+                    images, prompt, withdraw=None, method=method, system=system, observe=observe, **asking
+                )
+        if chosen.json:
+            print(json.dumps({"answer": answer.text, "token_ids": answer.token_ids, **answer.stats}), flush=True)
+        elif chosen.trace:
+            print(answer.text)
+        if chosen.stats and not chosen.json:
+            print(stats_table(answer.stats))
 
 
 if __name__ == "__main__":

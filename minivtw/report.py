@@ -3,7 +3,7 @@
 from . import load
 from .cli.options import Parser, add_method_options, add_model_option, check_question
 from .cli.terminal import command, one_line
-from .cli.writing import check_writable, write_whole
+from .inputs.writing import check_writable, write_whole
 from .page.story import report_html, story_of
 
 

@@ -5,10 +5,15 @@ it does not depend on the question, unless a method lets the question choose whi
 Withdrawal does not: its keys and values of an image are the same for every question.
 """
 
-from typing import Any
+import contextlib
+import hashlib
+import os
+import time
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import saved
 from .errors import InputError
 from .inputs.prompts import Prompt, Tiled
 from .methods.text import Method, check, spec_of
@@ -31,37 +36,60 @@ class WatchedTokens(Tokens):
         return super().attention_to(entering, rows, index, keys, sees)
 
 
+class Beginning(NamedTuple):
+    """A prompt up to the end of its image: what is the same for every question, and under every method."""
+
+    token_ids: np.ndarray  # (tokens,)
+    is_visual: np.ndarray  # (tokens,) booleans
+    embedded: EmbeddedPrompt
+    tiled: Tiled  # without the tiles
+    tiles_sha256: str  # which image it is
+    system: str | None
+
+    def then(self, rest: np.ndarray) -> EmbeddedPrompt:
+        """The whole prompt with the rest, (tokens, width)."""
+        hidden, is_visual = np.concatenate([self.embedded.hidden, rest]), np.pad(self.is_visual, (0, len(rest)))
+        return self.embedded._replace(hidden=hidden, is_visual=is_visual)
+
+
+def begin(vlm: Any, images: Any, system: str | None = None) -> Beginning:
+    """Run the vision tower; images: as for `VLM.tile`. Raises InputError."""
+    tiled = vlm.tile(images)
+    if not tiled.sizes:
+        raise InputError("there is no image to be seen")
+    prompt = vlm.prepare(tiled, PROBE, system=system)
+    end = int(np.flatnonzero(prompt.is_visual)[-1]) + 1
+    shared = prompt._replace(token_ids=prompt.token_ids[:end], is_visual=prompt.is_visual[:end])
+    digest = hashlib.sha256(np.ascontiguousarray(tiled.tiles).data).hexdigest()
+    without = tiled._replace(tiles=None)
+    return Beginning(shared.token_ids, shared.is_visual, vlm.embed(shared), without, digest, system)
+
+
 class Seen:
     """An image that a model has seen under a method: what is asked of it next costs the question alone.
 
     Several threads may ask at once: each question has a copy of the cache, and what is shared is never written to.
     """
 
+    seconds = 0.0  # that its prefill took; 0 for what was read from a file
+
     def __init__(
-        self, vlm: Any, images: Any, method: Method | None = None, system: str | None = None, fallback: bool = False
+        self, vlm: Any, beginning: Beginning, method: Method | None = None, probes: int = PROBES, fallback: bool = False
     ) -> None:
-        """images: as for `VLM.tile`, or what it gave; fallback: under a method that looks at the question, each question
-        runs its whole prompt, and only the image's features are reused. Raises InputError, also there without it.
+        """probes: 0 for a method that has been found not to look at the question, of as many visual tokens; fallback:
+        under a method that looks at it, each question runs its whole prompt, and only the image's features are reused.
+
+        Raises InputError, also where the method looks at the question and there is no fallback.
         """
-        self.vlm, self.system = vlm, system
-        self.method = check(method, vlm.config.layers)
-        tiled = images if isinstance(images, Tiled) else vlm.tile(images)
-        if not tiled.sizes:
-            raise InputError("there is no image to be seen")
-        prompt = vlm.prepare(tiled, PROBE, system=system)
-        end = int(np.flatnonzero(prompt.is_visual)[-1]) + 1
-        self.token_ids, self.is_visual = prompt.token_ids[:end], prompt.is_visual[:end]  # (tokens,) of what is shared
-        self.tiled = tiled._replace(tiles=None)  # which stand in the cache now
+        self.vlm, self.method = vlm, check(method, vlm.config.layers)
+        self.token_ids, self.is_visual, _, self.tiled, self.tiles_sha256, self.system = beginning
         self.cache = KVCache(vlm.config)
-        embedded = vlm.embed(prompt._replace(token_ids=self.token_ids, is_visual=self.is_visual))
         kept = []
-        for count, cache in enumerate([KVCache(vlm.config) for _ in range(PROBES if method else 0)] + [self.cache]):
+        for count, cache in enumerate([KVCache(vlm.config) for _ in range(probes if method else 0)] + [self.cache]):
             question = self._random_words(1 if cache is self.cache else 4 * count + 4)
-            hidden, is_visual = (
-                np.concatenate([embedded.hidden, question]),
-                np.pad(embedded.is_visual, (0, len(question))),
-            )
-            ran, chosen = self._prefilled(embedded._replace(hidden=hidden, is_visual=is_visual), cache)
+            started = time.perf_counter()
+            ran, chosen = self._prefilled(beginning.then(question), cache)
+            self.seconds = time.perf_counter() - started
             kept.append(chosen)
         self.embedded: EmbeddedPrompt | None = None  # what each question's prompt needs of it, where all of that runs
         if any(chosen[-1] or chosen != kept[0] for chosen in kept):
@@ -69,10 +97,11 @@ class Seen:
                 raise InputError(
                     f"the method {spec_of(self.method)} looks at the question; of an image nothing can be reused"
                 )
-            self.embedded, self.cache, self.ran = embedded, KVCache(vlm.config), [NOTHING_RAN] * vlm.config.layers
+            self.embedded, self.cache = beginning.embedded, KVCache(vlm.config)
             self.token_ids, self.is_visual = self.token_ids[:0], self.is_visual[:0]
+            self.ran = [NOTHING_RAN] * vlm.config.layers
             return
-        self.cache.trim(end)  # the one word after the image leaves again
+        self.cache.trim(len(self.token_ids))  # the one word after the image leaves again
         self.ran = [LayerCount(one.entered - 1, one.worked - 1, one.cached - 1, one.extra_flops) for one in ran]
 
     def _prefilled(self, prompt: EmbeddedPrompt, cache: KVCache) -> tuple[tuple[LayerCount, ...], list[Any]]:
@@ -121,6 +150,29 @@ class Seen:
         if self.embedded and prompt.tiles is None and prompt.is_visual.any():
             return embed_after(self.vlm, prompt, self.embedded, observe)
         return self.vlm.embed(prompt, observe)
+
+    def stands_before(self, question: str) -> bool:
+        """Whether `ask` can answer a question: none that speaks of its image elsewhere than at the beginning."""
+        with contextlib.suppress(InputError):
+            return bool(len(self.rest(question).token_ids))
+        return False
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write what the layers keep of the image into a safetensors file, for `VLM.seen`; whole or not at all.
+
+        Raises InputError, also for a method that has no text to be read again.
+        """
+        if self.embedded:
+            raise InputError(f"the method {spec_of(self.method)} looks at the question; there is nothing to be saved")
+        saved.save(self, path)
+
+
+def load(vlm: Any, path: str | os.PathLike) -> Seen:
+    """What `Seen.save` wrote, checked against the model before any of it is used. Raises InputError."""
+    seen = Seen.__new__(Seen)
+    seen.embedded = None
+    vars(seen).update(saved.load(vlm, path, PROBE), vlm=vlm)
+    return seen
 
 
 def embed_after(vlm: Any, prompt: Prompt, seen: EmbeddedPrompt, observe: Observe | None = None) -> EmbeddedPrompt:

@@ -6,6 +6,7 @@ print(answer.text, answer.stats["flops"])
 """
 
 import copy
+import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from .model.sampling import Sampler
 from .model.tokens import EmbeddedPrompt, LayerCount, Tokens, arriving, embedded_text
 from .model.vision import Tower
 from .model.vision import encode as encode_image
-from .seen import Seen
+from .seen import Seen, begin, load
 
 
 class Answer(NamedTuple):
@@ -160,7 +161,11 @@ class VLM:
         Raises InputError, also for a method that lets the question choose among the visual tokens; with `fallback`, each
         question then runs its whole prompt, after a vision tower that ran once.
         """
-        return Seen(self, image, self.method(withdraw, method), system, fallback)
+        return Seen(self, begin(self, image, system), self.method(withdraw, method), fallback=fallback)
+
+    def seen(self, path: str | os.PathLike) -> Seen:
+        """What `Seen.save` wrote. Raises InputError for another model's file, and for a broken one."""
+        return load(self, path)
 
     def chat(self, seen: Seen) -> "Chat":
         """A conversation that begins with what has been seen."""

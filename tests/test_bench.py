@@ -50,13 +50,23 @@ def test_every_work_is_timed_under_every_method(small, asked):
     result = json.loads(ran.out)
     assert [(row["work"], row["method"]) for row in result["rows"]] == [
         ("vision", "off"),
-        *((work, name) for work in ("prefill", "decode", "question") for name in ("off", "auto", "0")),
+        *((work, name) for work in ("prefill", "decode", "question", "second question") for name in ("off", "auto", "0")),
     ]  # fmt: skip
     for row in result["rows"]:
         low, high = row["quartiles"]
         assert 0 < low <= row["seconds"] <= high and row["of_ceiling"] > 0 and "times_transformers" not in row
     saved = {row["method"]: row["flops_saved"] for row in result["rows"] if "flops_saved" in row}
     assert 0 < saved["auto"] < saved["0"] < 1
+    again = [row for row in result["rows"] if row["work"] == "second question"]
+    whole = {row["method"]: row["flops"] for row in result["rows"] if row["work"] == "prefill"}
+    assert all(0 < row["flops"] < whole[row["method"]] for row in again if row["method"] != "0")
+    assert all(row["times_whole"] > 0 for row in again)
+
+
+def test_a_second_question_is_not_timed_where_the_method_looks_at_it(small, asked):
+    ran = run(main, *asked, "--method", "fastv:layer=1", "--repeats", "1", "--new-tokens", "1", "--alone")
+    assert "second question, auto" in ran.out and "second question, fastv" not in ran.out
+    assert "x as fast as vision and prefill" in ran.out
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -128,7 +138,7 @@ def test_transformers_computes_the_same_beside_it(small, shape):
     assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max() and len(tokens) == 40
     with mock.patch("minivtw.bench.THREADS", 1):
         ran = run(main, "--shape", shape, "--repeats", "2", "--new-tokens", "1", "--tokens", "40", "--json")
-    ratios = [row["times_transformers"] for row in json.loads(ran.out)["rows"]]
+    ratios = [row["times_transformers"] for row in json.loads(ran.out)["rows"] if row["work"] != "second question"]
     assert len(ratios) == 7 and min(ratios) > 0
 
 

@@ -48,6 +48,9 @@ DOORS = {
     "generate": (generate, "{picture} Hm? --model {model} --max-new-tokens 2", SHARED | SAMPLED | SIZES | {
         "--image": ANY, "--system": ANY, "--stats": None, "--json": None, "--trace": None,
     }),
+    "generate, twice": (generate, "{picture} Hm? Why? --model {model} --max-new-tokens 1", SHARED | {
+        "--image": ANY, "--system": ANY, "--stats": None, "--json": None, "--trace": None,
+    }),
     "chat": (chat, "{picture} --model {model} --max-new-tokens 2", SHARED | SAMPLED | SIZES | {"--system": ANY}),
     "doctor": (doctor, "{model} {picture}", {"--prompt": ANY, "--max-tiles": NUMBER}),
     "step": (step, "{picture} Hm? --model {model}", SHARED | {"--list": None}),
@@ -103,7 +106,7 @@ def lines(draw, usual, options):
     return arguments
 
 
-SLOW = {"report": 4, "bench": 2, "evaluate": 2, "calibrate": 2}  # these are given fewer examples
+SLOW = {"generate, twice": 2, "report": 4, "bench": 2, "evaluate": 2, "calibrate": 2}  # these are given fewer examples
 
 
 @examples(quick=20, deep=300)

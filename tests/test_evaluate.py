@@ -14,6 +14,7 @@ from minivtw.evaluate import SCORED, evaluate, main, seeds
 from minivtw.inputs.questions import read_questions
 from minivtw.inputs.scoring import described, score
 from minivtw.methods.withdrawal import then, withdraw
+from minivtw.seen import Seen
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import write_folder
 from tests.test_behaviour import roomy
@@ -148,6 +149,33 @@ def test_functions_of_one_name_are_methods_of_their_own(small):
     for row in together:
         alone = evaluate(vlm, questions, {row["name"]: rows[row["name"]]})[0]
         assert {key: value for key, value in row.items() if "seconds" not in key}.items() <= alone.items()
+
+
+def every_second(index, tokens):
+    return tokens[~tokens.is_visual | (np.arange(len(tokens)) % 2 == 0)] if index == 2 else tokens
+
+
+def test_questions_that_follow_each_other_about_one_image_reuse_it(small, tmp_path, monkeypatch):
+    """The figures are those of the same questions when none can: each about another image than the one before it."""
+    vlm, lines, probed, init = minivtw.load(roomy(tmp_path / "model")), [], [], Seen.__init__
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes((small[1] / f"{index}.png").read_bytes())
+        for family, said in zip("abc", ("Hm?", "And now?", "What?")):
+            lines.append({"image": f"{index}.png", "family": family, "question": said, "answer": "b"})
+        lines.append({"image": f"{index}.png", "turns": [["Hm?", "a"], ["And?", "b"]]})
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    texts = ("withdraw:layer=2", "uniform:layer=1", "fastv:layer=2", "freeze:layers=1+withdraw:layer=3")
+    methods = {"off": None, "own": every_second} | {text: vlm.method(method=text) for text in texts}
+    questions = read_questions(tmp_path, SCORED)
+    apart = evaluate(vlm, questions[::4] + questions[1::4] + questions[2::4] + questions[3::4], methods)
+    count = lambda seen, vlm, beginning, method=None, probes=2: (
+        probed.append(probes) or init(seen, vlm, beginning, method, probes)
+    )
+    monkeypatch.setattr(Seen, "__init__", count)
+    together = evaluate(vlm, questions, methods)
+    without = lambda rows: [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
+    assert without(together) == without(apart)
+    assert probed == [2] * 6 + [0, 2, 0, 0, 0] * 2  # from the second image on: no longer under fastv
 
 
 def test_what_is_the_same_method_runs_once(small, monkeypatch):

@@ -373,3 +373,39 @@ def test_a_system_message_opens_the_conversation(folder, vlm, picture):
     chat = minivtw.Chat(vlm, system="Be brief.")
     first, second = (chat.ask("Hm?", max_new_tokens=0).stats["tokens"]["text"] for _ in range(2))
     assert first > second  # it opens the conversation, and is not said again
+
+
+QUESTIONS = "Hm?", "And now?", "Hm?"
+
+
+@pytest.mark.parametrize(
+    "method, reused",
+    [((), True), (("--withdraw", "1"), True), (("--method", "fastv:layer=2"), False), (("--trace",), False)],
+)
+def test_several_questions_are_answered_one_by_one_as_if_each_were_the_only_one(folder, picture, method, reused):
+    options = ("--model", folder, "--max-new-tokens", "4", *method)
+    alone = [run(main, picture, question, *options).out for question in QUESTIONS]
+    assert run(main, picture, *QUESTIONS, *options).out == "".join(alone)
+    if "--trace" not in method:
+        lines = run(main, picture, QUESTIONS[0], *options, *QUESTIONS[1:], "--json").out.splitlines()
+        answers = [json.loads(line) for line in lines]
+        assert [answer["answer"] for answer in answers] == [line.removesuffix("\n") for line in alone]
+        assert [("reused" in answer) for answer in answers] == [reused] * 3
+    tables = run(main, picture, *QUESTIONS, *options, "--stats").out
+    assert tables.count("tokens   ") == 3 and tables.count("reused   ") == 3 * reused
+
+
+def test_a_question_that_places_the_images_is_asked_whole(folder, picture):
+    options = ("--image", picture, "--model", folder, "--max-new-tokens", "2", "--json")
+    ran = run(main, picture, "Hm?", "<image> or <image>", "Hm?", *options)
+    first, placed, last = map(json.loads, ran.out.splitlines())
+    assert "reused" in first and "reused" not in placed and first["token_ids"] == last["token_ids"]
+    assert first["tokens"]["visual"] == placed["tokens"]["visual"] == 2 * VISUAL
+
+
+@pytest.mark.parametrize("twice", [(), ("Hm?",)])
+def test_what_cannot_be_asked_several_times_is_one_line(folder, picture, twice):
+    options = ("--model", folder, "--max-new-tokens", "2")
+    assert_one_line_error(run(main, picture, *twice, picture, *options), "the question is missing")
+    assert_one_line_error(run(main, "nope.png", "Hm?", *twice, *options), "nope.png")
+    assert_one_line_error(run(main, picture, "Hm?", *twice, *options, "--method", "nope"), "there is no method")

@@ -146,6 +146,17 @@ def test_a_chat_keeps_a_picture_that_the_words_have_not_been_said_to(world):
     assert ran.out == run(chat.main, world.picture, *short("--model", world.model), stdin="What?").out
 
 
+def test_a_chat_takes_its_last_turn_back_and_shows_its_picture_again(world):
+    arguments = (world.picture, *short("--model", world.model))
+    ran = run(chat.main, *arguments, stdin="Hm?\n/undo\nWhat?\nAnd?\n/undo\nWhy?")
+    first, straight = (run(chat.main, *arguments, stdin=lines).out.splitlines() for lines in ("Hm?", "What?\nWhy?"))
+    answers = ran.out.splitlines()
+    assert ran.err == "" and len(answers) == 4 and [answers[0], answers[1], answers[3]] == first + straight
+    ran = run(chat.main, *arguments, stdin="/undo\nHm?\n/undo\n/undo\nHm?")
+    assert ran.out.splitlines() == first * 2
+    assert ran.err.count("there is no turn to take back") == ran.err.count("\n") == 2
+
+
 def test_a_chat_without_standard_input_ends(world, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(sys, "argv", ["door", str(world.picture), "--model", str(world.model)])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw import InputError, calibrate, evaluate, generate, report
-from minivtw.cli.writing import check_writable, write_whole
+from minivtw.inputs.writing import check_writable, write_whole
 from tests.doors import assert_one_line_error, interrupted, make_world, run
 
 

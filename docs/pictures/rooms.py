@@ -13,6 +13,7 @@ HELD = {
     "vlm",
     "loading",
     "counting",
+    "saved",
     "seen",
 }  # what a user holds; a room otherwise is a folder, and the files above them the commands
 STYLE = """

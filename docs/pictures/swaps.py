@@ -19,9 +19,9 @@ from PIL import ImageOps
 
 import minivtw
 from minivtw.analysis import migration
-from minivtw.cli.writing import write_whole
 from minivtw.inputs.opening import open_image
 from minivtw.inputs.questions import digest
+from minivtw.inputs.writing import write_whole
 from minivtw.page import charts
 from minivtw.search.layer import LONGEST_ANSWER, run_in_full
 

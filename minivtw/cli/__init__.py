@@ -1,1 +1,1 @@
-"""What the commands share: options, one-line errors and progress, files that are written whole, Ctrl-C."""
+"""What the commands share: options, one-line errors and progress, Ctrl-C."""

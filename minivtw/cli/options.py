@@ -106,6 +106,8 @@ def stats_table(stats: dict[str, Any]) -> str:
         ("seconds", ", ".join(f"{phase} {value:.3f}" for phase, value in seconds.items())),
         ("decode", rate),
     ]
+    if "reused" in stats:
+        rows.insert(2, ("reused", f"{stats['reused']['tokens']} tokens, up to the end of the image, seen before"))
     return "\n".join(f"{name:8} {value}" for name, value in rows)
 
 

@@ -53,9 +53,12 @@ def read_questions(
 
 def check_questions(vlm: Any, questions: list[Question]) -> None:
     """Raise InputError, with its line, for the first question that a model cannot take: before the work, not in it."""
+    image, tiled = None, None
     for question in questions:
         try:
-            prompt = vlm.prepare(question.image, question.question)
+            if question.image != image:
+                image, tiled = question.image, vlm.tile(question.image)
+            prompt = vlm.prepare(tiled, question.question)
             KVCache(vlm.config).check_room(len(prompt.token_ids))
             for turn in question.then:
                 vlm.prepare(None, turn.question, is_first=False)

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..checkpoints.files import read_fields
 from ..checkpoints.stored import STORED, fingerprint
-from ..cli.writing import check_writable, write_whole
 from ..errors import InputError, reading
 from ..inputs.files import text_of
 from ..inputs.questions import Question, digest
+from ..inputs.writing import check_writable, write_whole
 from ..model.tokens import EmbeddedPrompt
 from ..vlm import VLM
 from .layer import CRITERIA, LONGEST_ANSWER, choose_layer, kl_curve_of, mean_curve, run_in_full

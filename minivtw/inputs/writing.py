@@ -9,7 +9,7 @@ import sys
 from ..errors import InputError, reading
 
 
-def check_writable(path: str | pathlib.Path) -> pathlib.Path:
+def check_writable(path: str | os.PathLike) -> pathlib.Path:
     """Raise InputError where a file cannot be written: before the work, not after it. Returns the path."""
     path = pathlib.Path(path)
     with reading(path, "write"):
@@ -42,22 +42,26 @@ def is_output(path: str | os.PathLike) -> bool:
         return False
 
 
-def write_whole(path: str | pathlib.Path, text: str) -> None:
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     """Write a file whole or not at all: beside its place, then moved there; the old one stays until then.
 
-    A link stays, and what it leads to is written. A device or a pipe stays too, and gets the text. Raises InputError.
+    A link stays, and what it leads to is written. A device or a pipe stays too, and gets the content. Raises InputError.
     """
     check_writable(path)
     with reading(path, "write"):
-        if is_output(path):
-            print(text, end="", flush=True)
-        elif kind_of(path) in (None, stat.S_IFREG):
-            replace_file(pathlib.Path(os.path.realpath(path)), text)
+        if is_output(path) and isinstance(content, str):
+            print(content, end="", flush=True)
+        elif kind_of(path) in (None, stat.S_IFREG) and not is_output(path):
+            replace_file(pathlib.Path(os.path.realpath(path)), content)
         else:
-            pathlib.Path(path).write_text(text, encoding="utf-8")
+            pathlib.Path(path).write_bytes(in_bytes(content))
 
 
-def replace_file(path: pathlib.Path, text: str) -> None:
+def in_bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+def replace_file(path: pathlib.Path, content: str | bytes) -> None:
     """A file's new content, in one step for whoever looks; what is half done goes away, whatever interrupts.
 
     A link is replaced too, and never followed: so a file is written into a folder that may be a stranger's.
@@ -65,8 +69,8 @@ def replace_file(path: pathlib.Path, text: str) -> None:
     partial = path.with_name(f".minivtw-{secrets.token_hex(8)}")  # the name itself may be as long as names can be
     try:
         with reading(path, "write"):
-            with open(partial, "x", encoding="utf-8") as file:
-                file.write(text)
+            with open(partial, "xb") as file:
+                file.write(in_bytes(content))
                 file.flush()
                 os.fsync(file.fileno())
             if path.exists():
