@@ -114,4 +114,6 @@ def answer(
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     print(answer(*sys.argv[1:3], *map(int, sys.argv[3:4]))[0])

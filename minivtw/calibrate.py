@@ -57,7 +57,12 @@ def main(arguments: list[str]) -> None:
     eta += f"the share of the answers' tokens that may change (default: {CHANGED:g} for --schedule, none for --save)"
     add("--threshold", "--eta", type=float, metavar="ETA", help=eta)
     add("--limit", type=int, default=SAMPLES, metavar="N", help=f"use the first N samples (default: {SAMPLES})")
-    add("--save", type=share, metavar="40%%", help="find a schedule that saves this share of the prefill's operations")
+    add(
+        "--save",
+        type=share,
+        metavar="SHARE",
+        help="find a schedule that saves this share of the prefill's operations, such as 40%%",
+    )
     add("--schedule", action="store_true", help="find the schedule that saves the most within the threshold")
     add("--measured", metavar="FILE", help="keep what a search for a schedule measures, and go on from what this holds")
     add("--store", action="store_true", help="store what was found with the model, for `--withdraw auto`")

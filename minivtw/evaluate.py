@@ -101,7 +101,7 @@ def see(
         which = id(method), int(beginning.is_visual.sum())
         if id(method) not in seen and blind.get(which, True):
             with contextlib.suppress(InputError):
-                seen[id(method)] = Seen(vlm, beginning, method, 0 if which in blind else PROBES)
+                seen[id(method)] = Seen(vlm, beginning, method, () if which in blind else PROBES)
             if id(method) not in seen or is_ours(method):
                 blind[which] = id(method) in seen
     return seen

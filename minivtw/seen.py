@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from .model.tokens import EmbeddedPrompt, LayerCount, Tokens, arriving
 
 PROBE = "?"  # any question: what comes before it is the same
 NOTHING_RAN = LayerCount(0, 0, 0, 0)
-PROBES = 2  # how many questions, of random words, a method is shown before it may be reused
+PROBES = (5, 64)  # words of the questions, drawn at random, that a method is shown before it may be reused
 
 
 class WatchedTokens(Tokens):
@@ -65,18 +66,32 @@ def begin(vlm: Any, images: Any, system: str | None = None) -> Beginning:
     return Beginning(shared.token_ids, shared.is_visual, vlm.embed(shared), without, digest, system)
 
 
+def alike(one: list[list[np.ndarray]], other: list[list[np.ndarray]]) -> bool:
+    """Whether a method made the same of the shared tokens twice, up to rounding."""
+    pairs = [pair for layers in zip(one, other) for pair in zip(*layers)]
+    return all(
+        a.shape == b.shape and np.allclose(a, b, rtol=1e-2, atol=1e-3 * np.abs(b).max(initial=0)) for a, b in pairs
+    )
+
+
 class Seen:
     """An image that a model has seen under a method: what is asked of it next costs the question alone.
 
-    Several threads may ask at once: each question has a copy of the cache, and what is shared is never written to.
+    Whether a method looks at the question is found out with questions of random words: one that does so only now and then,
+    such as for very long questions, may pass. Several threads may ask at once: each question has a copy of the cache, and what is shared is never written to.
     """
 
     seconds = 0.0  # that its prefill took; 0 for what was read from a file
 
     def __init__(
-        self, vlm: Any, beginning: Beginning, method: Method | None = None, probes: int = PROBES, fallback: bool = False
+        self,
+        vlm: Any,
+        beginning: Beginning,
+        method: Method | None = None,
+        probes: Sequence[int] = PROBES,
+        fallback: bool = False,
     ) -> None:
-        """probes: 0 for a method that has been found not to look at the question, of as many visual tokens; fallback:
+        """probes: none for a method that has been found not to look at the question, of as many visual tokens; fallback:
         under a method that looks at it, each question runs its whole prompt, and only the image's features are reused.
 
         Raises InputError, also where the method looks at the question and there is no fallback.
@@ -85,14 +100,15 @@ class Seen:
         self.token_ids, self.is_visual, _, self.tiled, self.tiles_sha256, self.system = beginning
         self.cache = KVCache(vlm.config)
         kept = []
-        for count, cache in enumerate([KVCache(vlm.config) for _ in range(probes if method else 0)] + [self.cache]):
-            question = self._random_words(1 if cache is self.cache else 4 * count + 4)
-            started = time.perf_counter()
+        room = vlm.config.max_positions - len(self.token_ids)
+        trials = [(min(count, room), KVCache(vlm.config)) for count in probes if method] + [(1, self.cache)]
+        for count, cache in trials:
+            question, started = self._random_words(count), time.perf_counter()
             ran, chosen = self._prefilled(beginning.then(question), cache)
             self.seconds = time.perf_counter() - started
             kept.append(chosen)
         self.embedded: EmbeddedPrompt | None = None  # what each question's prompt needs of it, where all of that runs
-        if any(chosen[-1] or chosen != kept[0] for chosen in kept):
+        if any(looks or not alike(chosen, kept[0][0]) for chosen, looks in kept):
             if not fallback:
                 raise InputError(
                     f"the method {spec_of(self.method)} looks at the question; of an image nothing can be reused"
@@ -104,23 +120,24 @@ class Seen:
         self.cache.trim(len(self.token_ids))  # the one word after the image leaves again
         self.ran = [LayerCount(one.entered - 1, one.worked - 1, one.cached - 1, one.extra_flops) for one in ran]
 
-    def _prefilled(self, prompt: EmbeddedPrompt, cache: KVCache) -> tuple[tuple[LayerCount, ...], list[Any]]:
-        """Prefill; what each layer did, and what the method made of the shared tokens before each layer."""
-        end, kept = len(self.token_ids), list[Any]()
+    def _prefilled(self, prompt: EmbeddedPrompt, cache: KVCache) -> tuple[tuple[LayerCount, ...], tuple[Any, bool]]:
+        """Prefill. Returns what each layer did, what the method made of the shared tokens before each layer, and whether it
+        asked where tokens after them looked."""
+        end, kept = len(self.token_ids), list[list[np.ndarray]]()
 
-        def method(index: int, tokens: Tokens) -> Tokens:
-            tokens = self.method(index, tokens) if self.method else tokens
-            shared = tokens.positions < end
-            works = shared if tokens.works is None else tokens.works & shared
-            kept.append(
-                [list(tokens.positions[shared]), list(tokens.positions[works]), list(tokens.rotary_positions[shared])]
-            )
+        def method(index: int, came: Tokens) -> Tokens:
+            tokens = self.method(index, came) if self.method else came
+            shared = tokens.positions < end  # (tokens,)
+            works = shared if tokens.works is None else tokens.works & shared  # (tokens,)
+            before = came.hidden[np.isin(came.positions, tokens.positions[shared])]  # (shared, width)
+            changed = tokens.hidden[shared] - before  # (shared, width) by the method; layers differ in rounding
+            kept.append([tokens.positions[shared], tokens.positions[works], tokens.rotary_positions[shared], changed])
             return tokens
 
         tokens = WatchedTokens(**vars(arriving(prompt, cache)))
         tokens.notes.update({"image ends": end, "looks at the question": False})
         ran = forward(self.vlm.decoder, tokens, method).ran
-        return ran, [*kept, tokens.notes["looks at the question"]]
+        return ran, (kept, tokens.notes["looks at the question"])
 
     def _random_words(self, count: int) -> np.ndarray:
         """An embedded question, (count, width), of random words: a method that looks at questions gives itself away."""

@@ -17,6 +17,7 @@ from .cli.options import Parser, add_method_options, add_model_option, check_que
 from .cli.stops import MAP, STOPS, Stop
 from .cli.terminal import command
 from .errors import InputError
+from .inputs.opening import open_image
 from .model import attention, blocks, decoder, vision
 from .model.cache import KVCache, LayerCache
 from .model.tokens import Tokens
@@ -62,10 +63,11 @@ class Guide(pdb.Pdb):
 
     currentbp = 0  # the breakpoint reached last
 
-    def __init__(self, stops: list[Stop], layer: int, layers: int) -> None:
+    def __init__(self, stops: list[Stop], layer: int, layers: int, leaves: int | None = None) -> None:
+        """layer: where the stops in a decoder layer are; leaves: K, if the image leaves."""
         super().__init__(skip=["a module that is not the reader's"], nosigint=True, readrc=False)
         self.prompt = "(step) "
-        self.stops, self.layer, self.leaves, self.layers = stops, layer, layer, layers
+        self.stops, self.layer, self.leaves, self.layers = stops, layer, leaves, layers
         self.reached = 0  # stops so far
         self.here = ""  # the layer that one is in, as text
         self.armed: dict[int, Stop] = {}
@@ -93,12 +95,10 @@ class Guide(pdb.Pdb):
         self.armed = {}
 
     def arm(self, most: int | None = None) -> None:
-        """Set breakpoints at the next stop, and at those after it that cannot be taken for an earlier one."""
+        """Set breakpoints at the stops to come; most: how many of them."""
         self.disarm()
-        later = self.stops[self.reached :]
-        for stop in (later[:1] + [stop for stop in later[1:] if not stop.follows])[:most]:
-            function = attention_as_written if stop.function.endswith(":attention") else stop.code()
-            file, line = self.canonic(function.__code__.co_filename), stop.line(function)
+        for stop in self.stops[self.reached :][:most]:
+            file, line = self.canonic(stop.code().__code__.co_filename), stop.line()
             self.set_break(file, line, cond=stop.when.format(layer=self.layer) or None)
             self.armed[self.get_breaks(file, line)[-1].number] = stop
 
@@ -176,7 +176,16 @@ class Guide(pdb.Pdb):
 
     def do_K(self, arg: str) -> bool | None:
         """K: on to the layer before which the image leaves."""
+        if self.leaves is None:
+            self.error("there is no layer before which the image leaves")
+            return None
         return self.do_layer(str(self.leaves))
+
+    def do_run(self, arg: str) -> None:
+        """run: not here."""
+        self.error("q, and start it again")
+
+    do_restart = do_run
 
 
 def is_shown(value: Any) -> bool:
@@ -203,13 +212,17 @@ def main(arguments: list[str]) -> None:
         raise InputError("give a picture and a question, or a question alone; --list prints the stops")
     vlm = load(chosen.model)
     method = vlm.method(chosen.withdraw, chosen.method)
-    layer = (method.layers[-1] if method.withdraw_layer is None else method.withdraw_layer) if method else 0
+    leaves = method.withdraw_layer if method else None
+    leaves = None if leaves == vlm.config.layers else leaves
+    layer = leaves if leaves is not None else min(max(method.layers) if method else 0, vlm.config.layers - 1)
     if chosen.list:
         print("\n".join(f"{stop.title:26} b {stop.breakpoint(layer)}" for stop in STOPS))
         return
     image, prompt = chosen.asked if len(chosen.asked) == 2 else (None, chosen.asked[0])
     check_question(image, prompt)
-    guide = Guide([stop for stop in STOPS if image or not stop.needs_image], layer, vlm.config.layers)
+    if image is not None:
+        open_image(image)  # what cannot be read is said before anything begins
+    guide = Guide([stop for stop in STOPS if image or not stop.needs_image], layer, vlm.config.layers, leaves)
     with in_plain_steps():
         answer = guide.lead(vlm.answer, image, prompt, withdraw=chosen.withdraw, method=chosen.method)
     if answer:

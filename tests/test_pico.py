@@ -42,6 +42,6 @@ def test_answers_logits_and_caches_are_the_package_s(pico, vlm, asked):
 
 def test_it_is_one_page_without_the_package():
     lines = (ROOT / "docs" / "pico.py").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 117 and not any(
+    assert len(lines) <= 119 and not any(
         line.startswith(("class ", "import minivtw", "from minivtw")) for line in lines
     )

@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import pathlib
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,7 +116,8 @@ def test_own_methods_are_judged_by_what_they_do(vlm):
         return tokens[~tokens.is_visual] if index == len(tokens) % 5 else tokens
 
     def by_words(index, tokens):
-        return tokens.freeze(tokens.is_visual) if tokens.hidden[~tokens.is_visual][-1, 0] > 0 else tokens
+        word = int(1000 * np.abs(tokens.hidden[~tokens.is_visual][-1]).sum())
+        return tokens.freeze(tokens.is_visual & (np.arange(len(tokens)) % 7 == word % 7)) if index == 3 else tokens
 
     def every_second(index, tokens):
         visual = np.flatnonzero(tokens.is_visual)
@@ -123,7 +125,16 @@ def test_own_methods_are_judged_by_what_they_do(vlm):
         stays[visual[1::2]] = index != 3
         return tokens[stays]
 
-    for method in (by_length, by_words):
+    def for_long_questions(index, tokens):
+        return tokens[~tokens.is_visual] if index == 1 and (~tokens.is_visual).sum() > 25 else tokens
+
+    def by_state(index, tokens):
+        if index != 2 or not tokens.is_visual.any():
+            return tokens
+        after = tokens.hidden[np.flatnonzero(tokens.is_visual)[-1] + 1 :].mean(0)
+        return replace(tokens, hidden=tokens.hidden + 5 * np.where(tokens.is_visual[:, None], after, 0))
+
+    for method in (by_length, by_words, for_long_questions, by_state):
         with pytest.raises(InputError, match="looks at the question"):
             vlm.see(SCENE, None, method)
     seen = vlm.see(SCENE, None, every_second)

@@ -40,6 +40,7 @@ def expect(holds: Any, sentence: str) -> None:
 def expect_number(found: Any) -> None:
     """Raise NotYet unless something is one number."""
     expect(isinstance(found, Real | np.integer), f"it must return one number, not {type(found).__name__}")
+    expect(np.isfinite(found), f"it must return a finite number, not {found}")
 
 
 def expect_array(found: Any, expected: np.ndarray, what: str, tolerance: float = 1e-4) -> None:
@@ -72,7 +73,7 @@ def verdict(function: Callable[..., Any], name: str | None = None) -> tuple[bool
         return True, task.check(function)
     except (NotYet, minivtw.InputError) as error:
         return False, str(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == function.__name__]
         where = f" in line {frames[-1].lineno}" if frames else ""
         return False, f"it raises {type(error).__name__}{where}: {error}"

@@ -92,7 +92,7 @@ def stats_table(stats: dict[str, Any]) -> str:
     """`Answer.stats` as text: each number with and without what the method spared."""
     tokens, seconds = stats["tokens"], stats["seconds"]
     depth = f"{stats['layers']} layers"
-    if stats["withdraw_layer"] is not None:
+    if stats["withdraw_layer"] is not None and stats["method"] == f"withdraw:layer={stats['withdraw_layer']}":
         depth += f", visual tokens withdrawn before layer {stats['withdraw_layer']}"
     elif stats["method"] and not stats["method"].startswith("withdraw:"):
         depth += f", {stats['method']}"

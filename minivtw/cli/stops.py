@@ -27,7 +27,6 @@ class Stop(NamedTuple):
     look: tuple[str, ...]  # expressions worth printing
     when: str = ""  # a condition there; {layer} stands for the layer before which the image leaves
     needs_image: bool = False
-    follows: bool = False  # reached again and again: meant is the first time after the stop before it
 
     def code(self) -> Any:
         """The function that is stopped in."""
@@ -61,7 +60,7 @@ STOPS = (
     ),
     Stop(
         "prompt", "Words and places", "vlm.py:VLM.prepare", "token_ids = encode(",
-        "The image has become tiles of pixels, and stands in the text as one placeholder per visual token. Now the text "
+        "An image has become tiles of pixels, and stands in the text as one placeholder per visual token. Now the text "
         "becomes token ids.",
         ("turn", "tiled"),
     ),
@@ -72,56 +71,56 @@ STOPS = (
         ("pixels.shape", "patch_size"), needs_image=True,
     ),
     Stop(
-        "tower", "The vision tower", "model/vision.py:vision_layer", "",
+        "tower", "The vision tower", "model/vision.py:encode", "hidden = vision_layer(",
         "One of the layers in which every patch sees every other. A class token, if the tower has one, stands in front of "
         "the patches.",
-        ("hidden.shape", "config.heads"), needs_image=True, follows=True,
+        ("hidden.shape", "config.heads"), needs_image=True, when="index == 0",
     ),
     Stop(
         "connector", "Visual tokens", "vlm.py:VLM.embed", "hidden[prompt.is_visual]",
         "The connector has made each patch's feature as wide as the decoder. The features take their places between the "
         "words: from here on, an image is a run of tokens like any other.",
-        ("visual.shape", "hidden.shape", "prompt.is_visual.sum()"), needs_image=True,
+        ("visual.shape", "hidden.shape", "np.count_nonzero(prompt.is_visual)"), needs_image=True,
     ),
     Stop(
-        "layers", "The withdrawal", "model/decoder.py:forward", "if method:",
-        "The decoder's loop: before each layer the method is asked which tokens go on. Before layer K, Visual Tokens "
-        "Withdrawal answers: the text alone (type `s` four times to be inside it).",
-        ("index", "len(tokens)", "tokens.is_visual.sum()"), when="index == {layer}",
+        "layers", "The decoder's loop", "model/decoder.py:forward", "if method:",
+        "Before each layer the method is asked which tokens go on; without a method all do, through every layer. Visual "
+        "Tokens Withdrawal answers, before its layer K: the text alone (type `s` four times to be inside a method).",
+        ("index", "len(tokens)", "np.count_nonzero(tokens.is_visual)"), when="index == {layer}",
     ),
     Stop(
         "layers", "A decoder layer", "model/decoder.py:decoder_layer", "normed = rms_norm(tokens.hidden",
         "The same code runs for any number of tokens: queries, keys and values of those that are here, attention over what "
         "the cache holds, then the feed-forward.",
-        ("tokens.hidden.shape", "tokens.positions[:6]"), follows=True, when="index == {layer}",
+        ("tokens.hidden.shape", "tokens.positions[:6]"), when="index == {layer}",
     ),
     Stop(
-        "layers", "The cache", "model/cache.py:LayerCache.append", "",
+        "layers", "The cache", "model/decoder.py:decoder_layer", "keys, values = cache.append(",
         "Each layer keeps the keys and values of the tokens that reached it, with the positions that they had from the "
-        "start. Tokens that have left never come here, so this layer's store is short.",
-        ("keys.shape", "positions"), follows=True,
+        "start. Tokens that left before this layer never come here.",
+        ("keys.shape", "tokens.positions", "cache"), when="index == {layer}",
     ),
     Stop(
-        "layers", "Attention", "model/attention.py:attention", "",
+        "layers", "Attention", "model/decoder.py:decoder_layer", "context = attention(",
         "Several query heads share the keys and values of one key head. Each query sees the keys up to its own place: the "
         "causal mask is a count, `sees`.",
-        ("queries.shape", "keys.shape", "sees"), when="sees is not None", follows=True,
+        ("queries.shape", "keys.shape", "sees"), when="index == {layer}",
     ),
     Stop(
-        "layers", "The feed-forward", "model/layers.py:swiglu", "",
+        "layers", "The feed-forward", "model/decoder.py:decoder_layer", "hidden = hidden + swiglu(",
         "SwiGLU, on each token alone. Most of a layer's operations are here, so every token that has left saves most here.",
-        ("x.shape", "gate_up.shape"), follows=True,
+        ("normed.shape", "layer.gate_up.shape"), when="index == {layer}",
     ),
     Stop(
         "logits", "Scores for the next token", "model/decoder.py:logits", "head = ",
-        "After the last layer, the last token's hidden state is compared with every token of the vocabulary. The image has "
-        "reached it through attention in the layers before it left.",
+        "After the last layer, the last token's hidden state is compared with every token of the vocabulary. What an "
+        "image says has reached it through attention, in the layers before the image left.",
         ("hidden.shape", "decoder.embedding.shape"),
     ),
     Stop(
         "token", "The next token", "model/sampling.py:Sampler.__call__", "",
         "Greedy decoding takes the highest score. Until here it was prefill: one pass for the whole prompt.",
-        ("logits.shape", "logits.argmax()"),
+        ("logits.shape", "int(logits.argmax())"),
     ),
     Stop(
         "token", "Decode", "model/decoder.py:forward", "if method:",

@@ -45,7 +45,7 @@ class Tokens:
     def __getitem__(self, stay: np.ndarray | list[int]) -> "Tokens":
         """The tokens that stay; stay: (tokens,) booleans, or ascending indices. The others leave for good. Raises InputError."""
         positions = self.positions[stay]  # (staying,)
-        if (np.diff(positions) <= 0).any():  # each token sees those before it
+        if np.ndim(positions) != 1 or (np.diff(positions) <= 0).any():  # each token sees those before it
             raise InputError("tokens stay in their order, each of them once: their indices must ascend")
         return replace(
             self,

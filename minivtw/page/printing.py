@@ -85,7 +85,7 @@ def _(tokens: Tokens) -> str:
     works = "" if tokens.works is None else f"; the next layer works on {tokens.works.sum()}"
     return shortened(
         f"Tokens({len(tokens)}: {visual} visual, {len(tokens) - visual} text; before layer {layer}; "
-        f"hidden {array(tokens.hidden)}; positions {ranges(tokens.positions)}{works})"
+        f"hidden {array(tokens.hidden)}; positions {ranges(tokens.positions) or None}{works})"
     )
 
 
