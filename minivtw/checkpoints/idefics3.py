@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..inputs.images import Levels, resized
-from ..model.connector import ShuffleConnector, shuffle_connect
+from ..model.connector import ShuffleConnector
 from ..model.decoder import Decoder
 from ..model.vision import Vision
 from . import clip, llama
@@ -50,7 +50,7 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     vision, connector, decoder = checkpoint.fill(form)
     vision_parts = VisionParts(
         encoder=on_tiles(vision, pixels.side),
-        connect=functools.partial(shuffle_connect, connector),
+        connect=connector,
         tile=Tiler(pixels.side, text_config.max_positions, functools.partial(pixels.plan, tokens)),
         image_token_id=fields.integer("image_token_id", 128257),
     )

@@ -3,7 +3,7 @@
 import functools
 import pathlib
 
-from ..model.connector import Connector, connect
+from ..model.connector import Connector
 from ..model.decoder import Decoder, DecoderConfig
 from ..model.layers import ACTIVATIONS
 from ..model.vision import Vision, VisionConfig
@@ -27,7 +27,7 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     plan = functools.partial(one_tile, pixels, vision_config.features, "<image>" * vision_config.features)
     vision_parts = VisionParts(
         encoder=vision,
-        connect=functools.partial(connect, connector),
+        connect=connector,
         tile=Tiler(vision_config.image_size, text_config.max_positions, plan),
         image_token_id=fields.integer("image_token_index", fields.integer("image_token_id", 32000)),
     )

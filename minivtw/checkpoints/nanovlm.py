@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..inputs.images import Levels, resized
 from ..inputs.prompts import MARK
-from ..model.connector import ShuffleConnector, shuffle_connect
+from ..model.connector import ShuffleConnector
 from ..model.decoder import Decoder
 from ..model.vision import Vision
 from . import clip, llama
@@ -89,7 +89,7 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
         layout=known_layout(template, f"{folder}/config.json", CHATML) if template else IN_PLAIN_WORDS,
         vision=VisionParts(
             encoder=tower,
-            connect=functools.partial(shuffle_connect, connector),
+            connect=connector,
             tile=Tiler(side, text_config.max_positions, plan),
             image_token=extra["image_token"],
         ),
