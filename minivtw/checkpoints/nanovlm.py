@@ -90,10 +90,8 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
 
 def grid_plan(fields: Fields, side: int, tokens: int, extra: dict[str, str]) -> Callable[..., Plan]:
     """Tiles, the overview first, each with the token of its place: the `Tiler`'s plan in the third layout."""
-    edge, fills = (
-        fields.positive_int("max_img_size", most=clip.MOST_SIDE),
-        fields.boolean("resize_to_max_side_len", False),
-    )
+    edge = fields.positive_int("max_img_size", most=clip.MOST_SIDE)
+    fills = fields.boolean("resize_to_max_side_len", False)
     places = range(1, edge // side + 1)  # of tiles, in a row or a column
     if edge % side or not all(f"r{row}c{column}" in extra for row in places for column in places):
         raise fields.error(f"cannot name every tile of {side} pixels in an image of {edge}")
