@@ -58,9 +58,6 @@ def configs(fields: Fields, feature_layer: int, selects: str) -> tuple[DecoderCo
     text_config = llama.decoder_config(fields.section("text_config"))
     if fields.boolean("tie_word_embeddings", False):  # said here or in the text config
         text_config = text_config._replace(tied_head=True)
-    vision_config = clip.vision_config(
-        fields.section("vision_config"),
-        feature_layer=fields.integer("vision_feature_layer", feature_layer),
-        drop_first=fields.choice("vision_feature_select_strategy", ("default", "full"), selects) == "default",
-    )
-    return text_config, vision_config
+    tower, layer = fields.section("vision_config"), fields.integer("vision_feature_layer", feature_layer)
+    drop_first = fields.choice("vision_feature_select_strategy", ("default", "full"), selects) == "default"
+    return text_config, clip.vision_config(tower, layer, drop_first)
