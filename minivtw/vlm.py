@@ -81,7 +81,7 @@ class VLM:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        observe: Observe | None = None,
+        observe: Observe = None,
         stream: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer one question about an image: a path, a Pillow image, a list of these, or None.
@@ -128,7 +128,7 @@ class VLM:
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
         return Prompt(token_ids, is_visual, tiled.tiles, tiled.sizes)
 
-    def embed(self, prompt: Prompt, observe: Observe | None = None) -> EmbeddedPrompt:
+    def embed(self, prompt: Prompt, observe: Observe = None) -> EmbeddedPrompt:
         """The decoder's input: embedded text, with the image's features at the visual tokens' places."""
         # A visual token's own embedding is never used, and some models have none: any row stands in for it.
         hidden = self.decoder.embedding[np.where(prompt.is_visual, 0, prompt.token_ids)]  # (tokens, width)
@@ -172,7 +172,7 @@ class VLM:
         return Chat(self, None, seen.method, seen.system, seen)
 
     def advance(
-        self, prompt: EmbeddedPrompt, cache: KVCache, method: Method | None = None, observe: Observe | None = None
+        self, prompt: EmbeddedPrompt, cache: KVCache, method: Method | None = None, observe: Observe = None
     ) -> tuple[np.ndarray, Tokens]:
         """Carry new tokens through the decoder: the prompt (prefill), or one token fed back (decode).
 
@@ -226,7 +226,7 @@ class Chat:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        observe: Observe | None = None,
+        observe: Observe = None,
         stream: Callable[[str], None] | None = None,
     ) -> Answer:
         """The next turn: a question and, if there is a new one, an image (a path, a Pillow image, a list of these).
@@ -247,7 +247,7 @@ class Chat:
         prompt: EmbeddedPrompt,
         sampler: Callable[[np.ndarray], int],
         max_new_tokens: int,
-        observe: Observe | None = None,
+        observe: Observe = None,
         stream: Callable[[str], None] | None = None,
         seconds: dict[str, float] | None = None,
     ) -> Answer:

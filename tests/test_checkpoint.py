@@ -57,7 +57,7 @@ def test_every_tensor_of_the_file_ends_in_the_model_exactly_once(tmp_path):
             for field in part.__dataclass_fields__:
                 count(getattr(part, field))
 
-    count([vlm.decoder, vlm.parts.vision.encoder, *vlm.parts.vision.connect.args])
+    count([vlm.decoder, vlm.parts.vision.encoder, vlm.parts.vision.connect])
     assert found[1:].tolist() == [tensor.size for tensor in tensors.values()]
 
 

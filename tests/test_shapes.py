@@ -138,6 +138,7 @@ class Checker:
             return None
         if frame.f_code not in self.functions:
             function = frame.f_globals.get(frame.f_code.co_name)
+            function = function or getattr(type(frame.f_locals.get("self")), frame.f_code.co_name, None)
             code = getattr(inspect.unwrap(function), "__code__", None) if inspect.isroutine(function) else None
             says = docstring_shapes(function) if code is frame.f_code else ({}, None)
             lines = {line for _, _, line in frame.f_code.co_lines()}
@@ -228,7 +229,7 @@ class Checker:
 
 
 TEXTS = [
-    "withdraw:layer=5", "freeze:layers=3-4", "fastv:layer=2,keep=0.5", "looked_at:layer=3,keep=0.4", "pyramiddrop:layers=2/5,keep=0.5",
+    "withdraw:layer=5", "freeze:layers=3-4+withdraw:layer=4", "fastv:layer=2,keep=0.5", "looked_at:layer=3,keep=0.4", "pyramiddrop:layers=2/5,keep=0.5",
     "sparsevlm:layers=2/5,keep=0.5", "dart:layer=2,keep=0.4", "random:layer=2,keep=0.5", "uniform:layer=2,keep=0.5", "adaptive",
     "visionzip:keep=0.3", "fastervlm:keep=0.3", "divprune:keep=0.3", "random_tokens:layer=3", "withdraw:layer=4+renumber:layer=4",
     "renumber:layer=2+own_positions",

@@ -126,10 +126,9 @@ class Checkpoint:
         surplus = self.shards.keys() - set(self._taken)
         problems = self._problems + [f"surplus {name}" for name in sorted(surplus) if not name.endswith(BUFFERS)]
         if problems:
-            more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
-            raise InputError(
-                f"the tensors in {self.folder} do not fit its config: {'; '.join(problems[:MOST_PROBLEMS])}{more}"
-            )
+            more = [f"and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
+            listed = "; ".join(problems[:MOST_PROBLEMS] + more)
+            raise InputError(f"the tensors in {self.folder} do not fit its config: {listed}")
         if not self.low_memory:
             self._check_memory()
         self._checked = True
@@ -144,10 +143,8 @@ class Checkpoint:
         """Raise InputError if the taken tensors, widened, exceed the memory that is free; swapping helps nobody."""
         needed, available = 4 * self.numbers, available_memory()
         if available is not None and needed > available:
-            raise InputError(
-                f"{self.folder} takes {needed / 1e9:.1f} GB of memory as float32, and {available / 1e9:.1f} GB are "
-                "free; --low-memory widens one layer at a time instead"
-            )
+            sizes = f"{needed / 1e9:.1f} GB of memory as float32, and {available / 1e9:.1f} GB are free"
+            raise InputError(f"{self.folder} takes {sizes}; --low-memory widens one layer at a time instead")
 
     def damaged(self) -> list[str]:
         """The names of the tensors that hold a number which is not finite. Reads all of the weights."""

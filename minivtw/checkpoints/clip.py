@@ -84,14 +84,12 @@ def vision(config: VisionConfig, take: Checkpoint, prefix: str) -> Vision:
 
     if not config.class_token:
         take.skip(f"{prefix}head.")  # SigLIP's pooled vector of the whole image, which no feature depends on
-    embeddings, positions = f"{prefix}embeddings.", config.patches + config.class_token
+    start, positions = f"{prefix}embeddings.", config.patches + config.class_token
     return Vision(
         config=config,
-        patch_embedding=take.linear(
-            f"{embeddings}patch_embedding", into=kernel, out=width, bias=not config.class_token
-        ),
-        class_embedding=take.vector(f"{embeddings}class_embedding", size=width) if config.class_token else None,
-        position_embedding=take.table(f"{embeddings}position_embedding.weight", positions, width),
+        patch_embedding=take.linear(f"{start}patch_embedding", into=kernel, out=width, bias=not config.class_token),
+        class_embedding=take.vector(f"{start}class_embedding", size=width) if config.class_token else None,
+        position_embedding=take.table(f"{start}position_embedding.weight", positions, width),
         pre_norm=take.norm(f"{prefix}pre_layrnorm", width) if config.pre_norm else None,  # CLIP's own spelling
         layers=take.layers(config.layers, layer),
         post_norm=take.norm(f"{prefix}post_layernorm", width),  # in every file, whether the features are normed or not

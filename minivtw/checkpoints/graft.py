@@ -29,13 +29,13 @@ MADE_FROM = "graft.sha256"  # in the merged folder: which shipped files it has
 LORA = (".lora_A.weight", ".lora_B.weight")
 
 
-def float32_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Name -> float32 array, of a safetensors file."""
-    shard, tensors = Shard(path), dict[str, np.ndarray]()
-    for name in shard.names:
+def float32_tensors(*paths: pathlib.Path) -> dict[str, np.ndarray]:
+    """Name -> float32 array, of safetensors files."""
+    tensors = dict[str, np.ndarray]()
+    for shard, name in [(one, name) for one in map(Shard, paths) for name in one.names]:
         dtype, shape = shard.dtypes[name], shard.shapes[name]
         if dtype not in STORED or 0 in shape:
-            raise InputError(f"{path} holds {name} as {dtype} {shape}, which is not what was fetched")
+            raise InputError(f"{shard.path} holds {name} as {dtype} {shape}, which is not what was fetched")
         tensors[name] = np.empty(shape, np.float32)
         shard.read_into(name, tensors[name])
     return tensors
@@ -65,10 +65,7 @@ def write_smol(folder: pathlib.Path, base: pathlib.Path) -> None:
         shutil.copyfile(path, folder / path.name)
     shutil.copytree(embedded_folder() / "samples", folder / "samples")  # what calibrate finds K on
     (folder / "tokenizer.json").write_text(load_tokenizer(base, [MARK]).to_str(pretty=True), encoding="utf-8")
-    tensors: dict[str, np.ndarray] = {}
-    for path in shard_paths(base):
-        tensors |= float32_tensors(path)
-    merged = merged_tensors(tensors, float32_tensors(grafted / GRAFT))
+    merged = merged_tensors(float32_tensors(*shard_paths(base)), float32_tensors(grafted / GRAFT))
     save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / MADE_FROM).write_text(shipped_files(grafted), encoding="utf-8")
     # Every tensor is there, in the shape that the config says.

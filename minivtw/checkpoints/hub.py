@@ -99,9 +99,7 @@ def fetched(name: str, patterns: list[str], downloads: bool = True) -> pathlib.P
     try:
         return pathlib.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not downloads))
     except Exception as error:  # no network, no such model, no right to it, offline: each has its own class
-        if not downloads:
-            raise InputError(
-                "it is not in the Hugging Face cache, and no folder makes us download; bring it"
-            ) from error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"cannot download {name}: {reason}; or bring its files and pass their folder") from error
+        failed = f"cannot download {name}: {reason}; or bring its files and pass their folder"
+        refused = "it is not in the Hugging Face cache, and no folder makes us download; bring it"
+        raise InputError(failed if downloads else refused) from error

@@ -15,14 +15,16 @@ import numpy as np
 from PIL import Image
 
 from ..inputs.images import Levels, resized
-from ..model.connector import ShuffleConnector, shuffle_connect
-from ..model.decoder import Decoder
-from ..model.vision import Vision
+from ..model.connector import ShuffleConnector
+from ..model.vision import Vision, VisionConfig
+from ..model.weights import Decoder, DecoderConfig
 from . import clip, llama
 from .checkpoint import Checkpoint
 from .fields import Fields
 from .layouts import SMOLVLM, folder_layout
 from .parts import MOST_TILES, Parts, Plan, Tiler, VisionParts, grid_within
+
+NAMES = ("model.vision_model.", "model.connector.modality_projection.proj", "model.text_model.", "lm_head.weight")
 
 
 def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
@@ -30,31 +32,31 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     fields.refuse_unless(quantization_config=None)
     tied = fields.boolean("tie_word_embeddings", False)  # only what is said here counts
     text_config = llama.decoder_config(fields.section("text_config"))._replace(tied_head=tied)
-    vision_config = clip.vision_config(
-        fields.section("vision_config"), feature_layer=-1, drop_first=False, post_norm=True, kind="idefics3_vision"
-    )
+    tower = fields.section("vision_config")
+    vision_config = clip.vision_config(tower, -1, drop_first=False, post_norm=True, kind="idefics3_vision")
     pixels = pixel_settings(folder)
     factor = fields.positive_int("scale_factor", 2)
     fields.section("text_config").refuse_unless(pixel_shuffle_factor=factor)
     tokens = tile_tokens(fields, pixels.side // vision_config.patch_size, factor)  # per tile
 
-    def form(take: Checkpoint) -> tuple[Vision, ShuffleConnector, Decoder]:
-        name, into = "model.connector.modality_projection.proj", vision_config.width * factor**2
-        projection = take.linear(name, into=into, out=text_config.width, bias=False)
-        return (
-            clip.vision(vision_config, take, "model.vision_model."),
-            ShuffleConnector(projection, factor),
-            llama.decoder(text_config, take, "model.text_model."),
-        )
-
-    vision, connector, decoder = checkpoint.fill(form)
+    vision, connector, decoder = checkpoint.fill(lambda take: taken(take, text_config, vision_config, factor, NAMES))
     vision_parts = VisionParts(
         encoder=on_tiles(vision, pixels.side),
-        connect=functools.partial(shuffle_connect, connector),
+        connect=connector,
         tile=Tiler(pixels.side, text_config.max_positions, functools.partial(pixels.plan, tokens)),
         image_token_id=fields.integer("image_token_id", 128257),
     )
     return Parts(decoder, folder_layout(folder, SMOLVLM), vision_parts)
+
+
+def taken(
+    take: Checkpoint, text_config: DecoderConfig, vision_config: VisionConfig, factor: int, names: tuple[str, ...]
+) -> tuple[Vision, ShuffleConnector, Decoder]:
+    """The parts of these names, (vision, projection, decoder, head), out of a checkpoint."""
+    vision, projection, decoder, head = names
+    joined = take.linear(projection, into=vision_config.width * factor**2, out=text_config.width, bias=False)
+    tower = clip.vision(vision_config, take, vision)
+    return tower, ShuffleConnector(joined, factor), llama.decoder(text_config, take, decoder, head)
 
 
 def stands_for(rows: int, columns: int, tokens: int) -> str:

@@ -13,12 +13,11 @@ from ..errors import InputError
 from ..inputs.prompts import MARK
 from .files import read_fields, read_text
 
-# Vicuna's own system message. The hub's template leaves it out; the paper's measurements have it.
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-SYSTEMS = {"vicuna": VICUNA_SYSTEM}  # what `--system` may be called by name
+SYSTEMS = {  # what `--system` may be called by name
+    # Vicuna's own. The hub's template leaves it out; the paper's measurements have it.
+    "vicuna": "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions.",
+}
 
 
 class Layout(NamedTuple):
@@ -79,11 +78,9 @@ CHATML = Layout(
     system=("<|im_start|>system\n", "<|im_end|>\n"),
 )  # fmt: skip
 INTERLEAVE = CHATML._replace(  # LLaVA-Interleave's model card: ChatML without its line breaks
-    user="<|im_start|>user ",
-    closes="<|im_end|><|im_start|>assistant",
-    between="",
+    user="<|im_start|>user ", closes="<|im_end|><|im_start|>assistant", between="",
     system=("<|im_start|>system ", "<|im_end|>"),
-)
+)  # fmt: skip
 SMOLVLM = Layout(
     "User:", "<end_of_utterance>\nAssistant:", opens="<|im_start|>", between="\n", turn_end="<end_of_utterance>",
     image=MARK, space=" ", system=("System: ", "<end_of_utterance>\n"),

@@ -3,7 +3,7 @@
 import functools
 import pathlib
 
-from ..model.connector import Connector, connect
+from ..model.connector import Connector
 from ..model.decoder import Decoder, DecoderConfig
 from ..model.layers import ACTIVATIONS
 from ..model.vision import Vision, VisionConfig
@@ -27,7 +27,7 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     plan = functools.partial(one_tile, pixels, vision_config.features, "<image>" * vision_config.features)
     vision_parts = VisionParts(
         encoder=vision,
-        connect=functools.partial(connect, connector),
+        connect=connector,
         tile=Tiler(vision_config.image_size, text_config.max_positions, plan),
         image_token_id=fields.integer("image_token_index", fields.integer("image_token_id", 32000)),
     )
@@ -58,9 +58,6 @@ def configs(fields: Fields, feature_layer: int, selects: str) -> tuple[DecoderCo
     text_config = llama.decoder_config(fields.section("text_config"))
     if fields.boolean("tie_word_embeddings", False):  # said here or in the text config
         text_config = text_config._replace(tied_head=True)
-    vision_config = clip.vision_config(
-        fields.section("vision_config"),
-        feature_layer=fields.integer("vision_feature_layer", feature_layer),
-        drop_first=fields.choice("vision_feature_select_strategy", ("default", "full"), selects) == "default",
-    )
-    return text_config, vision_config
+    tower, layer = fields.section("vision_config"), fields.integer("vision_feature_layer", feature_layer)
+    drop_first = fields.choice("vision_feature_select_strategy", ("default", "full"), selects) == "default"
+    return text_config, clip.vision_config(tower, layer, drop_first)

@@ -21,13 +21,10 @@ from PIL import Image
 
 from ..inputs.images import Levels, resized
 from ..inputs.prompts import MARK
-from ..model.connector import ShuffleConnector, shuffle_connect
-from ..model.decoder import Decoder
-from ..model.vision import Vision
 from . import clip, llama
 from .checkpoint import Checkpoint
 from .fields import Fields
-from .idefics3 import tile_tokens
+from .idefics3 import taken, tile_tokens
 from .layouts import CHATML, Layout, known_layout
 from .parts import Parts, Plan, Tiler, VisionParts, grid_within, one_tile
 
@@ -44,6 +41,7 @@ TEXT_KEYS = {
     "rms_norm_eps": "lm_rms_eps", "rope_theta": "lm_re_base", "max_position_embeddings": "lm_max_position_embeddings",
     "tie_word_embeddings": "lm_tie_weights",
 }  # fmt: skip
+PARTS = ("vision_encoder.", "MP.proj", "decoder.", "decoder.head.weight")
 # What the tensors of SigLIP and Llama are called -> what they are called here
 NAMES = {
     "encoder.encoder.layers.": "encoder.blocks.", "layer_norm1": "ln1", "layer_norm2": "ln2",
@@ -74,22 +72,14 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
         pixels = clip.ClipPixels(None, (side, side), BILINEAR, crop=None, levels=Levels())
         plan = functools.partial(one_tile, pixels, tokens, extra["image_token"] * tokens)
     template = fields.text("lm_chat_template", "") or None
-
-    def form(take: Checkpoint) -> tuple[Vision, ShuffleConnector, Decoder]:
-        projection = take.linear("MP.proj", into=vision_config.width * factor**2, out=text_config.width, bias=False)
-        return (
-            clip.vision(vision_config, take, "vision_encoder."),
-            ShuffleConnector(projection, factor),
-            llama.decoder(text_config, take, "decoder.", "decoder.head.weight"),
-        )
-
+    form = lambda take: taken(take, text_config, vision_config, factor, PARTS)
     tower, connector, decoder = checkpoint.fill(form, NAMES)
     return Parts(
         decoder=decoder,
         layout=known_layout(template, f"{folder}/config.json", CHATML) if template else IN_PLAIN_WORDS,
         vision=VisionParts(
             encoder=tower,
-            connect=functools.partial(shuffle_connect, connector),
+            connect=connector,
             tile=Tiler(side, text_config.max_positions, plan),
             image_token=extra["image_token"],
         ),
@@ -100,17 +90,12 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
 
 def grid_plan(fields: Fields, side: int, tokens: int, extra: dict[str, str]) -> Callable[..., Plan]:
     """Tiles, the overview first, each with the token of its place: the `Tiler`'s plan in the third layout."""
-    pixels = GridPixels(
-        side=side,
-        longest_edge=fields.positive_int("max_img_size", most=clip.MOST_SIDE),
-        fills=fields.boolean("resize_to_max_side_len", False),
-        views="global_image_token" in extra,
-    )
-    places = range(1, pixels.longest_edge // pixels.side + 1)  # of tiles, in a row or a column
-    is_named = all(f"r{row}c{column}" in extra for row in places for column in places)
-    if pixels.longest_edge % pixels.side or not is_named:
-        raise fields.error(f"cannot name every tile of {pixels.side} pixels in an image of {pixels.longest_edge}")
-    return functools.partial(pixels.plan, tokens, extra)
+    edge = fields.positive_int("max_img_size", most=clip.MOST_SIDE)
+    fills = fields.boolean("resize_to_max_side_len", False)
+    places = range(1, edge // side + 1)  # of tiles, in a row or a column
+    if edge % side or not all(f"r{row}c{column}" in extra for row in places for column in places):
+        raise fields.error(f"cannot name every tile of {side} pixels in an image of {edge}")
+    return functools.partial(GridPixels(side, edge, fills, "global_image_token" in extra).plan, tokens, extra)
 
 
 def stands_for(rows: int, columns: int, has_view: bool, visual: str, extra: dict[str, str]) -> str:

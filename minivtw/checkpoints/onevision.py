@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..inputs.images import resized
-from ..model.connector import Connector, connect
+from ..model.connector import Connector
 from ..model.decoder import Decoder
 from ..model.vision import Vision, VisionConfig
 from . import clip, llava
@@ -142,7 +142,7 @@ def load(fields: Fields, folder: pathlib.Path, checkpoint: Checkpoint) -> Parts:
     vision, connector, decoder, newline = checkpoint.fill(form)
     vision_parts = VisionParts(
         encoder=vision,
-        connect=functools.partial(connect, connector),
+        connect=connector,
         tile=Tiler(settings.side, text_config.max_positions, settings.plan),
         image_token_id=fields.integer("image_token_index", fields.integer("image_token_id", 151646)),
         pack=functools.partial(settings.pack, newline),

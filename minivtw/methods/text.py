@@ -118,9 +118,7 @@ def parse(text: str, methods: dict[str, Callable[..., NamedMethod]], files: bool
     if len(text) > MOST_TEXT or text.count("+") >= MOST_PARTS:
         raise InputError(f"a method's text has at most {MOST_TEXT:,} characters and {MOST_PARTS} methods")
     if not files and ".py" in text:
-        raise InputError(
-            f"{text[:80]} names a Python file; code is run only if --method names it when a command starts"
-        )
+        raise InputError(f"{text:.80} names a Python file; code is run only if --method names it when a command starts")
     found, rest = [], f"{text}+"
     while rest:
         part, file = rest[: rest.index("+")], FILE.match(rest)

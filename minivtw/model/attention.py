@@ -83,9 +83,8 @@ def attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, sees: n
 def attention_probabilities(queries: np.ndarray, keys: np.ndarray, sees: np.ndarray | None = None) -> np.ndarray:
     """softmax(q k^T / sqrt(head_dim)) as it is written. Arguments as for `attention`. Returns (heads, new, tokens)."""
     (heads, new, head_dim), (kv_heads, tokens, _) = queries.shape, keys.shape
-    queries = queries * np.float32(head_dim**-0.5)  # (heads, new, head_dim)
-    grouped = queries.reshape(kv_heads, heads // kv_heads, new, head_dim)  # (kv_heads, group, new, head_dim)
-    scores = (grouped @ keys[:, None].swapaxes(-1, -2)).reshape(heads, new, tokens)  # (heads, new, tokens)
+    keys = np.repeat(keys, heads // kv_heads, axis=0)  # (heads, tokens, head_dim)
+    scores = (queries * np.float32(head_dim**-0.5)) @ keys.swapaxes(-1, -2)  # (heads, new, tokens)
     if sees is not None and new and sees.min() < tokens:  # else every query sees everything
         scores = np.where(np.arange(tokens) < sees[:, None], scores, np.float32(-np.inf))
     return softmax(scores)

@@ -26,27 +26,22 @@ def blas_function(name: str) -> Any:
     """A function of the OpenBLAS that came with NumPy; None where NumPy has another BLAS."""
     package = pathlib.Path(np.__file__).parent
     for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
-        library = ctypes.CDLL(str(path))
         for full_name in (f"scipy_openblas_{name}64_", f"openblas_{name}64_"):
-            if hasattr(library, full_name):
-                return getattr(library, full_name)
+            if function := getattr(ctypes.CDLL(str(path)), full_name, None):
+                return function
     return None
 
 
 get_blas_threads, set_blas_threads = blas_function("get_num_threads"), blas_function("set_num_threads")
-# Every core, or what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says.
-THREADS = get_blas_threads() if get_blas_threads else 1
+THREADS = get_blas_threads() if get_blas_threads else 1  # every core, or OPENBLAS_NUM_THREADS or OMP_NUM_THREADS
 WORKERS: ThreadPoolExecutor
 BUSY: threading.Lock  # held while the workers work
 
 
 def prepare() -> None:
-    """Workers for this process: a forked process has none of its parent's threads. They start with the first work.
-
-    They warn of nothing: what is not finite is found where a layer ends.
-    """
+    """Workers for this process: a forked one has none of its parent's threads. They start with the first work."""
     global WORKERS, BUSY
-    WORKERS = ThreadPoolExecutor(THREADS, initializer=lambda: np.seterr(all="ignore"))
+    WORKERS = ThreadPoolExecutor(THREADS, initializer=lambda: np.seterr(all="ignore"))  # as in `decoder_layer`
     BUSY = threading.Lock()
 
 
@@ -56,13 +51,9 @@ if hasattr(os, "register_at_fork"):  # all but Windows
 
 
 def side_by_side(work: Callable[[slice], object], blocks: Sequence[slice]) -> None:
-    """work(block) for every block, on all cores, with one BLAS thread to each.
-
-    A block within a block is computed where it is, and so is everything while another thread has the workers.
-    """
-    if THREADS == 1 or len(blocks) == 1 or not BUSY.acquire(blocking=False):
-        for block in blocks:
-            work(block)
+    """work(block) for every block, on all cores, with one BLAS thread to each."""
+    if THREADS == 1 or len(blocks) == 1 or not BUSY.acquire(blocking=False):  # busy with this block or another thread
+        list(map(work, blocks))
         return
     before = get_blas_threads()
     set_blas_threads(1)
@@ -74,12 +65,9 @@ def side_by_side(work: Callable[[slice], object], blocks: Sequence[slice]) -> No
 
 
 def row_blocks(rows: int, most: int) -> list[slice]:
-    """Slices that cover `rows` rows: `most` in each at most, and a block for every core if there are rows enough.
-
-    Their number is a power of two, so that cores share evenly.
-    """
+    """Slices that cover `rows` rows: `most` in each at most, and a block for every core if there are rows enough."""
     fewest = max(-(-rows // most), min(THREADS, rows // LEAST_ROWS), 1)
-    step = max(-(-rows // (1 << (fewest - 1).bit_length())), 1)
+    step = max(-(-rows // (1 << (fewest - 1).bit_length())), 1)  # into a power of two: cores share evenly
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
@@ -90,12 +78,8 @@ def by_rows(function: RowFunction[Arguments]) -> RowFunction[Arguments]:
     def in_blocks(x: np.ndarray, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> np.ndarray:
         if len(x) < 2 * LEAST_ROWS or BUSY.locked():
             return function(x, *arguments, **options)
-        width = function(x[:0], *arguments, **options).shape[1]  # no rows at all tell it
-        out = np.empty((len(x), width), np.float32)
-
-        def work(rows: slice) -> None:
-            out[rows] = function(x[rows], *arguments, **options)
-
+        out = np.empty((len(x), function(x[:0], *arguments, **options).shape[1]), np.float32)  # no rows tell the width
+        work = lambda rows: np.copyto(out[rows], function(x[rows], *arguments, **options))
         side_by_side(work, row_blocks(len(x), MOST_ROWS))
         return out
 

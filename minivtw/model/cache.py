@@ -16,8 +16,7 @@ class LayerCache:
     """Keys, values and original positions of the tokens that reached one layer. Keys are stored already rotated."""
 
     def __init__(self) -> None:
-        # (2, kv_heads, capacity, head_dim) float32: keys, values; the first append knows the sizes
-        self._store = np.empty((2, 1, 0, 1), np.float32)
+        self._store = np.empty((2, 1, 0, 1), np.float32)  # (2, kv_heads, capacity, head_dim), grown by `append`
         self._positions: list[int] = []  # ascending
 
     def __len__(self) -> int:
@@ -34,8 +33,7 @@ class LayerCache:
             grown = np.empty((2, len(keys), room, keys.shape[2]), np.float32)  # (2, kv_heads, room, head_dim)
             grown[:, :, :start] = self._store[:, :, :start]
             self._store = grown
-        self._store[0, :, start:end] = keys
-        self._store[1, :, start:end] = values
+        self._store[0, :, start:end], self._store[1, :, start:end] = keys, values
         self._positions.extend(positions.tolist())
         return self.keys, self.values
 
@@ -54,11 +52,6 @@ class LayerCache:
         """(length,) the place of each token in the whole prompt, ascending."""
         return np.array(self._positions, np.int64)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the keys and values held (the room reserved for more does not count)."""
-        return self.keys.nbytes + self.values.nbytes
-
     def trim(self, position: int) -> None:
         """Forget the tokens at this position and after it."""
         del self._positions[bisect.bisect_left(self._positions, position) :]
@@ -76,10 +69,7 @@ class KVCache:
         return self.layers[layer]
 
     def claim(self, count: int) -> np.ndarray:
-        """The next `count` positions, (count,) integers. Tokens that are withdrawn later have theirs too.
-
-        Raises InputError where the model has no position left for them.
-        """
+        """The next `count` positions, (count,) integers, also for tokens withdrawn later. Raises InputError if too few are left."""
         self.check_room(count)
         positions = np.arange(self.next_position, self.next_position + count)  # (count,)
         self.next_position += count
@@ -98,8 +88,8 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values held."""
-        return sum(layer.nbytes for layer in self.layers)
+        """Bytes of all keys and values held (the room reserved for more does not count)."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def trim(self, position: int) -> None:
         """Go back to the moment when `position` was next, so that another continuation can follow."""

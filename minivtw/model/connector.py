@@ -1,31 +1,24 @@
 """The connector: vision features become visual tokens of the decoder's width."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 from .layers import ACTIVATIONS, Linear, linear, mlp
 
 
-class Connector(NamedTuple):
+@dataclass(frozen=True)
+class Connector:
     """LLaVA 1.5's two-layer perceptron (Liu et al. 2023, arXiv 2310.03744)."""
 
     up: Linear  # (vision width, decoder width)
     down: Linear  # (decoder width, decoder width)
     activation: str  # a key of layers.ACTIVATIONS
 
-
-def connect(connector: Connector, features: np.ndarray) -> np.ndarray:
-    """features: (features, vision width). Returns visual tokens (features, decoder width)."""
-    return mlp(features, connector.up, connector.down, ACTIVATIONS[connector.activation])
-
-
-class ShuffleConnector(NamedTuple):
-    """Idefics3's: neighbouring patches side by side in one wider vector, then one linear map."""
-
-    projection: Linear  # (vision width * factor^2, decoder width)
-    factor: int  # factor x factor patches become one visual token
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """features: (features, vision width). Returns visual tokens (features, decoder width)."""
+        return mlp(features, self.up, self.down, ACTIVATIONS[self.activation])
 
 
 def pixel_shuffle(features: np.ndarray, factor: int) -> np.ndarray:
@@ -39,6 +32,13 @@ def pixel_shuffle(features: np.ndarray, factor: int) -> np.ndarray:
     return grid.swapaxes(1, 2).reshape(squares * squares, factor * factor * width)
 
 
-def shuffle_connect(connector: ShuffleConnector, features: np.ndarray) -> np.ndarray:
-    """features: (features, vision width). Returns visual tokens (features / factor^2, decoder width)."""
-    return linear(pixel_shuffle(features, connector.factor), connector.projection)
+@dataclass(frozen=True)
+class ShuffleConnector:
+    """Idefics3's: neighbouring patches side by side in one wider vector, then one linear map."""
+
+    projection: Linear  # (vision width * factor^2, decoder width)
+    factor: int  # factor x factor patches become one visual token
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """features: (features, vision width). Returns visual tokens (features / factor^2, decoder width)."""
+        return linear(pixel_shuffle(features, self.factor), self.projection)

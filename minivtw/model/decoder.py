@@ -10,21 +10,19 @@ from .tokens import LayerCount, Method, PreviousLayer, Tokens
 from .weights import Decoder, DecoderConfig
 
 
-def queries_keys_values(
-    normed: np.ndarray, rows: np.ndarray | None, qkv: Linear, config: DecoderConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def project_qkv(normed: np.ndarray, rows: np.ndarray | None, qkv: Linear, config: DecoderConfig) -> list[np.ndarray]:
     """Queries of the rows that are worked on, (heads, rows, head_dim); keys, values of all, (kv_heads, tokens, head_dim)."""
     heads, kv_heads, query = config.heads, config.kv_heads, config.heads * config.head_dim
     if rows is None:
         together = split_heads(linear(normed, qkv), heads + 2 * kv_heads)  # (heads + 2 * kv_heads, tokens, head_dim)
-        return together[:heads], together[heads:-kv_heads], together[-kv_heads:]
+        return [together[:heads], together[heads:-kv_heads], together[-kv_heads:]]
     queries = split_heads(linear(normed[rows], qkv.columns(0, query)), heads)  # (heads, rows, head_dim)
     together = split_heads(linear(normed, qkv.columns(query, None)), 2 * kv_heads)  # (2 * kv_heads, tokens, head_dim)
-    return queries, together[:kv_heads], together[kv_heads:]
+    return [queries, together[:kv_heads], together[kv_heads:]]
 
 
 @np.errstate(all="ignore")  # some BLAS builds warn of nothing; what is not finite is found where a layer ends
-def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe | None = None) -> Tokens:
+def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe = None) -> Tokens:
     """One pre-norm layer: attention over the cache and the tokens, then the feed-forward, each added to `hidden`.
 
     The layer's cache gains the keys and values of all `tokens`; those that are not worked on do nothing else here, and
@@ -36,7 +34,7 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
     worked = slice(None) if rows is None else rows
 
     normed = rms_norm(tokens.hidden, layer.input_norm, config.rms_norm_eps)
-    queries, keys, values = queries_keys_values(normed, rows, layer.qkv, config)
+    queries, keys, values = project_qkv(normed, rows, layer.qkv, config)
     cosines, sines = rotary(tokens.rotary_positions, config.head_dim, config.rope_theta)  # (tokens, head_dim)
     keys, values = cache.append(rotate(keys, cosines, sines), values, tokens.positions)  # (kv_heads, cached, head_dim)
     queries = rotate(queries, cosines[worked], sines[worked])  # (heads, worked, head_dim)
@@ -63,14 +61,14 @@ def forward(
     method: Method | None = None,
     start: int = 0,
     stop: int | None = None,
-    observe: Observe | None = None,
+    observe: Observe = None,
 ) -> Tokens:
     """Carry tokens through the layers. Prefill and decode are this one function, with many tokens or with one.
 
     tokens: `Tokens`, which every layer appends to its cache: a second call with the same ones appends them again.
-    `method(index, tokens)` says before every layer which tokens go on from there, and which of them the
-    layer works on (`methods/withdrawal.py`); None: all, everywhere. `start` and `stop` run a part of the stack. `observe(name,
-    array)` sees each layer's attention probabilities and hidden states. Returns the `Tokens` that reached the end.
+    `method(index, tokens)` says before every layer which tokens go on from there, and which of them the layer works on
+    (`methods/withdrawal.py`); None: all, everywhere. `start` and `stop` run a part of the stack. `observe(name, array)`
+    sees each layer's attention probabilities and hidden states. Returns the `Tokens` that reached the end.
     """
     for index in range(start, len(decoder.layers) if stop is None else stop):
         seen = observe and (lambda name, array: observe(f"decoder.layers.{index}.{name}", array))

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import InputError
 from .blocks import by_rows
 
-Observe = Callable[[str, np.ndarray], None]  # sees an intermediate array by its name
+Observe = Callable[[str, np.ndarray], None] | None  # sees an intermediate array by its name; None: nobody looks
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -76,8 +76,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     # The largest exponent is 0: no overflow. With `initial`, zero rows are fine.
     shifted = scores - np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
     exponentials = np.exp(shifted, out=shifted)
-    exponentials /= np.sum(exponentials, axis=-1, keepdims=True)
-    return exponentials
+    return np.divide(exponentials, np.sum(exponentials, axis=-1, keepdims=True), out=exponentials)
 
 
 def gated(x: np.ndarray, z: np.ndarray) -> np.ndarray:

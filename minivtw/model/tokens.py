@@ -47,14 +47,10 @@ class Tokens:
         positions = self.positions[stay]  # (staying,)
         if np.ndim(positions) != 1 or (np.diff(positions) <= 0).any():  # each token sees those before it
             raise InputError("tokens stay in their order, each of them once: their indices must ascend")
-        return replace(
-            self,
-            hidden=self.hidden[stay],
-            positions=positions,
-            is_visual=self.is_visual[stay],
-            rotary_positions=self.rotary_positions[stay],
-            works=None if self.works is None else self.works[stay],
-        )
+        hidden = self.hidden[stay]  # (staying, width)
+        visual, turns = self.is_visual[stay], self.rotary_positions[stay]  # (staying,)
+        works = None if self.works is None else self.works[stay]  # (staying,)
+        return replace(self, hidden=hidden, positions=positions, is_visual=visual, rotary_positions=turns, works=works)
 
     def freeze(self, frozen: np.ndarray) -> "Tokens":
         """The same tokens, of which the next layer only reads the frozen ones; frozen: (tokens,) booleans."""

@@ -67,6 +67,13 @@ class Vision:
     post_norm: LayerNorm
 
 
+class Tower(NamedTuple):
+    """What is kept of an encoder's work on a prompt's tiles, for methods that ask where it looked."""
+
+    vision: Vision
+    entering: list[np.ndarray]  # what entered the last layer that is used, (tokens, width) a tile
+
+
 def patchify(pixels: np.ndarray, patch_size: int) -> np.ndarray:
     """Cut an image into patches, row by row. pixels: (channels, height, width).
 
@@ -79,9 +86,7 @@ def patchify(pixels: np.ndarray, patch_size: int) -> np.ndarray:
     return grid.transpose(1, 3, 0, 2, 4).reshape(rows * columns, channels * side * side)
 
 
-def vision_layer(
-    hidden: np.ndarray, layer: VisionLayer, config: VisionConfig, observe: Observe | None = None
-) -> np.ndarray:
+def vision_layer(hidden: np.ndarray, layer: VisionLayer, config: VisionConfig, observe: Observe = None) -> np.ndarray:
     """One pre-norm layer with bidirectional attention. hidden: (tokens, width). Returns the new hidden (tokens, width).
 
     `observe("attention", probabilities)` gets (heads, tokens, tokens), which are made for it alone.
@@ -97,23 +102,20 @@ def vision_layer(
 
 
 @np.errstate(all="ignore")  # as in `decoder_layer`
-def encode(
-    vision: Vision, pixels: np.ndarray, observe: Observe | None = None, tower: "Tower | None" = None
-) -> np.ndarray:
+def encode(vision: Vision, pixels: np.ndarray, observe: Observe = None, tower: Tower | None = None) -> np.ndarray:
     """Pixels to features (Radford et al. 2021; Dosovitskiy et al. 2021).
 
-    pixels: (channels, image_size, image_size) float32, normalised. `observe(name, array)` sees every layer; `tower`, a `Tower`,
+    pixels: (channels, image_size, image_size) float32, normalised. `observe(name, array)` sees every layer; `tower`
     remembers what enters the last one. Returns (features, width) float32.
     """
-    config = vision.config
+    config, show = vision.config, observe or (lambda name, array: None)
     hidden = linear(patchify(pixels, config.patch_size), vision.patch_embedding)  # (patches, width)
     if vision.class_embedding is not None:
         hidden = np.concatenate([vision.class_embedding[None], hidden])  # (1 + patches, width)
     hidden = hidden + vision.position_embedding
     if vision.pre_norm is not None:
         hidden = layer_norm(hidden, vision.pre_norm, config.layer_norm_eps)
-    if observe:
-        observe("vision.embeddings", hidden)
+    show("vision.embeddings", hidden)
 
     for index in range(config.used_layers):
         seen = observe and (lambda name, array: observe(f"vision.layers.{index}.{name}", array))
@@ -121,20 +123,11 @@ def encode(
             tower.entering.append(hidden)
         hidden = vision_layer(hidden, vision.layers[index], config, seen)
         check_finite(hidden, f"layer {index} of the vision tower")
-        if seen:
-            seen("hidden", hidden)
+        show(f"vision.layers.{index}.hidden", hidden)
 
     if config.post_norm:
         hidden = layer_norm(hidden, vision.post_norm, config.layer_norm_eps)
     if config.drop_first:
         hidden = hidden[1:]  # (features, width)
-    if observe:
-        observe("vision.features", hidden)
+    show("vision.features", hidden)
     return hidden
-
-
-class Tower(NamedTuple):
-    """What is kept of an encoder's work on a prompt's tiles, for methods that ask where it looked."""
-
-    vision: Vision
-    entering: list[np.ndarray]  # what entered the last layer that is used, (tokens, width) a tile

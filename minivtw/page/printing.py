@@ -97,9 +97,7 @@ def _(cache: KVCache) -> str:
 
 @in_one_line.register
 def _(cache: LayerCache) -> str:
-    return (
-        f"LayerCache({len(cache)} tokens: positions {ranges(cache.positions) or None}; {cache.nbytes / 1000:,.0f} kB)"
-    )
+    return f"LayerCache({len(cache)} tokens: positions {ranges(cache.positions) or None}; {(cache.keys.nbytes + cache.values.nbytes) / 1000:,.0f} kB)"
 
 
 @in_one_line.register

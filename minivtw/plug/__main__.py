@@ -75,8 +75,7 @@ def once(model: Any, context: Any, ids: torch.Tensor, new_tokens: int) -> Run:
 def measure(model: Any, contexts: list, ids: torch.Tensor, new_tokens: int, repeats: int) -> list[Run]:
     """The medians of rounds in which every context has its turn: a busy moment hits all alike. One `Run` for each."""
     rounds = [[once(model, context(), ids, new_tokens) for context in contexts] for _ in range(repeats + 1)]
-    rounds = rounds[1:]  # the first warms up
-    return [Run(*(statistics.median(values) for values in zip(*runs))) for runs in zip(*rounds)]
+    return [Run(*map(statistics.median, zip(*runs))) for runs in zip(*rounds[1:])]  # the first round warms up
 
 
 @torch.no_grad()

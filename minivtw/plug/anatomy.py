@@ -74,10 +74,8 @@ def check_freezable(parts: Anatomy, index: int) -> None:
     needs = PROJECTIONS <= children <= PROJECTIONS | SMALL_PARTS and hasattr(layer, "input_layernorm")
     if not needs or not hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb"):
         raise InputError(f"layers of {parts.name} cannot be frozen: their attention is not understood")
-    if window(layer) is not None:
-        raise InputError(
-            f"layer {index} of {parts.name} cannot be frozen: it sees only the last {window(layer)} tokens"
-        )
+    if (span := window(layer)) is not None:
+        raise InputError(f"layer {index} of {parts.name} cannot be frozen: it sees only the last {span} tokens")
 
 
 def keys_and_values(layer: Any, hidden: torch.Tensor, angles: tuple) -> tuple[torch.Tensor, torch.Tensor]:

@@ -67,9 +67,7 @@ def prepare(cache: DynamicCache, short: list[int], layer_types: list[str] | None
         while len(cache.layers) <= index:
             cache.layers.append(DynamicLayer())
         if type(cache.layers[index]) is DynamicLayer:
-            answering = ShortLayer()
-            answering.__dict__.update(vars(cache.layers[index]))
-            cache.layers[index] = answering
+            cache.layers[index].__class__ = ShortLayer
 
 
 def settle(cache: DynamicCache, short: list[int], total: int) -> None:

@@ -41,16 +41,12 @@ def freeze(
 @contextmanager
 def plugged(model: nn.Module, layer: Any, frozen: tuple) -> Iterator[nn.Module]:
     """Hooks on, and off again whatever happens. layer: as for `withdraw`, or None; frozen: indices."""
-    layer = stored(layer) if isinstance(layer, str | os.PathLike) else layer
+    if isinstance(layer, str | os.PathLike):  # a withdrawal.json, or a folder that holds one
+        path = pathlib.Path(layer, STORED) if pathlib.Path(layer).is_dir() else pathlib.Path(layer)
+        layer = read_fields(path.parent, path.name).integer("withdraw_layer")
     hooks = Hooks(anatomy(model), layer, frozen)
     with ExitStack() as handles:
         for module, place, hook in hooks.places():
             register = module.register_forward_hook if place == "after" else module.register_forward_pre_hook
             handles.callback(register(hook, with_kwargs=place == "before").remove)
         yield model
-
-
-def stored(path: str | os.PathLike) -> int:
-    """K out of a withdrawal.json, or of a folder that holds one."""
-    file = pathlib.Path(path, STORED) if pathlib.Path(path).is_dir() else pathlib.Path(path)
-    return read_fields(file.parent, file.name).integer("withdraw_layer")

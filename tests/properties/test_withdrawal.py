@@ -115,7 +115,9 @@ def test_cache_lengths_are_what_k_says(case):
     cache = prefill(decoder, prompt, withdraw(layer)).cache
     assert cache.tokens_per_layer == [tokens] * layer + [text] * (decoder.config.layers - layer)
     width = 2 * 4 * decoder.config.kv_heads * decoder.config.head_dim  # bytes of a token: key and value, float32
-    assert [stored.nbytes for stored in cache.layers] == [width * length for length in cache.tokens_per_layer]
+    assert [stored.keys.nbytes + stored.values.nbytes for stored in cache.layers] == [
+        width * length for length in cache.tokens_per_layer
+    ]
 
 
 @given(cases())
