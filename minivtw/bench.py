@@ -217,8 +217,8 @@ def milliseconds(one: dict[str, Any], prefix: str = "") -> str:
 
 
 def check_arguments(chosen: Namespace) -> None:
-    if min(chosen.repeats, chosen.new_tokens, chosen.tiles or 1) < 1:
-        raise InputError("--repeats, --new-tokens and --tiles must be 1 or more")
+    if min(chosen.repeats, chosen.new_tokens, chosen.tiles or 1) < 1 or chosen.repeats > 10**6:
+        raise InputError("--repeats, --new-tokens and --tiles must be 1 or more, and --repeats at most a million")
     if chosen.shape and (chosen.image or chosen.model):
         raise InputError("a shape has random weights and pixels; it takes no picture and no --model")
     if not chosen.shape and not chosen.prompt:
