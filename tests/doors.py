@@ -117,7 +117,10 @@ def interrupted(after):
 
     def count(frame, event, argument):
         nonlocal left
-        left -= event == "call" and frame.f_code.co_name not in ("__exit__", "gc_callback")
+        is_collected = (
+            "hypothesis" in pathlib.Path(frame.f_code.co_filename).parts
+        )  # its garbage, whenever Python likes
+        left -= event == "call" and frame.f_code.co_name not in ("__exit__", "gc_callback") and not is_collected
         if left < 0:
             sys.setprofile(None)
             raise KeyboardInterrupt
