@@ -36,13 +36,13 @@ class Stop(NamedTuple):
             found = getattr(found, part)
         return inspect.unwrap(found)
 
-    def line(self, function: Any = None) -> int:
-        """The line's number in its file; function: what stands in for the function."""
-        lines, first = inspect.getsourcelines(function or self.code())
-        node = ast.parse(textwrap.dedent("".join(lines))).body[0]
-        statements = [one for one in ast.walk(node) if isinstance(one, ast.stmt) and one is not node]
+    def line(self) -> int:
+        """The line's number in its file."""
+        lines, first = inspect.getsourcelines(self.code())
         if self.statement:
             return first + next(i for i, line in enumerate(lines) if line.strip().startswith(self.statement))
+        function = ast.parse(textwrap.dedent("".join(lines))).body[0]
+        statements = [one for one in ast.walk(function) if isinstance(one, ast.stmt) and one is not function]
         return first - 1 + min(one.lineno for one in statements if not is_docstring(one))
 
     def breakpoint(self, layer: int) -> str:
