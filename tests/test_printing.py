@@ -1,6 +1,7 @@
 """What a debugger, a notebook or a failing test shows of a thing: one line, with shapes and ranges instead of numbers."""
 
 import base64
+import pathlib
 import re
 import xml.etree.ElementTree as xml
 
@@ -104,6 +105,16 @@ def test_a_notebook_shows_the_image_and_a_bar_per_layer(vlm, withdraw):
 
 def test_an_answer_without_an_image_shows_too(vlm):
     assert "data:image/png" not in vlm.answer(None, "Hello")._repr_html_()
+
+
+def test_an_image_whose_file_has_gone_is_left_out(vlm, tmp_path):
+    image = tmp_path / "scene.png"
+    image.write_bytes(pathlib.Path(SCENE).read_bytes())
+    answer = vlm.answer(image, QUESTION, max_new_tokens=1)
+    assert "data:image/png" in answer._repr_html_()
+    image.unlink()
+    shown = answer._repr_html_()
+    assert "data:image/png" not in shown and "data:image/svg+xml" in shown
 
 
 def test_an_answer_keeps_the_image_as_it_was_given(vlm):

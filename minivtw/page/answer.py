@@ -1,6 +1,7 @@
 """An answer as a notebook shows it: the image with its patches, what was said, and what each layer did with the tokens."""
 
 import base64
+import contextlib
 import math
 from collections.abc import Sequence
 from html import escape
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..errors import InputError
 from ..inputs.opening import open_image
 from ..vlm import Answer
 from .charts import stacked_bars, standalone
@@ -44,9 +46,10 @@ def work_chart(stats: dict[str, Any]) -> str:
 def answer_html(answer: Answer) -> str:
     """What a notebook shows for an answer: a piece of HTML without scripts."""
     images: Sequence[Any] = answer.images if isinstance(answer.images, list | tuple) else [answer.images]
-    images = [image for image in images if image is not None]
-    patches = answer.stats["tokens"]["visual"] // max(len(images), 1)
-    shown = [f'<img alt="image" src="{data_url(with_patches(image, patches))}">' for image in images]
+    patches, shown = answer.stats["tokens"]["visual"] // max(len(images), 1), []
+    for image in images:
+        with contextlib.suppress(InputError):  # of none, and of a file that has gone since
+            shown.append(f'<img alt="image" src="{data_url(with_patches(image, patches))}">')
     chart = base64.b64encode(standalone(work_chart(answer.stats)).encode()).decode()
     bars = f'<img alt="tokens in each layer" width="420" src="data:image/svg+xml;base64,{chart}">'
     return f"<p><b>{escape(answer.text)}</b><br>{escape(repr(answer))}</p>" + "".join([*shown, bars])
