@@ -230,6 +230,11 @@ def test_unfolding_leaves_the_debugger_as_it_was(vlm):
         sys.settrace(before)
 
 
+def test_thumbnails_take_memory_that_nothing_was_written_into_yet():
+    anything = np.array([0x7FA00001, 0], np.uint32).view(np.float32)  # a signaling NaN, of which NumPy warns
+    assert page.thumbnail(anything)["largest"] == 1e-12
+
+
 def test_thumbnails_show_every_so_manyth_number():
     array = np.arange(6 * 500 * 300, dtype=np.float32).reshape(6, 500, 300)
     small = page.thumbnail(array)

@@ -59,7 +59,8 @@ def thumbnail(array: np.ndarray) -> dict[str, Any]:
 
     Of three axes the first four slices stand side by side.
     """
-    flat = np.atleast_2d(array.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # what is still to be written into holds anything, signaling NaN too
+        flat = np.atleast_2d(array.astype(np.float64))
     flat = np.concatenate(list(flat[:4]), axis=-1) if flat.ndim == 3 else flat
     rows, columns = (-(-size // most) for size, most in zip(flat.shape, THUMBNAIL))
     small = flat[::rows, ::columns]
