@@ -20,7 +20,7 @@ from .methods.shelf import method_of
 from .methods.text import Method, spec_of, withdrawal_layer
 from .model.sampling import Sampler
 from .model.tokens import EmbeddedPrompt
-from .seen import PROBES, Beginning, Seen, begin
+from .seen import Beginning, Seen, begin, rest_of
 
 MOST_SEEDS = 1000  # of one method
 SCORED = ("image", "family", "question", "answer")  # what a question needs to be scored
@@ -63,23 +63,23 @@ def evaluate(
     Returns one summary for each. Agreement is the share of answers whose tokens equal those of the model that is left
     alone; one and the same method under two names runs once. Questions that follow in the same chat find there what the
     model answered before, under the same method. Of questions about one image that follow each other, each begins with
-    what the layers keep of it, unless the method looks at the question.
+    what the layers kept of it at the first, unless the method looks at the question.
     """
     turns: dict[str, list[tuple[Question, Answer, Answer]]] = {name: [] for name in methods}
     done, blind = itertools.count(1), dict[tuple[int, int], bool]()
     for image, group in itertools.groupby(questions, lambda question: question.image):
         about_it = list(group)
         beginning = begin(vlm, image) if len(about_it) > 1 else None
-        seen = see(vlm, beginning, (None, *methods.values()), blind) if beginning else {}
+        seen = see(vlm, beginning, methods.values(), blind) if beginning else {}
         for question in about_it:
-            rest, whole = embedded(vlm, question, beginning, seen.get(id(None)))
+            rest, whole = embedded(vlm, question, beginning)
             answers = dict[int, list[Answer]]()  # a method itself, whatever its name -> an Answer for every turn
             for method in (None, *methods.values()):
                 if id(method) not in answers:
                     chat = Chat(vlm, None, method, seen=seen.get(id(method)) if rest else None)
                     first = chat.respond(rest if rest and chat.seen else whole, Sampler(), max_new_tokens)
-                    if rest and chat.seen and question is about_it[0]:
-                        first.stats["seconds"]["prefill"] += chat.seen.seconds
+                    if beginning and rest and id(method) not in seen and is_blind(method, beginning, blind):
+                        seen[id(method)] = Seen.left_by(chat, beginning, len(rest.hidden))
                     later = [chat.ask(turn.question, max_new_tokens=max_new_tokens) for turn in question.then]
                     answers[id(method)] = [first, *later]
             for name, method in methods.items():
@@ -91,7 +91,7 @@ def evaluate(
 def see(
     vlm: VLM, beginning: Beginning, methods: Iterable[Method | None], blind: dict[tuple[int, int], bool]
 ) -> dict[int, Seen]:
-    """The image under every method that does not look at the question, by the method itself.
+    """The image under those methods of which it takes a trial to find out that they do not look at the question.
 
     blind: (method, visual tokens) -> whether it does not. For methods of the shelf, what was found at one image holds
     for all that are as large; a reader's own method is tried at every image, until it looks at a question.
@@ -99,28 +99,32 @@ def see(
     seen = dict[int, Seen]()
     for method in methods:
         which = id(method), int(beginning.is_visual.sum())
-        if id(method) not in seen and blind.get(which, True):
+        if method and id(method) not in seen and which not in blind:
             with contextlib.suppress(InputError):
-                seen[id(method)] = Seen(vlm, beginning, method, () if which in blind else PROBES)
+                seen[id(method)] = Seen(vlm, beginning, method)
             if id(method) not in seen or is_ours(method):
                 blind[which] = id(method) in seen
     return seen
 
 
-def is_ours(method: Method | None) -> bool:
+def is_blind(method: Method | None, beginning: Beginning, blind: dict[tuple[int, int], bool]) -> bool:
+    """Whether a method is known not to look at the question: without one, nothing does."""
+    return method is None or blind.get((id(method), int(beginning.is_visual.sum())), False)
+
+
+def is_ours(method: Method) -> bool:
     """Whether a method is one of the shelf."""
     with contextlib.suppress(InputError):
-        return method is None or bool(method_of(spec_of(method) or "", files=False))
+        return bool(method_of(spec_of(method) or "", files=False))
     return False
 
 
-def embedded(
-    vlm: VLM, question: Question, beginning: Beginning | None, plain: Seen | None
-) -> tuple[EmbeddedPrompt | None, EmbeddedPrompt]:
+def embedded(vlm: VLM, question: Question, beginning: Beginning | None) -> tuple[EmbeddedPrompt | None, EmbeddedPrompt]:
     """What a question adds to its image, None where that is not to be reused; and the whole prompt."""
-    if beginning and plain and plain.stands_before(question.question):
-        rest = vlm.embed(plain.rest(question.question))
-        return rest, beginning.then(rest.hidden)
+    with contextlib.suppress(InputError):  # a question that does not stand after its image
+        if beginning and len((prompt := rest_of(vlm, beginning, question.question)).token_ids):
+            rest = vlm.embed(prompt)
+            return rest, beginning.then(rest.hidden)
     return None, vlm.embed(vlm.prepare(question.image, question.question))
 
 

@@ -6,9 +6,9 @@ Withdrawal does not: its keys and values of an image are the same for every ques
 """
 
 import contextlib
+import copy
 import hashlib
 import os
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +66,15 @@ def begin(vlm: Any, images: Any, system: str | None = None) -> Beginning:
     return Beginning(shared.token_ids, shared.is_visual, vlm.embed(shared), without, digest, system)
 
 
+def rest_of(vlm: Any, seen: "Beginning | Seen", question: str) -> Prompt:
+    """What a question adds to an image. Raises InputError where the prompt does not begin with that."""
+    whole, end = vlm.prepare(seen.tiled, question, system=seen.system), len(seen.token_ids)
+    begins_alike = np.array_equal(whole.token_ids[:end], seen.token_ids)
+    if not begins_alike or (end and whole.is_visual[end:].any()):
+        raise InputError("this question does not stand after the image; ask it with `answer`")
+    return whole._replace(token_ids=whole.token_ids[end:], is_visual=whole.is_visual[end:])
+
+
 def alike(one: list[list[np.ndarray]], other: list[list[np.ndarray]]) -> bool:
     """Whether a method made the same of the shared tokens twice, up to rounding."""
     pairs = [pair for layers in zip(one, other) for pair in zip(*layers)]
@@ -81,34 +90,24 @@ class Seen:
     such as for very long questions, may pass. Several threads may ask at once: each question has a copy of the cache, and what is shared is never written to.
     """
 
-    seconds = 0.0  # that its prefill took; 0 for what was read from a file
+    token_ids: np.ndarray  # (tokens,) up to the image's end
+    is_visual: np.ndarray  # (tokens,) booleans
+    embedded: EmbeddedPrompt | None = None  # what each question's prompt needs of it, where all of that runs
 
-    def __init__(
-        self,
-        vlm: Any,
-        beginning: Beginning,
-        method: Method | None = None,
-        probes: Sequence[int] = PROBES,
-        fallback: bool = False,
-    ) -> None:
-        """probes: none for a method that has been found not to look at the question, of as many visual tokens; fallback:
-        under a method that looks at it, each question runs its whole prompt, and only the image's features are reused.
+    def __init__(self, vlm: Any, beginning: Beginning, method: Method | None = None, fallback: bool = False) -> None:
+        """fallback: under a method that looks at the question, each runs its whole prompt, and only the image's features
+        are reused.
 
         Raises InputError, also where the method looks at the question and there is no fallback.
         """
-        self.vlm, self.method = vlm, check(method, vlm.config.layers)
-        self.token_ids, self.is_visual, _, self.tiled, self.tiles_sha256, self.system = beginning
-        self.cache = KVCache(vlm.config)
-        kept = []
+        self._belong(vlm, beginning, check(method, vlm.config.layers))
+        cache, kept = KVCache(vlm.config), []
         room = vlm.config.max_positions - len(self.token_ids)
-        trials = [(min(count, room), KVCache(vlm.config)) for count in probes if method] + [(1, self.cache)]
-        for count, cache in trials:
-            question, started = self._random_words(count), time.perf_counter()
-            ran, chosen = self._prefilled(beginning.then(question), cache)
-            self.seconds = time.perf_counter() - started
+        trials = [(min(count, room), KVCache(vlm.config)) for count in PROBES if method] + [(1, cache)]
+        for count, trial in trials:
+            ran, chosen = self._prefilled(beginning.then(self._random_words(count)), trial)
             kept.append(chosen)
-        self.embedded: EmbeddedPrompt | None = None  # what each question's prompt needs of it, where all of that runs
-        if any(looks or not alike(chosen, kept[0][0]) for chosen, looks in kept):
+        if method and any(looks or not alike(chosen, kept[0][0]) for chosen, looks in kept):
             if not fallback:
                 raise InputError(
                     f"the method {spec_of(self.method)} looks at the question; of an image nothing can be reused"
@@ -117,8 +116,31 @@ class Seen:
             self.token_ids, self.is_visual = self.token_ids[:0], self.is_visual[:0]
             self.ran = [NOTHING_RAN] * vlm.config.layers
             return
-        self.cache.trim(len(self.token_ids))  # the one word after the image leaves again
-        self.ran = [LayerCount(one.entered - 1, one.worked - 1, one.cached - 1, one.extra_flops) for one in ran]
+        self._keep(cache, ran, 1)
+
+    @classmethod
+    def left_by(cls, chat: Any, beginning: Beginning, asked: int) -> "Seen":
+        """What a chat keeps of the image after its first turn, a question of `asked` tokens: nothing runs a second time.
+
+        Only for a method that is known not to look at the question, and that works on all of it.
+        """
+        seen = cls.__new__(cls)
+        seen._belong(chat.vlm, beginning, chat.method)
+        seen._keep(copy.deepcopy(chat.cache), chat.ran, asked)
+        return seen
+
+    def _belong(self, vlm: Any, beginning: Beginning, method: Method | None) -> None:
+        """Note whose image this is, and under which method."""
+        self.vlm, self.method = vlm, method
+        self.token_ids, self.is_visual, _, self.tiled, self.tiles_sha256, self.system = beginning
+
+    def _keep(self, cache: KVCache, ran: Sequence[LayerCount], asked: int) -> None:
+        """Keep what a prefill left of the image: the `asked` tokens after it leave again."""
+        cache.trim(len(self.token_ids))
+        self.cache = cache
+        self.ran = [
+            LayerCount(one.entered - asked, one.worked - asked, one.cached - asked, one.extra_flops) for one in ran
+        ]
 
     def _prefilled(self, prompt: EmbeddedPrompt, cache: KVCache) -> tuple[tuple[LayerCount, ...], tuple[Any, bool]]:
         """Prefill. Returns what each layer did, what the method made of the shared tokens before each layer, and whether it
@@ -156,11 +178,7 @@ class Seen:
         """What a question adds to what is shared. Raises InputError where the prompt does not begin with that."""
         if image is not None:
             raise InputError("the image of this conversation has been seen; show another one with the next question")
-        whole, end = self.vlm.prepare(self.tiled, question, system=self.system), len(self.token_ids)
-        begins_alike = np.array_equal(whole.token_ids[:end], self.token_ids)
-        if not begins_alike or (whole.is_visual[end:].any() and not self.embedded):
-            raise InputError("this question does not stand after the image; ask it with `answer`")
-        return whole._replace(token_ids=whole.token_ids[end:], is_visual=whole.is_visual[end:])
+        return rest_of(self.vlm, self, question)
 
     def embed(self, prompt: Prompt, observe: Observe | None = None) -> EmbeddedPrompt:
         """As `VLM.embed`; visual tokens that come without their tiles are those of the image that was seen."""
@@ -187,7 +205,6 @@ class Seen:
 def load(vlm: Any, path: str | os.PathLike) -> Seen:
     """What `Seen.save` wrote, checked against the model before any of it is used. Raises InputError."""
     seen = Seen.__new__(Seen)
-    seen.embedded = None
     vars(seen).update(saved.load(vlm, path, PROBE), vlm=vlm)
     return seen
 

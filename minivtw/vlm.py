@@ -193,7 +193,7 @@ class Chat:
     """A conversation about one or more images. The cache stays between turns: deep layers keep what a method left them.
 
     system: a message before the first turn; None for what the model's own layout puts there; seen: what the conversation
-    begins with (`Seen.chat`).
+    begins with (`Seen.chat`). After a turn, `ran` is what each layer did with its prompt.
     """
 
     def __init__(
@@ -276,7 +276,7 @@ class Chat:
         except BaseException:  # a broken callback, Ctrl-C, numbers that are not finite: the turn has not happened
             cache.trim(start)
             raise
-        self._said = token_ids[-1:]
+        self._said, self.ran = token_ids[-1:], tokens.ran
         seconds = {**(seconds or {}), "prefill": prefilled - began, "decode": ended - prefilled}
         stats = turn_stats(self, prompt.is_visual, start, tokens.ran, decoded, len(token_ids), seconds)
         return Answer(text, token_ids, stats)

@@ -14,7 +14,7 @@ from minivtw.evaluate import SCORED, evaluate, main, seeds
 from minivtw.inputs.questions import read_questions
 from minivtw.inputs.scoring import described, score
 from minivtw.methods.withdrawal import then, withdraw
-from minivtw.seen import PROBES, Seen
+from minivtw.seen import Seen
 from tests.doors import assert_one_line_error, run
 from tests.small_llava import write_folder
 from tests.test_behaviour import roomy
@@ -168,14 +168,12 @@ def test_questions_that_follow_each_other_about_one_image_reuse_it(small, tmp_pa
     methods = {"off": None, "own": every_second} | {text: vlm.method(method=text) for text in texts}
     questions = read_questions(tmp_path, SCORED)
     apart = evaluate(vlm, questions[::4] + questions[1::4] + questions[2::4] + questions[3::4], methods)
-    count = lambda seen, vlm, beginning, method=None, probes=PROBES: (
-        probed.append(probes) or init(seen, vlm, beginning, method, probes)
-    )
+    count = lambda seen, vlm, beginning, method: probed.append(method) or init(seen, vlm, beginning, method)
     monkeypatch.setattr(Seen, "__init__", count)
     together = evaluate(vlm, questions, methods)
     without = lambda rows: [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
     assert without(together) == without(apart)
-    assert probed == [PROBES] * 6 + [(), PROBES, (), (), ()] * 2  # from the second image on: no longer under fastv
+    assert probed == [*methods.values()][1:] + [every_second] * 2  # a method of the shelf once, our own at every image
 
 
 def test_what_is_the_same_method_runs_once(small, monkeypatch):
