@@ -78,6 +78,8 @@ def evaluate(
                 if id(method) not in answers:
                     chat = Chat(vlm, None, method, seen=seen.get(id(method)) if rest else None)
                     first = chat.respond(rest if rest and chat.seen else whole, Sampler(), max_new_tokens)
+                    if rest and chat.seen and question is about_it[0]:
+                        first.stats["seconds"]["prefill"] += chat.seen.seconds
                     if beginning and rest and id(method) not in seen and is_blind(method, beginning, blind):
                         seen[id(method)] = Seen.left_by(chat, beginning, len(rest.hidden))
                     later = [chat.ask(turn.question, max_new_tokens=max_new_tokens) for turn in question.then]

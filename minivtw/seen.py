@@ -9,6 +9,7 @@ import contextlib
 import copy
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -90,6 +91,7 @@ class Seen:
     such as for very long questions, may pass. Several threads may ask at once: each question has a copy of the cache, and what is shared is never written to.
     """
 
+    seconds = 0.0  # that its prefill took, where one ran for it alone
     token_ids: np.ndarray  # (tokens,) up to the image's end
     is_visual: np.ndarray  # (tokens,) booleans
     embedded: EmbeddedPrompt | None = None  # what each question's prompt needs of it, where all of that runs
@@ -105,7 +107,9 @@ class Seen:
         room = vlm.config.max_positions - len(self.token_ids)
         trials = [(min(count, room), KVCache(vlm.config)) for count in PROBES if method] + [(1, cache)]
         for count, trial in trials:
-            ran, chosen = self._prefilled(beginning.then(self._random_words(count)), trial)
+            question, started = self._random_words(count), time.perf_counter()
+            ran, chosen = self._prefilled(beginning.then(question), trial)
+            self.seconds = time.perf_counter() - started
             kept.append(chosen)
         if method and any(looks or not alike(chosen, kept[0][0]) for chosen, looks in kept):
             if not fallback:
