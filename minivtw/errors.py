@@ -46,7 +46,7 @@ def tokenizing(what: str) -> Iterator[None]:
 
 def shortened(text: str, most: int = 300) -> str:
     """At most that many characters of a text: what it is about stands in front, what is wrong at the end."""
-    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 3 :]}"
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 3 :]}"
 
 
 def counted(number: int, noun: str) -> str:
