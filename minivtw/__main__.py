@@ -1,6 +1,7 @@
 """The commands, listed: python -m minivtw; `python -m minivtw generate …` and `minivtw generate …` run one of them."""
 
 import importlib
+from collections.abc import Callable
 
 from .cli.terminal import command
 from .errors import InputError
@@ -16,6 +17,7 @@ COMMANDS = {
     "bench": "time prefill and decode, under one method or another",
     "doctor": "say what a model is and what a picture will take, before it is asked",
     "fetch": "bring a model that is too large for the repository into your cache",
+    "plug": "time a model of Hugging Face transformers with and without withdrawal",
 }
 
 
@@ -26,7 +28,13 @@ def main(arguments: list[str]) -> None:
         return
     if arguments[0] not in COMMANDS:
         raise InputError(f"there is no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
-    importlib.import_module(f"minivtw.{arguments[0]}").main(arguments[1:])
+    found(arguments[0])(arguments[1:])
+
+
+def found(name: str) -> Callable[[list[str]], None]:
+    """The `main` of one of COMMANDS; that of a folder stands in its `__main__.py`."""
+    module = importlib.import_module(f"minivtw.{name}")
+    return (importlib.import_module(f"minivtw.{name}.__main__") if hasattr(module, "__path__") else module).main
 
 
 def run() -> None:

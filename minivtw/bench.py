@@ -20,7 +20,7 @@ from . import load
 from .cli.options import Parser, add_model_option, layers_to_try, methods_to_try
 from .cli.terminal import command
 from .counting import prompt_flops, vision_flops
-from .errors import InputError
+from .errors import InputError, counted
 from .inputs.prompts import Tiled
 from .methods.text import Method
 from .model.blocks import THREADS
@@ -48,7 +48,7 @@ def random_prompt(vlm: VLM, shape: str, tiles: int, tokens: int | None) -> tuple
         tokens = visual + 60
     if not visual < tokens - 1 < config.max_positions:
         raise InputError(
-            f"--tokens must be from {visual + 2} to {config.max_positions}: {tiles} tiles make {visual} of them"
+            f"--tokens must be from {visual + 2} to {config.max_positions}: {counted(tiles, 'tile')} make {visual} of them"
         )
     pixels = random.standard_normal((tiles, 3, tower.image_size, tower.image_size), np.float32)
     hidden = random.standard_normal((tokens, config.width), np.float32)
@@ -290,7 +290,7 @@ def result_text(result: dict[str, Any]) -> str:
         f"a product of 2048 x 2048 matrices: {result['sgemm_flops'] / 1e9:.0f} GFLOP/s; "
         f"a read of 256 MB: {result['stream_bytes'] / 1e9:.1f} GB/s; load average {result['load_average']}"
     )
-    sizes = f"{result['tiles']} tiles, {result['tokens']} tokens, {result['visual']} of them visual"
+    sizes = f"{counted(result['tiles'], 'tile')}, {result['tokens']} tokens, {result['visual']} of them visual"
     lines.append(f"{result['model']}: {sizes}; medians of {result['rounds']} rounds")
     return "\n".join([*lines, "", results_table(result["rows"])])
 

@@ -17,7 +17,7 @@ from .errors import InputError
 from .inputs.opening import open_image
 from .vlm import Chat
 
-HELP = "one question per line; /image FILE: show a picture with the next one; /undo: take the last one back; end with /quit or Ctrl-D"
+HELP = "one question per line; /image FILE: show a picture with the next one; /undo: take the last one back; /help: these words; end with /quit or Ctrl-D"
 
 
 def lines() -> Iterator[str]:
@@ -36,7 +36,9 @@ def converse(chat: Chat, images: list, options: dict[str, Any], with_stats: bool
     before: tuple[Chat, list] | None = None  # the conversation before the last turn, and the pictures of that
     for line in lines():
         try:
-            if line == "/undo":
+            if line == "/help":
+                print(HELP)
+            elif line == "/undo":
                 if before is None:
                     raise InputError("there is no turn to take back; only the last one can be")
                 chat, images, before = before[0], [*before[1], *images], None

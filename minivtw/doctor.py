@@ -10,7 +10,7 @@ from .checkpoints.layouts import folder_template
 from .cli.options import Parser
 from .cli.terminal import command, one_line
 from .counting import cache_bytes, plain_run, prompt_flops, vision_flops
-from .errors import reading
+from .errors import counted, reading
 from .loading import assembled
 from .vlm import VLM
 
@@ -63,7 +63,7 @@ def prompt_lines(vlm: VLM, image: str | None, question: str) -> Iterator[tuple[s
     shown = prompt.token_ids[~prompt.is_visual].tolist()
     yield "prompt", repr(vlm.tokenizer.decode(shown, skip_special_tokens=False))
     if image:
-        yield "picture", f"{image}: {tiles} {'tile' if tiles == 1 else 'tiles'}, {visual:,} visual tokens"
+        yield "picture", f"{image}: {counted(tiles, 'tile')}, {visual:,} visual tokens"
     yield "tokens", f"{tokens:,} of {vlm.config.max_positions:,} positions"
     yield "cache", f"{cache_bytes(vlm.config, [tokens] * vlm.config.layers) / 1e6:,.1f} MB"
     sees = tiles * vision_flops(vlm.parts.vision.encoder.config) if vlm.parts.vision else 0

@@ -44,6 +44,23 @@ def tokenizing(what: str) -> Iterator[None]:
         raise InputError(f"{what}: {error}") from error
 
 
+def shortened(text: str, most: int = 300) -> str:
+    """At most that many characters of a text: what it is about stands in front, what is wrong at the end."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 3 :]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 tile, 2 tiles."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def check_functions(**given: Any) -> None:
+    """Raise InputError for what a caller gave to be called, by its name, and cannot be; None is nothing given."""
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise InputError(f"{name} must be a function, not {function!r}")
+
+
 def checked_int(value: Any, name: str, least: int = 0) -> int:
     """An option that must be an integer of at least `least`. Raises InputError."""
     try:

@@ -12,7 +12,7 @@ from typing import Any
 from . import VLM, Answer, Chat, load
 from .cli.options import Parser, add_model_option, layers_to_try, methods_to_try
 from .cli.terminal import command, progress_line
-from .errors import InputError
+from .errors import InputError, counted
 from .inputs.questions import Question, check_questions, read_questions
 from .inputs.scoring import score
 from .inputs.writing import check_writable, write_whole
@@ -230,7 +230,7 @@ def main(arguments: list[str]) -> None:
     methods = {name: same[spec_of(method)] for name, method in methods.items()}
     by_name = {run["name"]: run for run in evaluate(vlm, questions, methods, progress_line(len(questions)))}
     runs = [gathered(name, [by_name[one] for one in row]) for name, row in rows.items()]
-    print(f"{vlm.folder.name}: {len(questions)} questions")
+    print(f"{vlm.folder.name}: {counted(len(questions), 'question')}")
     print(results_table(runs))
     if chosen.json:
         content = {"model": vlm.folder.name, "questions": len(questions), "runs": runs}

@@ -5,7 +5,6 @@ import contextlib
 import ctypes
 import hmac
 import json
-import pathlib
 import re
 import secrets
 import socket
@@ -17,7 +16,7 @@ from typing import Any
 
 from . import load
 from .cli.options import Parser, add_method_options, add_model_option
-from .cli.terminal import command, one_line, shortened, visible
+from .cli.terminal import command, error_line, located, visible
 from .errors import InputError
 from .page.exploring import Explorer
 from .page.page import explore_html, page_css, part, source_html
@@ -115,17 +114,15 @@ def answered(explorer: Explorer, name: str, body: bytes) -> tuple[int, dict]:
         with explorer.lock:
             return 200, getattr(explorer, name)(content)
     except InputError as error:
-        return 400, {"error": shortened(one_line(error))}
+        return 400, {"error": error_line(error)}
     except BaseException as error:  # SystemExit, too, which would end this thread without a word
-        own, frames = explorer.own or "", traceback.extract_tb(error.__traceback__)
-        theirs = [frame for frame in frames if f"{frame.filename}:" in own]
-        if isinstance(error, MemoryError) and not theirs:
+        said, is_theirs = located(error, explorer.own)
+        if isinstance(error, MemoryError) and not is_theirs:
             return 400, {"error": "this needs more memory than the machine has"}
         with contextlib.suppress(OSError):  # standard error is full or closed
             print(visible(traceback.format_exc()), end="", file=sys.stderr, flush=True)
-        at, ours = (theirs or frames)[-1], f"or of {own}" if ".py:" in own else "please report it"
-        said = f"{''.join(traceback.format_exception_only(error))} ({pathlib.Path(at.filename).name}, line {at.lineno}: {at.line})"
-        return 500, {"error": shortened(one_line(said if theirs else f"a fault of minivtw, {ours}: {said}"))}
+        ours = f"or of {explorer.own}" if ".py:" in (explorer.own or "") else "please report it"
+        return 500, {"error": error_line(said if is_theirs else f"a fault of minivtw, {ours}: {said}")}
 
 
 class Server(ThreadingHTTPServer):

@@ -15,7 +15,7 @@ import numpy as np
 from . import load
 from .cli.options import Parser, add_method_options, add_model_option, check_question
 from .cli.stops import MAP, STOPS, Stop
-from .cli.terminal import command
+from .cli.terminal import command, located
 from .errors import InputError
 from .inputs.opening import open_image
 from .model import attention, blocks, decoder, vision
@@ -226,7 +226,13 @@ def main(arguments: list[str]) -> None:
         open_image(image)  # what cannot be read is said before anything begins
     guide = Guide([stop for stop in STOPS if image or not stop.needs_image], layer, vlm.config.layers, leaves)
     with in_plain_steps():
-        answer = guide.lead(vlm.answer, image, prompt, withdraw=chosen.withdraw, method=chosen.method)
+        try:
+            answer = guide.lead(vlm.answer, image, prompt, withdraw=chosen.withdraw, method=chosen.method)
+        except Exception as error:
+            said, is_theirs = located(error, chosen.method)
+            if isinstance(error, InputError) or not is_theirs:
+                raise
+            raise InputError(said) from error  # pdb has shown the way to it
     if answer:
         print(f"\n{answer}")
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from .checkpoints.parts import Parts
 from .checkpoints.stored import resolve_method
 from .counting import turn_stats
-from .errors import InputError, checked_int
+from .errors import InputError, check_functions, checked_int
 from .inputs.marks import check_vocabulary, refuse_marks
 from .inputs.opening import open_image, refuse_swapped
 from .inputs.prompts import Prompt, Tiled, encode, expand_marks, spoken
@@ -128,24 +128,22 @@ class VLM:
         check_vocabulary(token_ids[~is_visual], self.config.vocabulary)
         return Prompt(token_ids, is_visual, tiled.tiles, tiled.sizes)
 
+    @np.errstate(all="ignore")  # as in `decoder_layer`
     def embed(self, prompt: Prompt, observe: Observe = None) -> EmbeddedPrompt:
         """The decoder's input: embedded text, with the image's features at the visual tokens' places."""
         # A visual token's own embedding is never used, and some models have none: any row stands in for it.
         hidden = self.decoder.embedding[np.where(prompt.is_visual, 0, prompt.token_ids)]  # (tokens, width)
-        vision, tower = self.parts.vision, None
+        vision, tower, show = self.parts.vision, None, observe or (lambda name, array: None)
         if vision and prompt.tiles is not None:
-            if observe:
-                observe("vision.pixels", prompt.tiles)
+            show("vision.pixels", prompt.tiles)
             if not vision.pack:  # else, as in LLaVA-OneVision, visual tokens are not the tower's patches one by one
                 tower = Tower(vision.encoder, [])
             seen = [vision.connect(encode_image(vision.encoder, tile, observe, tower)) for tile in prompt.tiles]
             pack = vision.pack or (lambda tiles, *_: np.concatenate(tiles))
             visual = pack(seen, prompt.sizes, self.max_tiles)  # (visual tokens, width)
             hidden[prompt.is_visual] = visual
-            if observe:
-                observe("connector.output", visual)
-        if observe:
-            observe("decoder.embeddings", hidden)
+            show("connector.output", visual)
+        show("decoder.embeddings", hidden)
         return EmbeddedPrompt(check_finite(hidden, "what enters the decoder"), prompt.is_visual, tower)
 
     def see(
@@ -237,6 +235,7 @@ class Chat:
         """
         sampler, started = Sampler(temperature, top_k, top_p, seed), time.perf_counter()
         max_new_tokens = checked_int(max_new_tokens, "max-new-tokens")
+        check_functions(observe=observe, stream=stream)
         embed = (self.seen or self.vlm).embed
         embedded = embed(self.prepare(prompt, image), observe)  # 1. tokens, and 2. what the vision tower sees
         seconds = {"load": self.vlm.load_seconds, "vision": time.perf_counter() - started}

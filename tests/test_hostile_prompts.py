@@ -201,6 +201,8 @@ def test_whole_characters_come_as_soon_as_they_are_whole(text):
         ({"temperature": float("nan")}, "the temperature must be 0 or more, not nan"),
         ({"top_k": 2.0}, "top-k must be a whole number, not 2.0"),
         ({"top_p": None}, "top-p must be above 0 and at most 1, not None"),
+        ({"observe": 5}, "observe must be a function, not 5"),
+        ({"stream": "print"}, "stream must be a function, not 'print'"),
         ({"seed": 1.5}, "the seed must be a whole number, not 1.5"),
         ({"image": [None]}, "not an object of type NoneType"),
         ({"image": np.zeros((4, 4, 3), np.uint8)}, "not an object of type ndarray"),

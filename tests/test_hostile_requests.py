@@ -142,9 +142,9 @@ def test_a_fault_in_a_method_of_one_s_own_is_shown_with_its_line(own, capsys, li
 
 def test_a_method_that_cannot_be_called_may_be_the_fault(own, capsys):
     server, path = own
-    path.write_text("def mine(index):\n    return index\n")
+    path.write_text("mine = max  # written in C: no line of it is known\n")
     status, error = error_of(server, method=f"{path}:mine")
-    assert status == 500 and f"or of {path}:mine: TypeError: mine() takes 1 positional" in error
+    assert status == 500 and f"or of {path}:mine: TypeError: " in error
     assert capsys.readouterr().err.startswith("Traceback")
 
 

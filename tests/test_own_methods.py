@@ -250,6 +250,8 @@ def leave(layer: int, keep=0, name="f"):
 def mine(index, tokens):
     return tokens
 
+written_in_c = max
+
 def lost(layer):
     return layer
 
@@ -292,7 +294,17 @@ def test_parameters_after_a_function_make_the_method(vlm, tmp_path, monkeypatch)
         ("leave,layer=2,layer=3", "the text gives the method {}:leave its layer twice"),
         ("leave,layer=2.5", "layer of the method {}:leave cannot be '2.5'"),
         ("leave,layer", "layer of the method {}:leave cannot be ''"),
-        ("leave,keep=1", "cannot make {}:leave,keep=1: TypeError: leave() missing 1 required positional argument"),
+        ("leave,keep=1", "{}:leave,keep=1 cannot be called without more: missing a required argument: 'layer'"),
+        ("leave", "{}:leave must return tokens, not function (what makes a method has a comma after it"),
+        (
+            "strict",
+            "{}:strict cannot be called with an index and tokens: too many positional arguments; what makes a method has a comma",
+        ),
+        (
+            "mine,",
+            "{}:mine, cannot be called without more: missing a required argument: 'index'; what makes a method has a comma",
+        ),
+        ("written_in_c,layer=2", "the method {}:written_in_c takes positional, named, not 'layer'"),
         ("strict,layer=2", "cannot make {}:strict,layer=2: ValueError: no 2"),
         ("lost,layer=2", "{}:lost,layer=2 must be a function of index and tokens, not int"),
         ("mine,layer=2", "the method {}:mine takes index, tokens, not 'layer'"),
@@ -307,7 +319,7 @@ def test_parameters_that_make_no_method_are_refused_in_one_line(vlm, tmp_path, g
     PICTURE.save(tmp_path / "picture.png")
     options = ["--model", vlm.folder, "--method", f"{tmp_path}/mine.py:{given}"]
     ran = run(generate.main, tmp_path / "picture.png", "Hm?", *options)
-    assert_one_line_error(ran, words.format(f"{tmp_path}/mine.py"))
+    assert_one_line_error(ran, words.replace("{}", f"{tmp_path}/mine.py"))
 
 
 def test_a_file_with_parameters_runs_only_where_the_command_line_names_it(vlm, tmp_path):

@@ -138,6 +138,12 @@ def test_mistakes_are_one_line():
     assert_one_line_error(run(step.main, "nope.png", QUESTION), "cannot read the image nope.png")
 
 
+def test_a_fault_in_a_method_of_one_s_own_is_one_line_that_names_its_line(tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(index, tokens):\n    raise KeyError(index)\n", encoding="utf-8")
+    ran = run(step.main, SCENE, QUESTION, "--method", f"{tmp_path}/mine.py:mine", stdin="\n" * 40)
+    assert (ran.code, ran.err) == (2, "minivtw: error: KeyError: 0 (mine.py, line 2: raise KeyError(index))\n")
+
+
 def test_the_list_names_lines_that_begin_as_the_stops_say():
     listed = run(step.main, "--list").out.splitlines()
     assert len(listed) == len(STOPS)

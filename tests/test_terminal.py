@@ -1,6 +1,5 @@
 """How commands speak and end, whatever their streams are: closed, full, ASCII, a terminal."""
 
-import importlib
 import io
 import json
 import os
@@ -16,10 +15,10 @@ import pytest
 
 import minivtw
 from minivtw import chat, evaluate, generate
-from minivtw.__main__ import COMMANDS
+from minivtw.__main__ import COMMANDS, found
 from minivtw.__main__ import main as all_commands
 from minivtw.cli import terminal
-from tests.doors import Ran, assert_one_line_error, assert_promise, make_world, run
+from tests.doors import assert_one_line_error, assert_promise, make_world, run
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +156,11 @@ def test_a_chat_takes_its_last_turn_back_and_shows_its_picture_again(world):
     assert ran.err.count("there is no turn to take back") == ran.err.count("\n") == 2
 
 
+def test_a_chat_says_its_commands_and_asks_the_model_nothing(world):
+    ran = run(chat.main, *short("--model", world.model), stdin="/help\n/quit\nWhat?")
+    assert (ran.code, ran.out, ran.err) == (0, f"{chat.HELP}\n", "")
+
+
 def test_a_chat_without_standard_input_ends(world, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(sys, "argv", ["door", str(world.picture), "--model", str(world.model)])
@@ -176,7 +180,7 @@ def test_what_the_system_refuses_is_one_line(world):
 def test_every_command_is_listed_and_found():
     ran = run(all_commands)
     assert ran.code == 0 and all(f"\n  {name} " in ran.out for name in COMMANDS)
-    assert all(callable(importlib.import_module(f"minivtw.{name}").main) for name in COMMANDS)
+    assert all(callable(found(name)) for name in COMMANDS)
     assert_one_line_error(run(all_commands, "paint"), "there is no command 'paint'")
 
 
@@ -235,15 +239,14 @@ def test_ctrl_c_says_nothing_at_any_moment_of_a_command(module, before, after, c
 
 def test_the_plug_without_torch_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "minivtw.plug", raising=False)
     with pytest.raises(minivtw.InputError, match="needs two packages"):
-        importlib.import_module("minivtw.plug")
-    monkeypatch.setattr(sys, "argv", ["-m"])
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "minivtw.plug"])
+        from minivtw.plug import withdraw  # noqa: F401
+    needs = "minivtw.plug needs two packages: pip install 'minivtw[transformers]'"
+    assert_one_line_error(run(all_commands, "plug", "llava-1.5-7b"), needs)
+    assert_one_line_error(run(all_commands, "plug", "llava-1.5-7b", "--text", 2), "--text 3 or more")
     with pytest.raises(SystemExit) as ended:
-        importlib.import_module("minivtw.plug")
-    ran = Ran(ended.value.code, *capsys.readouterr())
-    assert_one_line_error(ran, "minivtw.plug needs two packages: pip install 'minivtw[transformers]'")
+        all_commands(["plug", "--help"])
+    assert ended.value.code == 0 and "qwen2.5-vl-7b" in capsys.readouterr().out
 
 
 def test_ctrl_c_in_an_answer_keeps_what_was_said(world):

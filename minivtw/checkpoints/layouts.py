@@ -9,7 +9,7 @@ import re
 import warnings
 from typing import Any, NamedTuple
 
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..inputs.prompts import MARK
 from .files import read_fields, read_text
 
@@ -61,7 +61,7 @@ def place_images(text: str, images: int, layout: Layout) -> str:
     if not words.strip():
         raise InputError("the prompt is empty")
     if marks and marks != images:
-        raise InputError(f"the prompt marks {marks} places for an image, but {images} images are given")
+        raise InputError(f"the prompt marks {marks} places for an image, but {counted(images, 'image')} came with it")
     if MARK in words:
         raise InputError(f"the prompt nests {MARK} in itself")
     if layout.images_move:

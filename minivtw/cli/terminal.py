@@ -4,14 +4,16 @@ import contextlib
 import copy
 import io
 import os
+import pathlib
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
-from ..errors import InputError
+from ..errors import InputError, shortened
 from ..inputs.opening import hush
 from ..vlm import VLM
 from . import interrupts
@@ -71,7 +73,7 @@ def refuse(message: object) -> int:
 
 def say(message: object) -> None:
     """One line on standard error; where that is full or closed, nothing."""
-    line = shortened(f"minivtw: {one_line(message)}")
+    line = error_line(f"minivtw: {message}")
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
         return
@@ -83,9 +85,17 @@ def one_line(message: object) -> str:
     return visible(" ".join(str(message).split()))
 
 
-def shortened(line: str) -> str:
-    """At most MOST_CHARACTERS of a line: what it is about stands in front, what is wrong at the end."""
-    return line if len(line) <= MOST_CHARACTERS else f"{line[:300]} ... {line[-150:]}"
+def error_line(message: object) -> str:
+    """As `one_line`, at most MOST_CHARACTERS."""
+    return shortened(one_line(message), MOST_CHARACTERS)
+
+
+def located(error: BaseException, method: str | None) -> tuple[str, bool]:
+    """A fault in words, with its file and line, and whether that is in a file that the text of a method names."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if f"{frame.filename}:" in (method or "")]
+    at, words = (theirs or frames)[-1], "".join(traceback.format_exception_only(error))
+    return f"{words} ({pathlib.Path(at.filename).name}, line {at.lineno}: {at.line})", bool(theirs)
 
 
 def visible(text: str) -> str:

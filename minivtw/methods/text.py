@@ -23,6 +23,7 @@ from ..model.weights import MOST_LAYERS
 
 MOST_TEXT = 10_000  # characters of a method's text, wherever it comes from
 MOST_PARTS = 100  # methods in it
+MAKER = "what makes a method has a comma after its name, as in FILE.py:FUNCTION,layer=2; what is one has none"
 FILE = re.compile(r"\s*(.+?\.py):(\w+)((?:,[^+]*)?)\s*\+", re.S)  # the name of a file may hold + and : as well
 
 Layer = Annotated[int, "a layer of the decoder"]
@@ -144,7 +145,7 @@ def parse_one(text: str, methods: dict[str, Callable[..., NamedMethod]]) -> Name
 
 def read_options(name: str, make: Callable[..., Any], text: str) -> dict[str, Any]:
     """What a text such as `layer=2,keep=0.5` gives to the function `make`, each value read as its annotation says."""
-    parameters, options = inspect.signature(make).parameters, dict[str, Any]()
+    parameters, options = signature_of(make).parameters, dict[str, Any]()
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
         if key not in parameters:
@@ -170,8 +171,13 @@ def own_method(path: pathlib.Path, name: str, given: str) -> NamedMethod:
     function, spec = content.get(name), f"{path}:{name}{given}"
     if not callable(function):
         raise InputError(f"{path} has no function {name!r}; a method is given as {path}:FUNCTION")
+    options = read_options(f"{path}:{name}", function, given) if given else {}
+    try:
+        signature_of(function).bind(*(() if given else (0, None)), **options)
+    except TypeError as error:
+        what = "without more" if given else "with an index and tokens"
+        raise InputError(f"{spec} cannot be called {what}: {error}; {MAKER}") from error
     if given:
-        options = read_options(f"{path}:{name}", function, given)
         try:
             function = function(**options)
         except Exception as error:
@@ -179,6 +185,14 @@ def own_method(path: pathlib.Path, name: str, given: str) -> NamedMethod:
         if not callable(function):
             raise InputError(f"{spec} must be a function of index and tokens, not {type(function).__name__}")
     return NamedMethod(guarded(function, spec), spec, tuple(getattr(function, "layers", (0,))))
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """How a function is called; with anything, where Python does not know, as of some that are written in C."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *positional, **named: None)
 
 
 def known(method: Method) -> NamedMethod:
@@ -210,7 +224,7 @@ def guarded(function: Method, name: str) -> Method:
 def what_is_missing(came: Tokens, kept: Any) -> str | None:
     """What a method that was given the tokens that `came` must return, and did not; None if nothing is missing."""
     if not isinstance(kept, Tokens):
-        return f"tokens, not {type(kept).__name__}"
+        return f"tokens, not {type(kept).__name__}{f' ({MAKER})' if callable(kept) else ''}"
     shared = ("cache", "previous", "ran", "notes", "extra_flops")
     if any(getattr(kept, name) is not getattr(came, name) for name in shared):
         return "tokens of those that it was given, not earlier ones"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.parts import Parts, Tiler, VisionParts
+from ..errors import shortened
 from ..inputs.prompts import Prompt, Tiled
 from ..methods.text import NamedMethod
 from ..model.cache import KVCache, LayerCache
@@ -23,13 +24,6 @@ from ..model.vision import Tower, Vision, VisionLayer
 from ..model.weights import Decoder, DecoderLayer
 from ..seen import Seen
 from ..vlm import VLM, Answer, Chat
-
-MOST_CHARACTERS = 300  # of a line
-
-
-def shortened(words: str, most: int = MOST_CHARACTERS) -> str:
-    """A text of at most so many characters, its middle left out."""
-    return words if len(words) <= most else f"{words[: most // 2]} … {words[-most // 3 :]}"
 
 
 def ranges(numbers: Iterable[int]) -> str:

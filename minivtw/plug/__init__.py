@@ -4,23 +4,31 @@
 tokens rest in some layers; `calibrate` finds the layer. Chapter 9 of the reading course says how it works.
 """
 
-import sys
+from typing import TYPE_CHECKING, Any
 
-from ..cli import interrupts
 from ..errors import InputError
 
-try:
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
-except ImportError as error:
-    needs = InputError("minivtw.plug needs two packages: pip install 'minivtw[transformers]'")
-    if not interrupts.is_command():
-        raise needs from error
-    from ..cli.terminal import refuse  # python -m minivtw.plug
-
-    sys.exit(refuse(needs))
-
-from .calibration import calibrate
-from .contexts import freeze, withdraw
+if TYPE_CHECKING:
+    from .calibration import calibrate
+    from .contexts import freeze, withdraw
 
 __all__ = ["calibrate", "freeze", "withdraw"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported from here when it is needed: the help of `python -m minivtw.plug` needs no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_packages()
+    from . import calibration, contexts
+
+    return getattr(calibration if name == "calibrate" else contexts, name)
+
+
+def check_packages() -> None:
+    """Raise InputError where PyTorch or transformers is missing."""
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise InputError("minivtw.plug needs two packages: pip install 'minivtw[transformers]'") from error

@@ -4,89 +4,14 @@ MODEL is a folder or a name on the hub; or a published shape, filled with random
 The prompt is random, too: what the decoder does takes as long whatever the image shows. The tower is not timed.
 """
 
-import functools
 import json
-import statistics
-import time
-from typing import Any, NamedTuple
-
-import torch
-import transformers
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from typing import Any
 
 from ..cli.options import Parser
 from ..cli.terminal import command
 from ..errors import InputError
-from .anatomy import Anatomy, anatomy
-from .contexts import freeze
+from . import check_packages
 from .shapes import SHAPES, Shape
-
-
-class Run(NamedTuple):
-    """One prompt and some tokens after it."""
-
-    prefill: float  # seconds, decoder and head
-    decode: float  # seconds per token
-    cache_bytes: int
-
-
-def load(name: str, device: str, dtype: str, attention: str) -> Any:
-    """A folder, a name on the hub, or a shape of SHAPES -> the model, on the device."""
-    kind = transformers.AutoModelForImageTextToText
-    options = dict(dtype=getattr(torch, dtype), attn_implementation=attention)
-    try:
-        if name in SHAPES:
-            with torch.device(device):
-                return kind.from_config(SHAPES[name].config(), **options).eval()  # type: ignore[misc]
-        return kind.from_pretrained(name, **options).to(device).eval()
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise InputError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
-
-
-def random_prompt(model: Any, parts: Anatomy, visual: int, text: int, batch: int) -> torch.Tensor:
-    """Text, then visual tokens, then the rest of the text. (batch, tokens) token ids."""
-    words = min(*parts.visual_ids, parts.decoder.embed_tokens.num_embeddings)
-    ids = torch.randint(words, (batch, text + visual), device=model.device)
-    ids[:, text // 3 : text // 3 + visual] = parts.visual_ids[0]
-    return ids
-
-
-@torch.no_grad()
-def once(model: Any, context: Any, ids: torch.Tensor, new_tokens: int) -> Run:
-    """Time one `Run`. ids: (batch, tokens)."""
-    wait = torch.cuda.synchronize if ids.is_cuda else lambda: None
-    with context:
-        wait()
-        started = time.perf_counter()
-        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1)
-        wait()
-        prefilled = time.perf_counter()
-        name = "cache" if "cache" in output else "past_key_values"
-        cache, token = output[name], ids[:, -1:]
-        for step in range(1, new_tokens + 1):
-            mask = torch.ones(len(ids), ids.shape[1] + step, dtype=ids.dtype, device=ids.device)
-            model(input_ids=token, attention_mask=mask, **{name: cache}, use_cache=True)
-        wait()
-        ended = time.perf_counter()
-    held = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
-    return Run(prefilled - started, (ended - prefilled) / new_tokens, held)
-
-
-def measure(model: Any, contexts: list, ids: torch.Tensor, new_tokens: int, repeats: int) -> list[Run]:
-    """The medians of rounds in which every context has its turn: a busy moment hits all alike. One `Run` for each."""
-    rounds = [[once(model, context(), ids, new_tokens) for context in contexts] for _ in range(repeats + 1)]
-    return [Run(*map(statistics.median, zip(*runs))) for runs in zip(*rounds[1:])]  # the first round warms up
-
-
-@torch.no_grad()
-def flops(model: Any, context: Any, ids: torch.Tensor) -> int:
-    """Of one prefill, counted from what runs: matrix products, and attention without regard to its mask."""
-    on_cpu = lambda query, key, value, *rest, out_shape=None, **more: sdpa_flop_count(query, key, value)
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which PyTorch does not count by itself
-    counter = FlopCounterMode(display=False, custom_mapping={attention: on_cpu})
-    with context, counter:
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1)
-    return counter.get_total_flops()
 
 
 def table(found: dict) -> str:
@@ -110,7 +35,6 @@ def layers(text: str) -> tuple[int, ...]:
 def parse(arguments: list[str]) -> Any:
     options = Parser(prog="minivtw.plug", description="Time a transformers model with and without withdrawal.")
     add = options.add_argument
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     add("model", metavar="MODEL", help=f"a folder, a name on the hub, or a shape: {', '.join(SHAPES)}")
     add("--withdraw", type=layers, metavar="K,…", help="before which layers (default: half the depth)")
     add("--freeze", type=layers, default=(), metavar="LAYER,…", help="let visual tokens rest in these, too")
@@ -119,7 +43,7 @@ def parse(arguments: list[str]) -> Any:
     add("--batch", type=int, default=1, metavar="N", help="prompts at a time (default: 1)")
     add("--new-tokens", type=int, default=16, metavar="N", help="tokens to decode (default: 16)")
     add("--repeats", type=int, default=5, metavar="N", help="rounds, of which the median counts (default: 5)")
-    add("--device", default=device, help="(default: cuda if there is one)")
+    add("--device", help="(default: cuda if there is one)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: float32 on a CPU, else bfloat16)")
     add("--attention", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"), help="(default: sdpa)")
     add("--threads", type=int, metavar="N", help="on a CPU (default: what PyTorch takes)")
@@ -128,47 +52,19 @@ def parse(arguments: list[str]) -> Any:
     shape = SHAPES.get(chosen.model, Shape(None, 576, 64))
     chosen.visual = shape.visual if chosen.visual is None else chosen.visual
     chosen.text = shape.text if chosen.text is None else chosen.text
-    chosen.dtype = chosen.dtype or ("float32" if chosen.device == "cpu" else "bfloat16")
     counts = [chosen.visual, chosen.text, chosen.batch, chosen.new_tokens, chosen.repeats, chosen.threads or 1]
     if min(counts) < 1 or chosen.text < 3:
         raise InputError("the numbers of tokens, prompts, rounds and threads must be 1 or more, and --text 3 or more")
-    if chosen.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("PyTorch finds no CUDA device here")
     return chosen
 
 
-def compared(chosen: Any) -> dict:
-    """What the command prints as JSON. Raises InputError, and MemoryError where PyTorch has no room."""
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    transformers.utils.logging.disable_progress_bar()
-    model = load(chosen.model, chosen.device, chosen.dtype, chosen.attention)
-    parts = anatomy(model)
-    count, most = len(parts.layers), getattr(parts.decoder.config, "max_position_embeddings", None)
-    if most and (tokens := chosen.visual + chosen.text + chosen.new_tokens) > most:
-        raise InputError(f"--visual, --text and --new-tokens make {tokens:,} tokens; the model has {most:,} positions")
-    plans = [(count, ()), *((layer, chosen.freeze) for layer in chosen.withdraw or (count // 2,))]
-    contexts = [functools.partial(freeze, model, frozen, layer) for layer, frozen in plans]
-    for context in contexts:
-        with context():  # refuses what is not understood before anything is timed
-            pass
-    ids = random_prompt(model, parts, chosen.visual, chosen.text, chosen.batch)
-    runs = measure(model, contexts, ids, chosen.new_tokens, chosen.repeats)
-    return {
-        "model": chosen.model, "layers": count, "device": torch.cuda.get_device_name() if ids.is_cuda else "cpu",
-        "dtype": chosen.dtype, "attention": chosen.attention, "threads": torch.get_num_threads(),
-        "tokens": {"visual": chosen.visual, "text": chosen.text, "batch": chosen.batch, "generated": chosen.new_tokens},
-        "rounds": chosen.repeats,
-        "runs": [
-            {"layer": layer, "frozen": list(frozen), **run._asdict(), "flops": flops(model, context(), ids)}
-            for (layer, frozen), run, context in zip(plans, runs, contexts)
-        ],
-    }  # fmt: skip
-
-
 def main(arguments: list[str]) -> None:
+    chosen = parse(arguments)
+    check_packages()
+    from .timing import compared
+
     try:
-        found = compared(chosen := parse(arguments))
+        found = compared(chosen)
     except RuntimeError as error:  # on a CPU, PyTorch has no class of its own for it
         if "memory" not in str(error):
             raise

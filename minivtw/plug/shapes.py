@@ -1,12 +1,10 @@
 """Published decoders by their shapes, for timing with random weights, which take as long as others.
 
-The towers are tiny: they are not timed.
+The towers are tiny: they are not timed. Their names are listed without transformers, so it is imported in each.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import transformers
 
 TOWER = dict(
     num_hidden_layers=1, hidden_size=64, intermediate_size=64, num_attention_heads=1, image_size=28, patch_size=14
@@ -23,6 +21,8 @@ class Shape(NamedTuple):
 
 
 def smolvlm_256m() -> Any:
+    import transformers
+
     text = dict(
         model_type="llama", hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, rope_parameters={"rope_type": "default", "rope_theta": 1e5}, vocab_size=49280,
@@ -33,12 +33,16 @@ def smolvlm_256m() -> Any:
 
 
 def llava_7b() -> Any:
+    import transformers
+
     text = dict(model_type="llama", max_position_embeddings=4096, vocab_size=32064)  # otherwise Llama 2's, the default
     vision = {**TOWER, "model_type": "clip_vision_model"}
     return transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=32000)
 
 
 def qwen_7b() -> Any:
+    import transformers
+
     text = dict(
         hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}, vocab_size=152064,
