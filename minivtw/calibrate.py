@@ -12,22 +12,22 @@ from . import load
 from .checkpoints.files import file_of
 from .checkpoints.stored import STORED
 from .cli.options import Parser
-from .cli.terminal import command, progress_line
+from .cli.terminal import command, progress_line, say
 from .errors import InputError
 from .inputs.questions import check_questions, read_questions
 from .inputs.writing import check_writable, replace_file
+from .search.calibration import CHANGED, calibrate, find_schedule
 from .search.layer import CRITERIA
-from .search.notebook import CHANGED, calibrate, find_schedule
 
 SAMPLES = 20
 
 
-def path_table(found: dict[str, Any], layers: int) -> str:
-    """The search's path as text, one line per schedule."""
-    line = "{1:8.2%} of tokens changed {2:7.1%} saved   {0}"
-    rows = [line.format(*step) for step in found["path"]]
-    heading = f"schedules on {found['samples']['count']} samples: {found['tried']} measured, of 2^{layers} sets of layers alone"
-    return "\n".join([heading, *rows])
+def path_table(found: dict[str, Any]) -> str:
+    """What was tried as text, one line per schedule."""
+    rows = [
+        f"{changed:8.2%} of tokens changed {saved:7.1%} saved   {method}" for method, changed, saved in found["path"]
+    ]
+    return "\n".join([f"schedules on {found['samples']['count']} samples, the one found last:", *rows])
 
 
 def share(text: str) -> float:
@@ -64,7 +64,6 @@ def main(arguments: list[str]) -> None:
         help="find a schedule that saves this share of the prefill's operations, such as 40%%",
     )
     add("--schedule", action="store_true", help="find the schedule that saves the most within the threshold")
-    add("--measured", metavar="FILE", help="keep what a search for a schedule measures, and go on from what this holds")
     add("--store", action="store_true", help="store what was found with the model, for `--withdraw auto`")
     add("--json", action="store_true", help="print one JSON object")
     chosen = options.parse_args(arguments)
@@ -72,8 +71,6 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"--threshold must be 0 or more, not {chosen.threshold:g}")
     if chosen.limit < 1:
         raise InputError(f"--limit must be 1 or more, not {chosen.limit}")
-    if chosen.measured is not None and not (chosen.save or chosen.schedule):
-        raise InputError("--measured keeps what --save or --schedule measures")
 
     vlm = load(chosen.model)
     if chosen.store:
@@ -85,9 +82,10 @@ def main(arguments: list[str]) -> None:
     samples = read_questions(folder, most=chosen.limit)
     check_questions(vlm, samples)
     if chosen.save or chosen.schedule:
-        progress = progress_line(what="answers measured")
-        found = find_schedule(vlm, samples, chosen.save, chosen.threshold, chosen.measured, progress)
-        text = path_table(found, vlm.config.layers)
+        about = lambda seconds: say(f"{len(samples)} samples take about {seconds / 60:.0f} minutes")
+        progress = progress_line(what="samples run")
+        found = find_schedule(vlm, samples, chosen.save, chosen.threshold, progress, about)
+        text = path_table(found)
     else:
         found = calibrate(vlm, samples, chosen.criterion, chosen.threshold, progress_line(len(samples)))
         text = curve_table(found, CRITERIA[chosen.criterion].unit)

@@ -58,7 +58,7 @@ DOORS = {
     "explore": (explore, "{picture} --model {model} --no-browser", SHARED | {"--port": NUMBER}),
     "calibrate": (calibrate, "{model} --samples {questions} --threshold 1e9", {
         "--samples": ANY, "--criterion": st.sampled_from(["kl", "attention", "answer", "x"]), "--threshold": ANY,
-        "--limit": NUMBER, "--save": ANY, "--schedule": None, "--measured": ANY, "--json": None,
+        "--limit": NUMBER, "--save": ANY, "--schedule": None, "--json": None,
     }),
     "evaluate": (evaluate, "{questions} --model {model}", SHARED | {"--limit": NUMBER, "--without": ANY, "--json": ANY}),
     "bench": (bench, "{picture} Hm? --model {model} --repeats 1 --new-tokens 1", SHARED | {

@@ -22,6 +22,7 @@ SCENE, THREE = str(ROOT / "docs/pictures/scene.png"), str(ROOT / "docs/pictures/
 QUESTIONS = ["What color is the star?", "How many objects are there?", "Describe the image."]
 BLIND = [
     None, "withdraw:layer=5", "withdraw:layer=0", "withdraw:layer=12", "freeze:layers=3-4+withdraw:layer=5",
+    "share:layers=1-4,keep=0.35,by=likeness+withdraw:layer=5",
     "uniform:layer=2,keep=0.46", "random:layer=2,keep=0.46", "visionzip:keep=0.55", "fastervlm:keep=0.55", "divprune:keep=0.55",
     "withdraw:layer=5+renumber:layer=5", "renumber:layer=3+own_positions",
 ]  # fmt: skip
@@ -29,6 +30,7 @@ LOOKING = {
     "fastv:layer=2,keep=0.46": "looks at the question", "looked_at:layer=2,keep=0.46": "looks at the question",
     "pyramiddrop:layers=3/6/9,keep=0.6": "looks at the question", "dart:layer=2,keep=0.46": "looks at the question",
     "sparsevlm:layers=1/3/6,keep=0.75": "looks at the question", "random_tokens:layer=3": "looks at the question",
+    "share:layers=1-4,keep=0.35": "looks at the question",
     "adaptive": "looks at the question", "withdraw:layer=4+random_tokens:layer=2": "looks at the question",
 }  # fmt: skip
 

@@ -13,8 +13,8 @@ from minivtw.model.decoder import forward
 from minivtw.model.tokens import arriving
 from minivtw.page import charts
 from minivtw.search import layer as search
-from minivtw.search.notebook import calibrate
-from minivtw.search.notebook import embedded as embedded_samples
+from minivtw.search.calibration import calibrate
+from minivtw.search.calibration import embedded as embedded_samples
 
 
 def criteria(about):

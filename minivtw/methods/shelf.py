@@ -14,6 +14,7 @@ from ..model.layers import softmax
 from ..model.tokens import Tokens
 from .before import divprune, fastervlm, visionzip
 from .looking import coming_attention, keep_best, normed, product, text_after_image
+from .sharing import share
 from .text import Count, Layer, Layers, Method, Seed, Share, named, parse
 from .withdrawal import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
 
@@ -149,7 +150,7 @@ def uniform(layer: Layer, keep: Share = 0.5) -> Method:
     return method
 
 
-IN_THE_DECODER = (withdraw, freeze, fastv, looked_at, pyramiddrop, sparsevlm, dart, random, uniform, adaptive)
+IN_THE_DECODER = (withdraw, freeze, share, fastv, looked_at, pyramiddrop, sparsevlm, dart, random, uniform, adaptive)
 BEFORE_THE_DECODER = (visionzip, fastervlm, divprune)
 ABLATIONS = (random_tokens, renumber, own_positions)
 METHODS = {make.__name__: make for make in (*IN_THE_DECODER, *BEFORE_THE_DECODER, *ABLATIONS)}

@@ -26,8 +26,8 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
     """One pre-norm layer: attention over the cache and the tokens, then the feed-forward, each added to `hidden`.
 
     The layer's cache gains the keys and values of all `tokens`; those that are not worked on do nothing else here, and
-    leave as they came. `observe(name, array)` sees the attention probabilities (heads, worked, cached), made for it
-    alone, and the hidden states. Returns `Tokens`.
+    leave as they came, or changed by as much as the tokens that they follow. `observe(name, array)` sees the attention
+    probabilities (heads, worked, cached), made for it alone, and the hidden states. Returns `Tokens`.
     """
     config, layer, cache = decoder.config, decoder.layers[index], tokens.cache[index]
     rows = None if tokens.works is None else np.flatnonzero(tokens.works)  # (worked,)
@@ -45,14 +45,20 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
     normed = rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps)
     hidden = hidden + swiglu(normed, layer.gate_up, layer.down)
     ran = (*tokens.ran, LayerCount(len(tokens), len(hidden), len(cache), sum(tokens.extra_flops)))
-    if rows is not None:  # the others go on as they came
+    if rows is not None:  # the others go on as they came, or changed as those that they follow
         everyone = tokens.hidden.copy()  # (tokens, width)
         everyone[rows], hidden = hidden, everyone
+        if tokens.leaders is not None:
+            leaders = np.searchsorted(
+                tokens.positions, tokens.leaders
+            )  # (tokens,) indices; who is worked on leads itself
+            others = np.delete(np.arange(len(tokens)), rows)  # (others,)
+            hidden[others] += (hidden - tokens.hidden)[leaders[others]]
     if observe:
         observe("attention", attention_probabilities(queries, keys, sees))
         observe("hidden", hidden)
     previous = PreviousLayer(decoder, index, replace(tokens, previous=None))
-    return replace(tokens, hidden=hidden, works=None, previous=previous, ran=ran, extra_flops=[])
+    return replace(tokens, hidden=hidden, works=None, leaders=None, previous=previous, ran=ran, extra_flops=[])
 
 
 def forward(

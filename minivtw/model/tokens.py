@@ -33,6 +33,9 @@ class Tokens:
     cache: KVCache  # what the layers hold already of the conversation
     rotary_positions: np.ndarray  # (tokens,) what rotary embedding turns by: `positions`, unless a method renumbers
     works: np.ndarray | None = None  # (tokens,) booleans: those the next layer works on; the others are read. None: all
+    leaders: np.ndarray | None = (
+        None  # (tokens,) positions: whose change each takes over if not worked on. None: nobody's
+    )
     previous: "PreviousLayer | None" = None  # the layer they come from
     tower: Tower | None = None  # what the vision tower knows of the image among them
     ran: tuple[LayerCount, ...] = ()  # what every layer so far has done
@@ -50,12 +53,23 @@ class Tokens:
         hidden = self.hidden[stay]  # (staying, width)
         visual, turns = self.is_visual[stay], self.rotary_positions[stay]  # (staying,)
         works = None if self.works is None else self.works[stay]  # (staying,)
-        return replace(self, hidden=hidden, positions=positions, is_visual=visual, rotary_positions=turns, works=works)
+        tokens = replace(
+            self, hidden=hidden, positions=positions, is_visual=visual, rotary_positions=turns, works=works
+        )
+        if self.leaders is None:
+            return tokens
+        leaders = self.leaders[stay]  # (staying,)
+        return replace(tokens, leaders=np.where(np.isin(leaders, positions), leaders, positions))  # or frozen
 
     def freeze(self, frozen: np.ndarray) -> "Tokens":
         """The same tokens, of which the next layer only reads the frozen ones; frozen: (tokens,) booleans."""
         works = ~frozen if self.works is None else self.works & ~frozen  # (tokens,)
         return replace(self, works=works) if np.any(frozen) else self  # a layer that works on all takes the shorter way
+
+    def follow(self, leaders: np.ndarray) -> "Tokens":
+        """The same tokens, of which the next layer works only on those that lead themselves; each of the others takes over
+        what it changes in its leader. leaders: (tokens,) indices. A token frozen besides changes as its leader does."""
+        return replace(self.freeze(leaders != np.arange(len(self))), leaders=self.positions[leaders])  # (tokens,)
 
     def attention(self, rows: np.ndarray | list[int]) -> np.ndarray:
         """Where tokens looked in the layer that they have just passed; rows: their indices, in any order.

@@ -7,7 +7,7 @@ import pytest
 import minivtw
 from minivtw.errors import InputError
 from minivtw.inputs.questions import read_questions
-from minivtw.search.notebook import calibrate
+from minivtw.search.calibration import calibrate
 
 pytestmark = pytest.mark.live
 

@@ -313,7 +313,7 @@ def test_where_the_tower_looked_is_not_asked_after_another_choice(first, second)
 
 
 EXAMPLES = {
-    "withdraw": "withdraw:layer=3", "freeze": "freeze:layers=2/4", "fastv": "fastv:layer=2",
+    "withdraw": "withdraw:layer=3", "freeze": "freeze:layers=2/4", "share": "share:layers=2/4", "fastv": "fastv:layer=2",
     "looked_at": "looked_at:layer=4", "pyramiddrop": "pyramiddrop:layers=2/4", "sparsevlm": "sparsevlm:layers=3/4",
     "dart": "dart:layer=3", "random": "random:layer=2", "uniform": "uniform:layer=1", "adaptive": "adaptive:share=0.6",
     "visionzip": "visionzip", "fastervlm": "fastervlm", "divprune": "divprune", "random_tokens": "random_tokens:layer=4",
@@ -362,5 +362,5 @@ def test_an_earlier_turn_is_to_a_method_as_the_text_before_the_image(make, seed)
 
 def test_every_method_of_the_shelf_is_tried_here():
     tried = {make.__name__ for make in (*AT_ONE_LAYER, *IN_STAGES, *BEFORE)}
-    elsewhere = {"withdraw", "freeze", "adaptive", "random_tokens", "renumber", "own_positions"}
+    elsewhere = {"withdraw", "freeze", "share", "adaptive", "random_tokens", "renumber", "own_positions"}
     assert tried | elsewhere == set(METHODS) == set(EXAMPLES)
