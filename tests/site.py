@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.server
+import importlib.util
 import threading
 import time
 
@@ -32,7 +33,7 @@ def built(folder):
     files = runtime.cached()
     if not runtime.complete(files):
         pytest.skip(f"Pyodide's files are not in {files}: `python -m tests.runtime` fetches and checks them")
-    build.build(folder, files)
+    build.build(folder, files, bool(importlib.util.find_spec("zensical")))
     return folder
 
 

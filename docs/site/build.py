@@ -1,13 +1,15 @@
 """The live page as a site that needs no server: python docs/site/build.py FOLDER [--runtime FOLDER]
 
-The page of `minivtw.explore` with the package itself, which runs in the browser (Pyodide: Python and NumPy as WebAssembly).
-Any static host serves the folder; to try it: python -m http.server -d FOLDER
+The page of `minivtw.explore` with the package itself, which runs in the browser (Pyodide: Python and NumPy as WebAssembly),
+and the chapters where Zensical is installed (`pip install -e '.[site]'`). Any static host serves the folder; to try it:
+python -m http.server -d FOLDER
 """
 
 import argparse
 import base64
 import gzip
 import hashlib
+import importlib.util
 import inspect
 import json
 import pathlib
@@ -22,7 +24,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import minivtw  # noqa: E402
-from docs.site import runtime  # noqa: E402
+from docs.site import chapters, runtime  # noqa: E402
 from minivtw.explore import SCRIPTS  # noqa: E402
 from minivtw.methods import withdrawal  # noqa: E402
 from minivtw.model import decoder  # noqa: E402
@@ -30,8 +32,8 @@ from minivtw.page.exploring import Explorer  # noqa: E402
 from minivtw.page.page import PACKAGE, explore_html, page_css, part, source_html  # noqa: E402
 
 OURS = "live.js", "mine.js", "worker.js", "service.js", "site.css"
+DOCS = f"{chapters.REPOSITORY}/blob/main/docs"
 SCENE, QUESTION = ROOT / "docs" / "pictures" / "scene.png", "What color is the star?"
-REPOSITORY = "https://github.com/minivtw/minivtw"
 # The page, and so the worker that it starts from a blob, reaches nothing but this site.
 POLICY = (
     "default-src 'none'; img-src 'self' data: blob:; style-src 'self'; script-src 'self' 'wasm-unsafe-eval'; "
@@ -58,7 +60,7 @@ def recorded() -> dict[str, dict]:
     return {f"{name} {as_sent(content)}": getattr(explorer, name)(content) for name, content in requests}
 
 
-def card() -> str:
+def card(has_chapters: bool) -> str:
     """The cell for a reader's own method, and beside it the code that calls it."""
     lines, first = inspect.getsourcelines(decoder.forward)
     start = next(number for number, line in enumerate(lines) if line.startswith("    for index"))
@@ -67,6 +69,7 @@ def card() -> str:
     for gap, content in {
         "cell": (HERE / "cell.py").read_text(encoding="utf-8"),
         "line": str(first + start),
+        "chapter": "course/08-your-own-method/" if has_chapters else f"{DOCS}/08-your-own-method.md",
         "source": f"{inspect.getsource(withdrawal.withdraw)}\n\n{loop}",
     }.items():
         text = text.replace(f"<!--{gap}-->", escape(content))
@@ -84,16 +87,17 @@ def hashed(page: str, folder: pathlib.Path) -> str:
     return re.sub(r'(src|href)="([a-z]+\.(?:js|css))"', one, page)
 
 
-def index_html(folder: pathlib.Path) -> str:
+def index_html(folder: pathlib.Path, has_chapters: bool = False) -> str:
     """The live page with its policy, where it has come with loading, the cell, and the site's scripts."""
     status = '<p class="soft" id="live" role="status">Recorded answers; the model is being fetched …</p>'
-    links = f'<nav class="soft"><a href="course/">The course</a><a href="{REPOSITORY}">The code</a></nav>'
+    course = "course/" if has_chapters else f"{DOCS}/README.md"
+    links = f'<nav class="soft"><a href="{course}">The course</a><a href="{chapters.REPOSITORY}">The code</a></nav>'
     page = explore_html()
     for place, is_before, added in (
         ('<meta name="viewport"', True, f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'),
         ('<link rel="stylesheet" href="page.css">', False, '\n<link rel="stylesheet" href="site.css">'),
-        ("</header>", True, f"\n{status}{links}"),
-        ('<section class="card wide" id="arithmetic">', True, card()),
+        ("</header>", True, f"{links}\n{status}"),
+        ('<section class="card wide" id="arithmetic">', True, card(has_chapters)),
         ('<script src="wall.js">', True, '<script src="live.js"></script>\n'),
         ('<script src="tour.js"></script>', False, '\n<script src="mine.js"></script>'),
     ):
@@ -111,7 +115,7 @@ def write_sources(folder: pathlib.Path) -> None:
         (folder / name / "index.html").write_text(page, encoding="utf-8")
 
 
-def build(folder: pathlib.Path, files: pathlib.Path) -> None:
+def build(folder: pathlib.Path, files: pathlib.Path, has_chapters: bool = False) -> None:
     """Write the site. files: the folder of Pyodide's files, which are checked already."""
     python = folder / runtime.NAME
     python.mkdir(parents=True, exist_ok=True)
@@ -131,8 +135,20 @@ def build(folder: pathlib.Path, files: pathlib.Path) -> None:
     zipped(folder / "model.zip", [path for path in ROOT.glob("weights/minivtw-tiny/**/*") if path.is_file()])
     (folder / "recorded.json").write_text(json.dumps(recorded()), encoding="utf-8")
     write_sources(folder / "source")
-    (folder / "index.html").write_text(index_html(folder), encoding="utf-8")
+    (folder / "index.html").write_text(index_html(folder, has_chapters), encoding="utf-8")
     write_list(folder)
+    if has_chapters:
+        chapters.build(folder / "course")
+
+
+def broken_links(folder: pathlib.Path) -> list[str]:
+    """What the pages of the site link to within it, and is not there."""
+    broken = []
+    for page in folder.rglob("*.html"):
+        targets = re.findall(r'(?:href|src)="([^"#?]+)', page.read_text(encoding="utf-8"))
+        inside = [target for target in targets if not re.match("[a-z]+:|//", target)]
+        broken += [f"{page}: {one}" for one in inside if not (page.parent / one).exists() and page.name != "404.html"]
+    return broken
 
 
 def write_list(folder: pathlib.Path) -> None:
@@ -155,8 +171,13 @@ def main() -> None:
     chosen = options.parse_args()
     if chosen.runtime and not runtime.complete(chosen.runtime):
         sys.exit(f"{chosen.runtime} lacks {', '.join(runtime.PINNED)}, or one of them is not the published file")
-    build(chosen.folder, chosen.runtime or runtime.download())
+    has_chapters = bool(importlib.util.find_spec("zensical"))
+    build(chosen.folder, chosen.runtime or runtime.download(), has_chapters)
+    if broken := broken_links(chosen.folder):
+        sys.exit("\n".join(["links that lead nowhere:", *broken]))
     visit = [path for path in [*chosen.folder.glob("*"), *chosen.folder.glob("pyodide-*/*")] if path.is_file()]
+    if not has_chapters:
+        print("without the chapters: pip install -e '.[site]' brings what makes pages of them", file=sys.stderr)
     print(f"{chosen.folder}: a first visit fetches {sum(path.stat().st_size for path in visit) / 1e6:.1f} MB")
 
 
