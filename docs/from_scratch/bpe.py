@@ -45,6 +45,7 @@ def words_of(text: str, single_digits: bool = False) -> Iterator[str]:
         start, stop = part.span()
         while start < stop:
             found = CONTRACTION.match(text, start, stop) or WORD.match(kinds, start, stop)
+            assert found  # one of them takes any character
             yield text[start : found.end()]
             start = found.end()
 

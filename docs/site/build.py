@@ -54,8 +54,9 @@ def recorded() -> dict[str, dict]:
     vlm = minivtw.load()
     explorer = Explorer(vlm, vlm.method("auto"), str(SCENE))
     about = {"picture": explorer.samples[0]["picture"], "question": QUESTION}
-    frames = [about | {"method": f"withdraw:layer={K}", "gone": [], "swap": None} for K in range(vlm.config.layers + 1)]
-    requests = [("start", {}), ("ask", about), *(("frame", frame) for frame in frames)]
+    requests: list[tuple[str, dict]] = [("start", {}), ("ask", about)]
+    for layer in range(vlm.config.layers + 1):
+        requests.append(("frame", about | {"method": f"withdraw:layer={layer}", "gone": [], "swap": None}))
     as_sent = lambda content: json.dumps(content, separators=(",", ":"))
     return {f"{name} {as_sent(content)}": getattr(explorer, name)(content) for name, content in requests}
 

@@ -24,7 +24,7 @@ def begin() -> Callable[[str, Any], str]:
     """
     from docs.from_scratch import bpe, tensors
 
-    sys.modules.update({"tokenizers": bpe, "safetensors": tensors, "safetensors.numpy": tensors})  # type: ignore[dict-item]
+    sys.modules.update({"tokenizers": bpe, "safetensors": tensors, "safetensors.numpy": tensors})
     tensors.numpy = tensors  # type: ignore[attr-defined]
 
     import minivtw
@@ -32,12 +32,15 @@ def begin() -> Callable[[str, Any], str]:
     from minivtw.checkpoints.hub import embedded_folder
     from minivtw.inputs.questions import read_questions
     from minivtw.inputs.scoring import score
+    from minivtw.methods.text import Method
     from minivtw.page.exploring import Explorer
 
     class Here(Explorer):
         """The live page in the reader's own browser, where a method that they wrote may run."""
 
-        def requested_method(self, content: dict) -> minivtw.methods.text.Method | None:
+        begun: str | None = None  # the method that the page begins with
+
+        def requested_method(self, content: dict) -> Method | None:
             spec = str(content.get("method"))
             self.own = spec if spec.startswith(f"{MINE}:") else self.begun
             return super().requested_method(content)
@@ -63,7 +66,7 @@ def begin() -> Callable[[str, Any], str]:
     vlm, samples = minivtw.load(), read_questions(embedded_folder() / "samples", SCORED)
     here = Here(vlm, vlm.method("auto"), str(ROOT / "docs" / "pictures" / "scene.png"))
     here.begun = here.own
-    explore.REQUESTS = (*explore.REQUESTS, "mine", "scored")
+    explore.REQUESTS = (*explore.REQUESTS, "mine", "scored")  # type: ignore[assignment]
 
     def answer(name: str, body: Any) -> str:
         status, content = explore.answered(here, name, body.to_bytes())
