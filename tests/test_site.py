@@ -185,6 +185,14 @@ def test_a_hundred_fast_drags_leave_the_last_state(page):
 
 
 @pytest.mark.browser
+def test_a_drawn_image_is_asked_about(page):
+    page.wait("await upload(await new Promise(done => find('scene').toBlob(done)))")
+    settle(page)
+    assert said(page, "error") == "" and said(page, "answer") != ""
+    page.wait("await ask({picture: all('#samples button')[0].dataset.picture})")
+
+
+@pytest.mark.browser
 def test_a_reader_s_own_method_runs_and_is_scored(page):
     page.run("cell.focus()")
     page.command(

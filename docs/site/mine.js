@@ -20,6 +20,8 @@ async function runMine() {
   try {
     const {template, error} = await post("mine", {text: cell.value});
     if (error) throw Error(error);
+    const presets = find("preset");
+    if (![...presets.options].some(({value}) => value === template)) presets.append(make("option", {value: template, textContent: `${template} – the cell's`}));
     await chooseMethod(template);
     const wrong = find("error").textContent;
     if (wrong) throw Error(wrong);
