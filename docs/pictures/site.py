@@ -29,7 +29,7 @@ def record(address, folder):
     with Browser() as browser:
         browser.show(address, width=1100, height=800)
         browser.wait("await ready; await wall.move(3)")
-        until(browser, "/%|starting/.test(document.getElementById('live').textContent)", "it does not load")
+        until(browser, "/ %/.test(document.getElementById('live').textContent)", "it does not load")
         shot(browser, folder, "recorded", 1100, 800, 0.7)
         until(browser, "document.body.dataset.live", "the page does not become live")
         browser.command("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)

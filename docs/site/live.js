@@ -4,7 +4,7 @@ const live = (() => {
   const says = document.getElementById("live"), network = window.fetch.bind(window), waiting = new Map();
   const recorded = network("recorded.json").then(answer => answer.json());
   const megabytes = bytes => (bytes / 1e6).toFixed(1);
-  let worker = null, said, broke, isLive = false, numbers = 0, heard = () => {};
+  let worker = null, said, broke, isLive = false, isBroken = false, numbers = 0, loading = {}, starting = "";
   const begun = new Promise((done, fail) => { said = done; broke = fail; });
   begun.catch(() => {});  // whoever asks is told
 
@@ -30,14 +30,18 @@ const live = (() => {
 
   function fail(message) {
     const error = Error(`the model cannot run here (${message}); recorded answers only`);
+    isBroken = true;
     tell(error.message);
     broke(error);
   }
   function hear({data: {parts, step, live: versions, failed, id, status, text}}) {
-    if (parts) tell("Recorded answers; loading " + Object.entries(parts).map(([name, {bytes, done}]) =>
-      `${name} ${Math.floor(100 * done / bytes)} % of ${megabytes(bytes)} MB`).join(", "));
-    else if (step) tell(`Recorded answers; ${step} …`);
-    else if (failed) fail(failed);
+    if (isBroken) return;
+    if (parts || step) {
+      [loading, starting] = [parts ?? loading, step ?? starting];
+      const fetched = Object.entries(loading).filter(([, {bytes, done}]) => done < bytes).map(([name, {bytes, done}]) =>
+        `loading ${name}: ${Math.floor(100 * done / bytes)} % of ${megabytes(bytes)} MB`);
+      tell(["Recorded answers", ...fetched, ...(starting ? [starting + " …"] : [])].join("; "));
+    } else if (failed) fail(failed);
     else if (versions) { isLive = true; said(versions); }
     else {
       waiting.get(id)(new Response(text, {status}));

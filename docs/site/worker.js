@@ -1,8 +1,8 @@
 // The model in the page: Python and NumPy as WebAssembly, in place of the server of minivtw.explore.
-const files = new Map();  // name -> what Pyodide is given when it fetches that
+const files = new Map();  // name -> a promise of what Pyodide is given when it fetches that
 const network = fetch, opened = caches.open("minivtw");
 const here = name => new URL(name, import.meta.url).href;
-const through = (blob, stream) => new Response(blob.stream().pipeThrough(stream)).blob();
+const unzipped = blob => new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).blob();
 
 async function checked({name, sha256}, report) {
   const cache = await opened, address = here(`${name}?${sha256}`);
@@ -22,41 +22,42 @@ async function checked({name, sha256}, report) {
   return whole;
 }
 
-// Everything at once; the page is told how far each part has come.
-async function fetchAll(list) {
+// Everything at once, so that Python starts while the model is still on its way; the page is told how far each part has come.
+function fetchAll(list) {
   const parts = {};
   for (const {part, bytes} of list) (parts[part] ??= {bytes: 0, done: 0}).bytes += bytes;
-  await Promise.all(list.map(async file => {
-    const whole = await checked(file, length => { parts[file.part].done += length; postMessage({parts}); });
-    const plain = file.name.endsWith(".gz") ? await through(whole, new DecompressionStream("gzip")) : whole;
-    files.set(file.name.split("/").at(-1).replace(/\.gz$/, ""), plain);
-  }));
+  for (const file of list) {
+    const whole = checked(file, length => { parts[file.part].done += length; postMessage({parts}); });
+    files.set(file.name.split("/").at(-1).replace(/\.gz$/, ""), file.name.endsWith(".gz") ? whole.then(unzipped) : whole);
+  }
+  Promise.all(files.values()).catch(failed);  // at once: Pyodide would wait for ever
   globalThis.fetch = async address => {
     const name = new URL(address).pathname.split("/").at(-1);
-    return new Response(files.get(name), {headers: {"Content-Type": name.endsWith(".wasm") ? "application/wasm" : "application/octet-stream"}});
+    return new Response(await files.get(name), {headers: {"Content-Type": name.endsWith(".wasm") ? "application/wasm" : "application/octet-stream"}});
   };
 }
 
-// Python's memory right after its start is kept: the next visit goes on from there, some seconds sooner.
+// Python's memory right after its start is kept: the next visit goes on from there, some seconds sooner. Pyodide's two options have an underscore: they may change
+// with its version, which is pinned.
 async function startPython(runtime) {
   const {loadPyodide} = await import(here(`${runtime}/pyodide.mjs`)), indexURL = here(`${runtime}/`);
   const cache = await opened, address = here(`${runtime}/memory`), kept = await cache.match(address);
   if (kept) try {
-    const memory = await through(await kept.blob(), new DecompressionStream("gzip"));
-    return {python: await loadPyodide({indexURL, _loadSnapshot: new Uint8Array(await memory.arrayBuffer())}), keep: async () => {}};
+    return await loadPyodide({indexURL, _loadSnapshot: new Uint8Array(await kept.arrayBuffer())});
   } catch { await cache.delete(address); }
-  const python = await loadPyodide({indexURL, _makeSnapshot: true}), memory = new Blob([python.makeMemorySnapshot()]);
-  const keep = async () => cache.put(address, new Response(await through(memory, new CompressionStream("gzip"))));
-  return {python, keep};
+  const python = await loadPyodide({indexURL, _makeSnapshot: true});
+  cache.put(address, new Response(python.makeMemorySnapshot())).catch(() => {});
+  return python;
 }
 
 async function begin({runtime, list}) {
-  await Promise.all([fetchAll(list), import(here(`${runtime}/pyodide.asm.js`))]);
+  fetchAll(list);
+  await import(here(`${runtime}/pyodide.asm.js`));
   postMessage({step: "starting Python"});
-  const {python, keep} = await startPython(runtime);
+  const python = await startPython(runtime);
   for (const [name, whole] of files) {
     const kind = name.endsWith(".whl") ? "wheel" : /^(package|model)\.zip$/.test(name) ? "zip" : null;
-    if (kind) python.unpackArchive(await whole.arrayBuffer(), kind);
+    if (kind) python.unpackArchive(await (await whole).arrayBuffer(), kind);
   }
   files.clear();
   postMessage({step: "loading the model"});
@@ -66,6 +67,6 @@ async function begin({runtime, list}) {
     postMessage({id, status: +said.slice(0, 3), text: said.slice(4)});
   };
   postMessage({live: python.runPython("import sys, numpy; f'Python {sys.version.split()[0]}, NumPy {numpy.__version__}'")});
-  await keep().catch(() => {});
 }
-onmessage = ({data}) => begin(data).catch(error => postMessage({failed: error.message}));
+const failed = error => postMessage({failed: error.message});
+onmessage = ({data}) => begin(data).catch(failed);
