@@ -19,6 +19,7 @@ from tests.site import Browser, built, served, until  # noqa: E402
 
 def shot(browser, folder, name, width, height, scale=1.0):
     """The window as a small PNG."""
+    browser.wait("await new Promise(done => setTimeout(done, 400))")  # an answer fades in
     browser.picture(folder / "shot.png", {"x": 0, "y": browser.run("return scrollY"), "width": width, "height": height})
     image = Image.open(io.BytesIO((folder / "shot.png").read_bytes())).convert("RGB")
     image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
