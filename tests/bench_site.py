@@ -9,7 +9,8 @@ import statistics
 import sys
 import time
 
-from .site import Browser, served, until
+from .browser import Browser
+from .site import served, until
 
 MOVES = 25
 MOVED = """

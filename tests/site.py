@@ -11,8 +11,6 @@ import pytest
 
 from docs.site import build, runtime
 
-from .browser import Browser
-
 PATIENCE = 240  # seconds until the page must be live, also on a busy machine
 
 
@@ -64,6 +62,3 @@ def go_live(browser, address, **window):
     browser.show(address, **window)
     until(browser, "document.body.dataset.live", "the page does not become live")
     return time.perf_counter() - started
-
-
-__all__ = ["Browser", "built", "go_live", "served", "until"]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -18,11 +17,11 @@ from minivtw.inputs.questions import read_questions
 from minivtw.model.cache import KVCache
 from minivtw.page.exploring import Explorer
 
+from .browser import Browser
 from .doors import needs_loopback
-from .site import Browser, built, go_live, served, until
+from .site import built, go_live, served, until
 from .test_explore import CONTRASTS
 
-ROOT = pathlib.Path(__file__).parent.parent
 SAMPLES = read_questions(embedded_folder() / "samples")
 LAYERS = (1, 5, 12)  # wrong answers, those of the stored layer, and every layer with the image
 
@@ -54,7 +53,7 @@ def test_the_page_is_that_of_explore_with_a_policy_and_hashes(tmp_path):
         assert re.search(r'="[a-z]+\.(js|css)\?[0-9a-f]{64}" integrity="sha256-', tag), tag
     assert "default-src 'none'" in page and "for index in range(start" in page and not re.search("<!--[a-z]+-->", page)
     line = int(re.search(r"source/model/decoder.py/#L(\d+)", page)[1])
-    source = (ROOT / "minivtw" / "model" / "decoder.py").read_text(encoding="utf-8").splitlines()
+    source = (build.ROOT / "minivtw" / "model" / "decoder.py").read_text(encoding="utf-8").splitlines()
     assert source[line - 1].startswith("    for index in range(start")
 
 
@@ -92,7 +91,7 @@ def test_what_stands_in_for_two_packages_changes_no_answer(explorer, tmp_path):
     ]
     ran = subprocess.run(
         [sys.executable, "-c", STANDING_IN], input=json.dumps(asked), cwd=tmp_path, capture_output=True, text=True,
-        encoding="utf-8", env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        encoding="utf-8", env={**os.environ, "PYTHONPATH": str(build.ROOT)}, check=False,
     )  # fmt: skip
     assert ran.stderr == ""
     *frames, took, scored, broken, unscored, wrong = [
@@ -167,16 +166,16 @@ raise ValueError(json.dumps(vlm.advance(vlm.embed(prompt), KVCache(vlm.config), 
 
 @pytest.mark.browser
 def test_logits_agree_to_four_digits(page, explorer):
-    said = page.wait("return (await post('mine', {text: arguments[0]})).error", LOGITS)
-    there = np.array(json.loads(said[said.index("[") :]))
-    vlm = explorer.vlm
-    prompt = vlm.prepare(build.SCENE, "What color is the star?")
+    error = page.wait("return (await post('mine', {text: arguments[0]})).error", LOGITS)
+    there, vlm = np.array(json.loads(error[error.index("[") :])), explorer.vlm
+    prompt = vlm.prepare(build.SCENE, build.QUESTION)
     here = vlm.advance(vlm.embed(prompt), KVCache(vlm.config), vlm.method(5))[0]
     np.testing.assert_allclose(there, here, atol=1e-4)
 
 
 @pytest.mark.browser
 def test_a_hundred_fast_drags_leave_the_last_state(page):
+    page.console()  # what other tests left there
     page.run("frames.clear(); for (let i = 0; i < 100; i++) wall.move([0, 12, 3, 7][i % 4] + i % 2); wall.move(4)")
     settle(page)
     assert page.run("return wall.state.K") == 4 and said(page, "knob") == "K = 4" and said(page, "error") == ""

@@ -14,7 +14,8 @@ from PIL import Image
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from tests.site import Browser, built, served, until  # noqa: E402
+from tests.browser import Browser  # noqa: E402
+from tests.site import built, served, until  # noqa: E402
 
 
 def shot(browser, folder, name, width, height, scale=1.0):
