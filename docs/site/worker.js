@@ -1,0 +1,72 @@
+// The model in the page: Python and NumPy as WebAssembly, in place of the server of minivtw.explore.
+const files = new Map();  // name -> a promise of what Pyodide is given when it fetches that
+const network = fetch, opened = caches.open("minivtw");
+const here = name => new URL(name, import.meta.url).href;
+const unzipped = blob => new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).blob();
+
+async function checked({name, sha256}, report) {
+  const cache = await opened, address = here(`${name}?${sha256}`);
+  const kept = await cache.match(address), answer = kept ?? await network(address);
+  if (!answer.ok) throw Error(`${name} cannot be fetched: ${answer.status}`);
+  const pieces = [], reader = answer.body.getReader();
+  for (let piece; !(piece = await reader.read()).done;) {
+    pieces.push(piece.value);
+    report(piece.value.length);
+  }
+  const whole = new Blob(pieces), digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await whole.arrayBuffer()));
+  if ([...digest].map(byte => byte.toString(16).padStart(2, "0")).join("") !== sha256) {
+    await cache.delete(address);
+    throw Error(`${name} is not the file that this page was built with; load the page again`);
+  }
+  if (!kept) await cache.put(address, new Response(whole)).catch(() => {});  // no room: the next visit fetches it again
+  return whole;
+}
+
+// Everything at once, so that Python starts while the model is still on its way; the page is told how far each part has come.
+function fetchAll(list) {
+  const parts = {};
+  for (const {part, bytes} of list) (parts[part] ??= {bytes: 0, done: 0}).bytes += bytes;
+  for (const file of list) {
+    const whole = checked(file, length => { parts[file.part].done += length; postMessage({parts}); });
+    files.set(file.name.split("/").at(-1).replace(/\.gz$/, ""), file.name.endsWith(".gz") ? whole.then(unzipped) : whole);
+  }
+  Promise.all(files.values()).catch(failed);  // at once: Pyodide would wait for ever
+  globalThis.fetch = async address => {
+    const name = new URL(address).pathname.split("/").at(-1);
+    return new Response(await files.get(name), {headers: {"Content-Type": name.endsWith(".wasm") ? "application/wasm" : "application/octet-stream"}});
+  };
+}
+
+// Python's memory right after its start is kept: the next visit goes on from there, some seconds sooner. Pyodide's two options have an underscore: they may change
+// with its version, which is pinned.
+async function startPython(runtime) {
+  const {loadPyodide} = await import(here(`${runtime}/pyodide.mjs`)), indexURL = here(`${runtime}/`);
+  const cache = await opened, address = here(`${runtime}/memory`), kept = await cache.match(address);
+  if (kept) try {
+    return await loadPyodide({indexURL, _loadSnapshot: new Uint8Array(await kept.arrayBuffer())});
+  } catch { await cache.delete(address); }
+  const python = await loadPyodide({indexURL, _makeSnapshot: true});
+  cache.put(address, new Response(python.makeMemorySnapshot())).catch(() => {});
+  return python;
+}
+
+async function begin({runtime, list}) {
+  fetchAll(list);
+  await import(here(`${runtime}/pyodide.asm.js`));
+  postMessage({step: "starting Python"});
+  const python = await startPython(runtime);
+  for (const [name, whole] of files) {
+    const kind = name.endsWith(".whl") ? "wheel" : /^(package|model)\.zip$/.test(name) ? "zip" : null;
+    if (kind) python.unpackArchive(await (await whole).arrayBuffer(), kind);
+  }
+  files.clear();
+  postMessage({step: "loading the model"});
+  const answer = python.runPython("from docs.site.here import begin; begin()");
+  onmessage = ({data: {id, name, body}}) => {
+    const said = answer(name, typeof body === "string" ? new TextEncoder().encode(body) : new Uint8Array(body));
+    postMessage({id, status: +said.slice(0, 3), text: said.slice(4)});
+  };
+  postMessage({live: python.runPython("import sys, numpy; f'Python {sys.version.split()[0]}, NumPy {numpy.__version__}'")});
+}
+const failed = error => postMessage({failed: error.message});
+onmessage = ({data}) => begin(data).catch(failed);
