@@ -121,7 +121,7 @@ def test_every_way_to_a_ceiling_does_all_of_the_work(monkeypatch):
     """Each core's part together: else a ceiling would be too high."""
     parts = []
     monkeypatch.setattr(timing, "side_by_side", lambda work, blocks: parts.append([work(block) for block in blocks]))
-    monkeypatch.setattr("minivtw.model.blocks.THREADS", 2)
+    monkeypatch.setattr("minivtw.threads.THREADS", 2)
     ceilings = timing.Ceilings(96, 2048)
     for way in [*ceilings.products, *ceilings.reads]:
         parts.append([way()])

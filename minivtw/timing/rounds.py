@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..model.blocks import THREADS, blas_function, row_blocks, side_by_side
+from ..model.blocks import row_blocks, side_by_side
+from ..threads import THREADS, blas_function
 
 Measure = Callable[[], dict[Any, float]]  # seconds, or speeds, by what they are of
 Way = Callable[[], object]  # to do something
