@@ -23,11 +23,11 @@ from .counting import prompt_flops, vision_flops
 from .errors import InputError, counted
 from .inputs.prompts import Tiled
 from .methods.text import Method
-from .model.blocks import THREADS
 from .model.cache import KVCache
 from .model.tokens import EmbeddedPrompt, Tokens
 from .model.vision import encode
 from .seen import Beginning, Seen
+from .threads import THREADS
 from .timing import rounds as timing
 from .timing.rounds import Measure
 from .timing.shapes import SHAPES, random_model

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
+
 from .checkpoints.checkpoint import Headers, available_memory
 from .checkpoints.files import read_fields
 from .checkpoints.hub import embedded_folder, is_name, model_folder, model_name
@@ -12,6 +14,7 @@ from .cli.terminal import command, one_line
 from .counting import cache_bytes, plain_run, prompt_flops, vision_flops
 from .errors import counted, reading
 from .loading import assembled
+from .timing.rounds import machine
 from .vlm import VLM
 
 QUESTION = "What is in the picture?"
@@ -35,6 +38,28 @@ def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, li
     if tokens > vocabulary:
         unusual.append(f"the tokenizer has {tokens} tokens, the decoder {vocabulary}")
     return vlm, checkpoint, unusual
+
+
+def product_error() -> float:
+    """The largest error of BLAS's products, of one row and of many, as a share of the largest number.
+
+    Some builds of BLAS compute wrongly on processors that are newer than they are; einsum multiplies without BLAS.
+    """
+    random = np.random.default_rng(0)
+    x, weight = random.standard_normal((97, 193), np.float32), random.standard_normal((101, 193), np.float32)
+    exact, errors = np.einsum("ti,oi->to", x, weight, dtype=np.float64), []
+    for rows in (1, 97):
+        for stored in (weight.T, weight.T.copy()):  # by outputs, as checkpoints do, and by inputs
+            errors.append(np.abs(np.matmul(x[:rows], stored) - exact[:rows]).max())
+    return float(np.max(errors) / np.abs(exact).max())
+
+
+def product_line() -> tuple[str, bool]:
+    """(what multiplies here, and whether it does so rightly; whether it does)."""
+    error = product_error()
+    if error < 1e-5:
+        return f"{machine()}: products are right to {error:.0e} of the largest number", True
+    return f"{machine()}: products are WRONG by {error:.0e} of the largest number; install another NumPy", False
 
 
 def model_lines(vlm: VLM, checkpoint: Headers) -> Iterator[tuple[str, str]]:
@@ -80,6 +105,9 @@ def main(arguments: list[str]) -> None:
     chosen = options.parse_args(arguments)
     vlm, checkpoint, unusual = examined(chosen.name, chosen.max_tiles)
     lines = [*model_lines(vlm, checkpoint), *prompt_lines(vlm, chosen.image, chosen.prompt)]
+    products, are_right = product_line()
+    lines.append(("products", products))
+    unusual += [] if are_right else ["this machine's matrix products are wrong, and so is every answer"]
     lines += [("unusual", line) for line in unusual or ["nothing"]]
     for name, text in lines:
         print(f"{name:8} {one_line(text)}")

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from . import load
+from . import load, threads
 from .cli.options import Parser, add_method_options, add_model_option, check_question
 from .cli.stops import MAP, STOPS, Stop
 from .cli.terminal import command, located
 from .errors import InputError
 from .inputs.opening import open_image
-from .model import attention, blocks, decoder, vision
+from .model import attention, decoder, vision
 from .model.cache import KVCache, LayerCache
 from .model.tokens import Tokens
 from .page.printing import part
@@ -28,7 +28,10 @@ LOOP = next(stop for stop in STOPS if stop.when == "index == {layer}")
 AROUND = 4  # lines shown before and after the one that comes next
 WIDTH = 110  # characters
 # What `s` does not stop in: threads and blocks, and how things print.
-UNSTEPPED = {"numpy", "PIL", "tokenizers", "safetensors", "minivtw.model.blocks", "minivtw.page.printing"}
+UNSTEPPED = {
+    "numpy", "PIL", "tokenizers", "safetensors", "contextlib",
+    "minivtw.threads", "minivtw.model.blocks", "minivtw.page.printing",
+}  # fmt: skip
 HELP = (
     "Enter: the next stop    s, n, r: step in, over, out    K: where the image leaves    layer 7    p NAME    q    help"
 )
@@ -50,12 +53,12 @@ def attention_as_written(
 @contextlib.contextmanager
 def in_plain_steps() -> Iterator[None]:
     """Everything in one thread, and attention as its formula is written, for as long as someone watches."""
-    before = blocks.THREADS, decoder.attention, vision.attention
-    blocks.THREADS, decoder.attention, vision.attention = 1, attention_as_written, attention_as_written
+    before = threads.THREADS, decoder.attention, vision.attention
+    threads.THREADS, decoder.attention, vision.attention = 1, attention_as_written, attention_as_written
     try:
         yield
     finally:
-        blocks.THREADS, decoder.attention, vision.attention = before
+        threads.THREADS, decoder.attention, vision.attention = before
 
 
 class Guide(pdb.Pdb):

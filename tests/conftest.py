@@ -12,6 +12,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from minivtw.doctor import product_line
+
 # Spelled out against hypothesis' default, because with CI set the profile at hand is another one.
 shared = dict(parent=settings.get_profile("default"), deadline=None, database=None, print_blob=True)
 settings.register_profile("minivtw", **shared, derandomize=True)
@@ -28,9 +30,8 @@ def pytest_configure(config):
 
 def pytest_report_header(config):
     seed = config.option.hypothesis_seed
-    return (
-        f"properties: {'the same examples for everybody' if seed is None else f'drawn anew, --hypothesis-seed={seed}'}"
-    )
+    drawn = "the same examples for everybody" if seed is None else f"drawn anew, --hypothesis-seed={seed}"
+    return [f"properties: {drawn}", product_line()[0]]
 
 
 @pytest.fixture(autouse=True)

@@ -104,6 +104,33 @@ def test_a_shape_has_the_sizes_that_are_asked_for(small):
     ).out  # fmt: skip
 
 
+def test_a_ceiling_is_the_fastest_of_several_ways(monkeypatch):
+    """On whatever machine: BLAS's threads or ours, a product or a maximum. A clock that the ways move tells which."""
+    now, ceilings = [0.0], timing.Ceilings(4, 2)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def lasting(seconds):
+        return lambda: now.__setitem__(0, now[0] + seconds)
+
+    ceilings.products, ceilings.reads = [lasting(2), lasting(0.5), lasting(1)], [lasting(0.25), lasting(4)]
+    assert ceilings() == {"sgemm": 2 * 4**3 / 0.5, "stream": 2 * 2048 * 4 / 0.25}
+    assert now == [7.75]
+
+
+def test_every_way_to_a_ceiling_does_all_of_the_work(monkeypatch):
+    """Each core's part together: else a ceiling would be too high."""
+    parts = []
+    monkeypatch.setattr(timing, "side_by_side", lambda work, blocks: parts.append([work(block) for block in blocks]))
+    monkeypatch.setattr("minivtw.threads.THREADS", 2)
+    ceilings = timing.Ceilings(96, 2048)
+    for way in [*ceilings.products, *ceilings.reads]:
+        parts.append([way()])
+    made = [part for part in parts if part[0] is not None]
+    assert [sum(map(np.size, part)) for part in made] == [96 * 96, 96 * 96, 2048, 2048, 2048, 2]
+    assert all(np.all(one == size) for part, size in zip(made, (96, 96, 2048, 2048, 2048, 1)) for one in part)
+    assert [len(part) for part in made] == [1, 2, 1, 2, 2, 2]
+
+
 def test_busy_moments_hit_all_alike():
     """Everything once a round, in turns; the first round only warms up."""
     calls = []

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+import minivtw
+from minivtw import threads
 from minivtw.model import blocks
 from minivtw.model.blocks import by_rows, row_blocks, side_by_side
 from minivtw.model.layers import Linear, gelu_tanh, mlp
+from minivtw.threads import threads_that_fit
 
 
 @given(st.integers(0, 5000), st.integers(1, 300))
@@ -30,11 +34,11 @@ def test_cores_share_evenly(rows):
 def blas(monkeypatch):
     """Two workers, also on a machine of one core; and the numbers of threads that BLAS is told to use."""
     told = []
-    monkeypatch.setattr(blocks, "get_blas_threads", lambda: 7)
-    monkeypatch.setattr(blocks, "set_blas_threads", told.append)
-    monkeypatch.setattr(blocks, "THREADS", 2)
+    monkeypatch.setattr(threads, "get_blas_threads", lambda: 7)
+    monkeypatch.setattr(threads, "set_blas_threads", told.append)
+    monkeypatch.setattr(threads, "THREADS", 2)
     with ThreadPoolExecutor(2) as workers:
-        monkeypatch.setattr(blocks, "WORKERS", workers)
+        monkeypatch.setattr(threads, "WORKERS", workers)
         yield told
 
 
@@ -73,4 +77,41 @@ def test_what_goes_wrong_in_a_block_is_raised_and_blas_has_its_threads_back(blas
     with pytest.raises(MemoryError):
         side_by_side(fail, row_blocks(1000, 100))
     assert blas == [1, 7]
-    assert not blocks.BUSY.locked()
+    assert not threads.BUSY.locked()
+
+
+@pytest.mark.parametrize("running, is_shared", [("2/9", True), ("3/9", False)])
+def test_a_machine_without_a_free_core_is_not_shared(blas, monkeypatch, tmp_path, running, is_shared):
+    """More that want to run than two cores: a thread would wait for its turn, and the others for the thread."""
+    (tmp_path / "loadavg").write_text(f"0.10 0.20 0.30 {running} 99\n", encoding="utf-8")
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(threads.pathlib, "Path", lambda path: tmp_path / "loadavg")
+    with threads_that_fit(1000, 1000, 1000):
+        assert threads.BUSY.locked() is not is_shared
+    assert blas == ([] if is_shared else [1, 7]) and not threads.BUSY.locked()
+
+
+@pytest.mark.parametrize("sizes, is_shared", [((77, 128, 320), False), ((1, 576, 1536), True), ((1, 128, 512), False)])
+def test_what_is_too_small_to_be_shared_runs_on_one_thread(blas, monkeypatch, sizes, is_shared):
+    """The embedded model's prompt and its head are; a token of SmolVLM-256M reads weights enough for two."""
+    monkeypatch.setattr(threads, "is_crowded", lambda: False)
+    with threads_that_fit(*sizes):
+        side_by_side(lambda rows: None, row_blocks(1000, 100))  # its blocks, too, in the caller
+        assert blas == ([1, 7] if is_shared else [1])
+    assert blas == [1, 7]
+
+
+def test_where_linux_does_not_tell_the_machine_is_not_crowded(monkeypatch, tmp_path):
+    monkeypatch.setattr(threads.pathlib, "Path", lambda path: tmp_path / "none")
+    assert not threads.is_crowded()
+
+
+def test_the_embedded_model_never_wakes_another_thread(blas, monkeypatch):
+    def wake(*arguments):
+        raise AssertionError("a worker was given work")
+
+    vlm = minivtw.load()
+    image = Image.new("RGB", (64, 64), "red")
+    monkeypatch.setattr(threads.WORKERS, "map", wake)
+    assert vlm.answer(image, "What color is the star?", max_new_tokens=2).token_ids
+    assert set(blas) == {1, 7} and blas[-1] == 7

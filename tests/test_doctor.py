@@ -90,3 +90,22 @@ def test_what_does_not_fit_is_one_line(tmp_path, key, value):
     ran = run(doctor.main, write_folder(tmp_path / "model", config=config))
     assert_one_line_error(ran, "must be" if value != 17 else "config says")
     assert len(ran.err) < 20_000
+
+
+@pytest.mark.parametrize("wrong", [1.001, np.nan])
+@pytest.mark.parametrize("rows", [1, 97])
+def test_a_blas_that_multiplies_wrongly_is_named(tmp_path, monkeypatch, rows, wrong):
+    """One number of one product, of a single row or of many."""
+    right, folder = np.matmul, write_folder(tmp_path / "model")
+
+    def multiply(x, weight):
+        product = right(x, weight)
+        product[-1, np.abs(product[-1]).argmax()] *= np.float32(wrong if len(x) == rows else 1)
+        return product
+
+    report = run(doctor.main, folder)
+    assert "products are right to" in said(report)["products"] and "products are wrong" not in report.out
+    monkeypatch.setattr(np, "matmul", multiply)
+    report = run(doctor.main, folder)
+    assert "products are WRONG by" in said(report)["products"] and doctor.product_line()[1] is False
+    assert "unusual  this machine's matrix products are wrong" in report.out

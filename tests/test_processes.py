@@ -23,7 +23,7 @@ child = os.fork()
 if not child:
     signal.alarm(30)
     os._exit(0 if answer() == before else 1)
-print("ended with", os.waitpid(child, 0)[1], "of", minivtw.model.blocks.THREADS, "threads")
+print("ended with", os.waitpid(child, 0)[1], "of", minivtw.threads.THREADS, "threads")
 """
 
 

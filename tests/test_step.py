@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minivtw
-from minivtw import step
+from minivtw import step, threads
 from minivtw.cli.stops import STOPS
-from minivtw.model import attention, blocks, decoder, vision
+from minivtw.model import attention, decoder, vision
 from minivtw.page.printing import in_one_line, part
 
 from .doors import assert_one_line_error, make_world, run
@@ -93,7 +93,7 @@ def test_a_question_without_an_image_passes_the_stops_of_the_image_by():
 def test_five_presses_of_enter_lead_to_the_withdrawal_and_four_steps_into_it():
     pieces = typed("", "", "", "", "", "s", "s", "s", "s", "p tokens", "r", "p tokens", "q")
     assert titles(pieces) == [stop.title for stop in STOPS[:6]]
-    assert "[layer 5 of 12]" in pieces[5] and "->         if method:" in pieces[5]
+    assert "[layer 5 of 12]" in pieces[5] and "->             if method:" in pieces[5]
     assert "methods/withdrawal.py" in pieces[9]
     assert pieces[10].startswith("Tokens(77: 64 visual, 13 text; before layer 5;")
     assert pieces[12].startswith("Tokens(13: 0 visual, 13 text; before layer 5;")
@@ -114,7 +114,9 @@ def test_stepping_stays_in_what_is_to_be_read():
     pieces = typed("", "", "", "", *["s"] * 90, "q")
     files = re.findall(r"^> (.+?)\(\d+\)", "".join(pieces), re.M)
     assert len(files) >= 80
-    assert all(file.startswith(str(ROOT / "minivtw")) and not file.endswith("blocks.py") for file in files)
+    assert all(
+        file.startswith(str(ROOT / "minivtw")) and not file.endswith(("blocks.py", "threads.py")) for file in files
+    )
     assert len({pathlib.Path(file).name for file in files}) >= 3
 
 
@@ -232,8 +234,8 @@ def test_attention_as_it_is_written_is_attention(seed, kv_heads, group, new, bef
 
 
 def test_what_is_changed_while_one_watches_is_as_before_afterwards():
-    before = blocks.THREADS, decoder.attention, vision.attention
+    before = threads.THREADS, decoder.attention, vision.attention
     with pytest.raises(KeyError), step.in_plain_steps():
         assert decoder.attention is vision.attention is step.attention_as_written
         raise KeyError
-    assert (blocks.THREADS, decoder.attention, vision.attention) == before
+    assert (threads.THREADS, decoder.attention, vision.attention) == before

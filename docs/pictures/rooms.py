@@ -29,7 +29,7 @@ def room_of(module):
     first = module.partition(".")[0]
     if "." in module or (PACKAGE / first).is_dir():
         return first
-    return "held" if first in HELD else "" if first in ("errors", "__init__") else "commands"
+    return "held" if first in HELD else "" if first in ("errors", "threads", "__init__") else "commands"
 
 
 def imports_of(path):

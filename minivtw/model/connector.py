@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..threads import threads_that_fit
 from .layers import ACTIVATIONS, Linear, linear, mlp
 
 
@@ -18,7 +19,8 @@ class Connector:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """features: (features, vision width). Returns visual tokens (features, decoder width)."""
-        return mlp(features, self.up, self.down, ACTIVATIONS[self.activation])
+        with threads_that_fit(len(features), *self.up.weight.shape):
+            return mlp(features, self.up, self.down, ACTIVATIONS[self.activation])
 
 
 def pixel_shuffle(features: np.ndarray, factor: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..threads import threads_that_fit
 from .attention import attention, attention_probabilities, rotary, rotate, split_heads
 from .layers import Linear, Observe, check_finite, linear, rms_norm, swiglu
 from .tokens import LayerCount, Method, PreviousLayer, Tokens
@@ -76,12 +77,13 @@ def forward(
     (`methods/withdrawal.py`); None: all, everywhere. `start` and `stop` run a part of the stack. `observe(name, array)`
     sees each layer's attention probabilities and hidden states. Returns the `Tokens` that reached the end.
     """
-    for index in range(start, len(decoder.layers) if stop is None else stop):
-        seen = observe and (lambda name, array: observe(f"decoder.layers.{index}.{name}", array))
-        if method:  # such as Visual Tokens Withdrawal
-            tokens = method(index, tokens)
-        tokens = decoder_layer(decoder, index, tokens, seen)
-        check_finite(tokens.hidden, f"layer {index} of the decoder")
+    with threads_that_fit(len(tokens), decoder.config.width, decoder.config.mlp_width):
+        for index in range(start, len(decoder.layers) if stop is None else stop):
+            seen = observe and (lambda name, array: observe(f"decoder.layers.{index}.{name}", array))
+            if method:  # such as Visual Tokens Withdrawal
+                tokens = method(index, tokens)
+            tokens = decoder_layer(decoder, index, tokens, seen)
+            check_finite(tokens.hidden, f"layer {index} of the decoder")
     return tokens
 
 
@@ -89,4 +91,5 @@ def forward(
 def logits(decoder: Decoder, hidden: np.ndarray) -> np.ndarray:
     """Final norm and head. hidden: (tokens, width). Returns (tokens, vocabulary)."""
     head = decoder.embedding.T if decoder.head is None else decoder.head  # (width, vocabulary)
-    return check_finite(rms_norm(hidden, decoder.norm, decoder.config.rms_norm_eps) @ head, "the decoder's head")
+    with threads_that_fit(len(hidden), *head.shape):
+        return check_finite(rms_norm(hidden, decoder.norm, decoder.config.rms_norm_eps) @ head, "the decoder's head")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..threads import threads_that_fit
 from .attention import attention, attention_probabilities, split_heads
 from .layers import ACTIVATIONS, LayerNorm, Linear, Observe, check_finite, layer_norm, linear, mlp
 
@@ -109,21 +110,22 @@ def encode(vision: Vision, pixels: np.ndarray, observe: Observe = None, tower: T
     remembers what enters the last one. Returns (features, width) float32.
     """
     config, show = vision.config, observe or (lambda name, array: None)
-    hidden = linear(patchify(pixels, config.patch_size), vision.patch_embedding)  # (patches, width)
-    if vision.class_embedding is not None:
-        hidden = np.concatenate([vision.class_embedding[None], hidden])  # (1 + patches, width)
-    hidden = hidden + vision.position_embedding
-    if vision.pre_norm is not None:
-        hidden = layer_norm(hidden, vision.pre_norm, config.layer_norm_eps)
-    show("vision.embeddings", hidden)
+    with threads_that_fit(config.patches, config.width, config.mlp_width):
+        hidden = linear(patchify(pixels, config.patch_size), vision.patch_embedding)  # (patches, width)
+        if vision.class_embedding is not None:
+            hidden = np.concatenate([vision.class_embedding[None], hidden])  # (1 + patches, width)
+        hidden = hidden + vision.position_embedding
+        if vision.pre_norm is not None:
+            hidden = layer_norm(hidden, vision.pre_norm, config.layer_norm_eps)
+        show("vision.embeddings", hidden)
 
-    for index in range(config.used_layers):
-        seen = observe and (lambda name, array: observe(f"vision.layers.{index}.{name}", array))
-        if tower and index == config.used_layers - 1:
-            tower.entering.append(hidden)
-        hidden = vision_layer(hidden, vision.layers[index], config, seen)
-        check_finite(hidden, f"layer {index} of the vision tower")
-        show(f"vision.layers.{index}.hidden", hidden)
+        for index in range(config.used_layers):
+            seen = observe and (lambda name, array: observe(f"vision.layers.{index}.{name}", array))
+            if tower and index == config.used_layers - 1:
+                tower.entering.append(hidden)
+            hidden = vision_layer(hidden, vision.layers[index], config, seen)
+            check_finite(hidden, f"layer {index} of the vision tower")
+            show(f"vision.layers.{index}.hidden", hidden)
 
     if config.post_norm:
         hidden = layer_norm(hidden, vision.post_norm, config.layer_norm_eps)

@@ -1,0 +1,74 @@
+"""How many threads compute: BLAS's own, or workers with one BLAS thread each, or one thread alone."""
+
+import contextlib
+import ctypes
+import os
+import pathlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+
+def blas_function(name: str) -> Any:
+    """A function of the OpenBLAS that came with NumPy; None where NumPy has another BLAS."""
+    package = pathlib.Path(np.__file__).parent
+    for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
+        for full_name in (f"scipy_openblas_{name}64_", f"openblas_{name}64_"):
+            if function := getattr(ctypes.CDLL(str(path)), full_name, None):
+                return function
+    return None
+
+
+get_blas_threads, set_blas_threads = blas_function("get_num_threads"), blas_function("set_num_threads")
+THREADS = get_blas_threads() if get_blas_threads else 1  # every core, or OPENBLAS_NUM_THREADS or OMP_NUM_THREADS
+WORKERS: ThreadPoolExecutor
+BUSY: threading.Lock  # held while the workers work
+
+
+def prepare() -> None:
+    """Workers for this process: a forked one has none of its parent's threads. They start with the first work."""
+    global WORKERS, BUSY
+    WORKERS = ThreadPoolExecutor(THREADS, initializer=lambda: np.seterr(all="ignore"))  # as in `decoder_layer`
+    BUSY = threading.Lock()
+
+
+prepare()
+if hasattr(os, "register_at_fork"):  # all but Windows
+    os.register_at_fork(after_in_child=prepare)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[bool]:
+    """One thread for BLAS, and the workers for the caller alone. False: somebody has them already, perhaps the caller."""
+    if not BUSY.acquire(blocking=False):
+        yield False
+        return
+    before = get_blas_threads()
+    set_blas_threads(1)
+    try:
+        yield True
+    finally:
+        set_blas_threads(before)
+        BUSY.release()
+
+
+def threads_that_fit(rows: int, into: int, out: int) -> AbstractContextManager[object]:
+    """One thread for a layer whose largest product is too small to share, or if no core is free: waiting takes longer.
+
+    With fewer than about 11 rows, a product takes as long as its weights take to be read.
+    """
+    is_small = max(rows, 11) * into * out < 1 << 23  # multiplications: about a tenth of a millisecond of a core
+    return alone() if THREADS > 1 and (is_small or is_crowded()) else contextlib.nullcontext()
+
+
+def is_crowded() -> bool:
+    """Whether more threads want to run than there are cores, where Linux tells it."""
+    try:
+        running = pathlib.Path("/proc/loadavg").read_text(encoding="utf-8").split()[3].partition("/")[0]
+    except OSError:
+        return False
+    return int(running) > (os.cpu_count() or 1)
