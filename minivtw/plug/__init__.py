@@ -21,6 +21,6 @@ except ImportError as error:
     sys.exit(refuse(needs))
 
 from .calibration import calibrate
-from .contexts import freeze, withdraw
+from .contexts import freeze, withdraw, withdraw_by_default
 
-__all__ = ["calibrate", "freeze", "withdraw"]
+__all__ = ["calibrate", "freeze", "withdraw", "withdraw_by_default"]
