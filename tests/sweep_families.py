@@ -56,11 +56,15 @@ TOWER = {
 DEPTHS = ("num_hidden_layers", "depth", "num_layers")  # which lists may have as many entries as
 
 
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+GLM = {**ROPE, "partial_rotary_factor": 0.5}
 OWN = {  # what some families need besides
-    "glm5_next": {"num_key_value_heads": 4}, "glm46v": {"head_dim": 16}, "glm4v": {"head_dim": 16},
-    "glm4v_moe": {"head_dim": 32}, "glm_ocr": {"head_dim": 16}, "molmo2": {"vision_feature_layer": [0]},
-    "deepseek_ocr2": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
-    "hunyuan_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    **dict.fromkeys(
+        ("glm4v", "glm46v", "glm4v_moe", "glm_ocr"), {"rope_parameters": {**GLM, "mrope_section": [1, 1, 0]}}
+    ),
+    "glm5_next": {"num_key_value_heads": 4, "qk_rope_head_dim": 0}, "molmo2": {"vision_feature_layer": [0]},
+    "deepseek_ocr2": {"rope_parameters": ROPE}, "hunyuan_vl": {"rope_parameters": ROPE},
+    "dots3_note": {"num_key_value_heads": 4}, "kimi_k25": {"num_key_value_heads": 4},
 }  # fmt: skip
 
 
