@@ -62,6 +62,9 @@ OWN = {  # what some families need besides
     **dict.fromkeys(
         ("glm4v", "glm46v", "glm4v_moe", "glm_ocr"), {"rope_parameters": {**GLM, "mrope_section": [1, 1, 0]}}
     ),
+    **dict.fromkeys(
+        ("qwen2_vl", "qwen2_5_vl", "paddleocr_vl"), {"rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}}
+    ),
     "glm5_next": {"num_key_value_heads": 4, "qk_rope_head_dim": 0}, "molmo2": {"vision_feature_layer": [0]},
     "deepseek_ocr2": {"rope_parameters": ROPE}, "hunyuan_vl": {"rope_parameters": ROPE},
     "dots3_note": {"num_key_value_heads": 4}, "kimi_k25": {"num_key_value_heads": 4},
@@ -293,7 +296,7 @@ def table(found: dict[str, dict[str, str]]) -> str:
         f"| {word} | {len(names)} | {'; '.join(names) if word == 'refused' else ', '.join(names)} |"
         for word, names in kinds.items()
     ]
-    head = f"transformers {hf.__version__}: {len(found)} families\n\n| | | |\n| --- | ---: | --- |\n"
+    head = f"transformers {hf.__version__}: {len(found)} of {len(list(families(False)))} families\n\n| | | |\n| --- | ---: | --- |\n"
     return head + "\n".join(sorted(rows)) + "\n"
 
 
