@@ -279,7 +279,7 @@ class Reference:
     """A model folder in transformers, float32, with attention that shows its probabilities."""
 
     def __init__(self, folder):
-        self.processor = AutoProcessor.from_pretrained(folder)
+        self.processor = AutoProcessor.from_pretrained(folder, backend="pil")
         load = LlavaForConditionalGeneration.from_pretrained
         self.model = load(folder, dtype=torch.float32, attn_implementation="eager").eval()
 

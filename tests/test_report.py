@@ -195,6 +195,12 @@ def test_stacked_bars_fill_the_plot():
     assert bars[1] == pytest.approx(3 * bars[0], abs=0.2)
 
 
+def test_a_long_prompt_is_told_what_it_will_make(vlm, monkeypatch):
+    monkeypatch.setattr(stories, "MANY", 1000)
+    with pytest.warns(UserWarning, match="grows with the square of its prompt: .* tokens make a page of about"):
+        stories.story_of(vlm, scene(), QUESTION, None)
+
+
 def test_door_writes_the_page(picture, tmp_path):
     ran = run(report.main, picture, QUESTION, "-o", tmp_path / "out.html", "--withdraw", K)
     assert ran.code == 0 and "out.html" in ran.out

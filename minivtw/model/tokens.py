@@ -53,13 +53,10 @@ class Tokens:
         hidden = self.hidden[stay]  # (staying, width)
         visual, turns = self.is_visual[stay], self.rotary_positions[stay]  # (staying,)
         works = None if self.works is None else self.works[stay]  # (staying,)
-        tokens = replace(
-            self, hidden=hidden, positions=positions, is_visual=visual, rotary_positions=turns, works=works
-        )
-        if self.leaders is None:
-            return tokens
-        leaders = self.leaders[stay]  # (staying,)
-        return replace(tokens, leaders=np.where(np.isin(leaders, positions), leaders, positions))  # or frozen
+        changed: dict[str, Any] = {"hidden": hidden, "positions": positions, "is_visual": visual, "works": works}
+        if self.leaders is not None:  # whose leader has gone is frozen
+            changed["leaders"] = np.where(np.isin(self.leaders[stay], positions), self.leaders[stay], positions)
+        return replace(self, **changed, rotary_positions=turns)
 
     def freeze(self, frozen: np.ndarray) -> "Tokens":
         """The same tokens, of which the next layer only reads the frozen ones; frozen: (tokens,) booleans."""

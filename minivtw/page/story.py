@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import pathlib
+import warnings
 from html import escape
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from .charts import line_chart, stacked_bars
 from .page import filled, packed, page_css, part
 from .watching import LONGEST_ANSWER, EmbeddedQuestion, ask, frame, readings, responded, see, shown, traces
 
+MANY = 500_000  # attention weights of a report, which it shows one by one; each is some twenty bytes of the page
 REPEATS = 5  # of each timed answer; the fastest counts
 
 
@@ -74,6 +76,11 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None) -> Story:
     leaves = withdrawal_layer(method) if method else layers
     is_own = method is not None and spec_of(method) != f"withdraw:layer={leaves}"
     words = np.flatnonzero(~is_visual)
+    if (weights := len(words) * layers * len(is_visual)) > MANY:
+        size = f"a page of about {weights * 20 / 1e6:.0f} MB, and minutes"
+        warnings.warn(
+            f"a report grows with the square of its prompt: {len(is_visual)} tokens make {size}", stacklevel=2
+        )
     attention = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)
     attention[words] = traces(vlm.decoder, prompt, (), None, words.tolist()).attention.mean(2)
     return Story(

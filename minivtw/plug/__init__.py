@@ -10,9 +10,9 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from .calibration import calibrate
-    from .contexts import freeze, withdraw
+    from .contexts import freeze, withdraw, withdraw_by_default
 
-__all__ = ["calibrate", "freeze", "withdraw"]
+__all__ = ["calibrate", "freeze", "withdraw", "withdraw_by_default"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,8 @@ from torch import nn
 from ..errors import InputError
 from ..inputs.opening import open_image
 from ..search.layer import ETA, choose_layer, divergence
-from .anatomy import Anatomy, anatomy, hidden_states
+from .anatomy import Anatomy, VisualIds, anatomy
+from .calls import belongs_to_tokens, hidden_states, part_of
 from .contexts import plugged
 from .rows import Rows, all_keys, narrow_mask, rows_of, take
 
@@ -27,16 +28,17 @@ def calibrate(
     samples: Iterable,
     eta: float = ETA,
     progress: Callable[[int], object] = lambda done: None,
+    visual_ids: VisualIds = None,
 ) -> dict:
     """The first layer before which withdrawal changes the next token by at most `eta`: KL(withdrawn || full), in nats.
 
     samples: pairs of an image (a path, a Pillow image, or a list of them) and a question, or mappings of ready inputs,
-    which need no processor. Returns what minivtw's withdrawal.json holds: `withdraw_layer`, and in `curve` each K's
+    which need no processor; visual_ids: as for `withdraw`. Returns what minivtw's withdrawal.json holds: `withdraw_layer`, and in `curve` each K's
     mean over the samples. Raises InputError for what is not understood, and where no layer is quiet enough.
     """
     curves = []
     for done, sample in enumerate(samples, 1):
-        curves.append(kl_curve(model, inputs_of(model, processor, sample)))
+        curves.append(kl_curve(model, inputs_of(model, processor, sample), visual_ids))
         progress(done)
     if not curves:
         raise InputError("calibration needs samples: pairs of an image and a question")
@@ -77,18 +79,18 @@ def prompt(processor: Any, images: list, question: str) -> Any:
 
 
 @torch.no_grad()
-def kl_curve(model: Any, inputs: Mapping[str, Any]) -> np.ndarray:
+def kl_curve(model: Any, inputs: Mapping[str, Any], visual_ids: VisualIds = None) -> np.ndarray:
     """For each K from 0 to layers - 1: KL(withdrawn || full) of a prompt's next token. (layers,) float64, nats."""
-    parts = anatomy(model)
-    with plugged(model, len(parts.layers), ()):  # refuses a model within a context
+    parts = anatomy(model, visual_ids)
+    with plugged(model, len(parts.layers), (), visual_ids):  # refuses a model within a context
         full, entering = run_in_full(model, parts, inputs)
     ids = inputs["input_ids"]
-    visual = torch.isin(ids, torch.tensor(parts.visual_ids, device=ids.device))  # (1, tokens)
+    visual = parts.visual(ids)  # (1, tokens)
     if len(visual) != 1 or not visual.any() or visual[0, -1]:
         raise InputError("a calibration sample must be one prompt with an image that ends with text")
     rows = rows_of(~visual)
     hidden: Any = None
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for layer, (states, kwargs) in zip(parts.layers, entering):
         joins = take(states, rows)  # (1, rows, width): the candidate that withdraws here
         hidden = joins if hidden is None else torch.cat([hidden, joins.to(hidden.device)])  # (candidates, rows, width)
@@ -122,17 +124,16 @@ def head(model: Any, parts: Anatomy, hidden: torch.Tensor) -> torch.Tensor:
     return model.get_output_embeddings()(parts.decoder.norm(hidden))[:, 0]
 
 
-def narrowed(kwargs: dict[str, Any], rows: Rows, memo: dict[int, Any]) -> dict[str, Any]:
+def narrowed(kwargs: dict[str, Any], rows: Rows, memo: dict[Any, Any]) -> dict[str, Any]:
     """A layer's arguments, its states apart, for the rows that stay; layers of one kind share what is made."""
-    changed = {**kwargs, "position_ids": None}
-    changed.pop("hidden_states", None)
+    changed = {name: value for name, value in kwargs.items() if name != "hidden_states"}
     mask = kwargs.get("attention_mask")
     if mask is not None:
         if id(mask) not in memo:
             text = all_keys(1, 0, rows.index.device).grown(rows, 0, mask.shape[-1])
             memo[id(mask)] = narrow_mask(mask, rows, text, mask.shape[-1])
         changed["attention_mask"] = memo[id(mask)]
-    for name, pair in kwargs.items():
-        if name.startswith("position_embeddings"):
-            changed[name] = memo.setdefault(id(pair[0]), tuple(take(part, rows) for part in pair))
+    for name, value in kwargs.items():
+        if belongs_to_tokens(name):
+            changed[name] = memo.setdefault((name, id(value)), part_of(value, rows, name))
     return changed

@@ -76,13 +76,13 @@ def all_keys(batch: int, tokens: int, device: torch.device) -> Keys:
     return Keys(torch.arange(tokens, device=device).expand(batch, -1))
 
 
-def causal_mask(query: torch.Tensor, keys: Keys, window: int | None) -> torch.Tensor:
+def causal_mask(query: torch.Tensor, keys: Keys, window: int | None, sees_later: bool = False) -> torch.Tensor:
     """Which query may see which key, by their places alone: (batch, 1, rows, keys) booleans.
 
-    query: (batch, rows) places; window: how far a local layer looks back, or None.
+    query: (batch, rows) places; window: how far a local layer looks back, or None; sees_later: it is not causal.
     """
     query, places = query[:, None, :, None], keys.places[:, None, None]
-    seen = (places >= 0) & (places <= query)
+    seen = (places >= 0) & ((places <= query) | sees_later)
     return seen if window is None else seen & (places > query - window)
 
 

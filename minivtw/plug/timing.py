@@ -9,9 +9,11 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ..checkpoints.checkpoint import available_memory
+from ..checkpoints.hub import model_folder
 from ..errors import InputError
 from .anatomy import Anatomy, anatomy
-from .contexts import freeze
+from .contexts import plugged
 from .shapes import SHAPES
 
 
@@ -24,14 +26,25 @@ class Run(NamedTuple):
 
 
 def load(name: str, device: str, dtype: str, attention: str) -> Any:
-    """A folder, a name on the hub, or a shape of SHAPES -> the model, on the device."""
-    kind = transformers.AutoModelForImageTextToText
+    """A folder, a name, or a shape of SHAPES -> the model, on the device. Raises InputError, also for lack of memory."""
+    kind: Any = transformers.AutoModelForImageTextToText
     options = dict(dtype=getattr(torch, dtype), attn_implementation=attention)
+    folder = None if name in SHAPES else model_folder(name)
     try:
-        if name in SHAPES:
+        shape = SHAPES[name].config if folder is None else None
+        config = shape() if shape else transformers.AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):  # costs nothing
+            weights = sum(weight.numel() for weight in kind.from_config(config).parameters())
+        needed, free = weights * options["dtype"].itemsize, available_memory()
+        if device == "cpu" and free is not None and needed > free:
+            sizes = f"{needed / 1e9:.1f} GB of memory in {dtype}, and {free / 1e9:.1f} GB are free"
+            raise InputError(f"{name} needs {sizes}; try --dtype bfloat16 or a GPU")
+        if folder is None:
             with torch.device(device):
-                return kind.from_config(SHAPES[name].config(), **options).eval()  # type: ignore[misc]
-        return kind.from_pretrained(name, **options).to(device).eval()
+                return kind.from_config(config, **options).eval()
+        return kind.from_pretrained(folder, **options).to(device).eval()
+    except InputError:
+        raise
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
 
@@ -84,11 +97,6 @@ def flops(model: Any, context: Any, ids: torch.Tensor) -> int:
 
 def compared(chosen: Any) -> dict:
     """What the command prints as JSON. Raises InputError, and MemoryError where PyTorch has no room."""
-    has_cuda = torch.cuda.is_available()
-    chosen.device = chosen.device or ("cuda" if has_cuda else "cpu")
-    chosen.dtype = chosen.dtype or ("float32" if chosen.device == "cpu" else "bfloat16")
-    if chosen.device.startswith("cuda") and not has_cuda:
-        raise InputError("PyTorch finds no CUDA device here")
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     transformers.utils.logging.disable_progress_bar()
@@ -98,7 +106,7 @@ def compared(chosen: Any) -> dict:
     if most and (tokens := chosen.visual + chosen.text + chosen.new_tokens) > most:
         raise InputError(f"--visual, --text and --new-tokens make {tokens:,} tokens; the model has {most:,} positions")
     plans = [(count, ()), *((layer, chosen.freeze) for layer in chosen.withdraw or (count // 2,))]
-    contexts = [functools.partial(freeze, model, frozen, layer) for layer, frozen in plans]
+    contexts = [functools.partial(plugged, model, layer, frozen, warns=False) for layer, frozen in plans]
     for context in contexts:
         with context():  # refuses what is not understood before anything is timed
             pass

@@ -164,7 +164,7 @@ def models(folder):
     """(transformers' processor, ours) of a published folder."""
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(folder), blank_vlm(folder)[0]
+    return AutoProcessor.from_pretrained(folder, backend="pil"), blank_vlm(folder)[0]
 
 
 @pytest.mark.live

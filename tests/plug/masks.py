@@ -22,14 +22,17 @@ def forbidden(model, layer, frozen=()):
     def forbid(module, args, kwargs):
         mask, tokens = kwargs["attention_mask"], visual.shape[1]
         if mask is None:
-            mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]
+            mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
+            mask = mask.tril() if getattr(module.self_attn, "is_causal", True) else mask
         hidden = visual[:, None, None, :] & ~visual[:, None, :, None]
         lowest = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         return args, {**kwargs, "attention_mask": mask.expand(len(visual), -1, -1, -1).masked_fill(hidden, lowest)}
 
     def unchanged(module, args, kwargs, output):
         came = args[0] if args else kwargs["hidden_states"]
-        return torch.where(visual[..., None], came, output)
+        made = output[0] if isinstance(output, tuple) else output
+        made = torch.where(visual[..., None], came, made)
+        return (made, *output[1:]) if isinstance(output, tuple) else made
 
     handles = [model.register_forward_pre_hook(mark, with_kwargs=True)]
     for index, module in enumerate(layers_of(model)):

@@ -62,7 +62,7 @@ def llava(text, vision, **more):
 
 
 def qwen_vl(kind, vision):
-    text = {**TEXT, **MROPE, "bos_token_id": 1, "eos_token_id": 99}
+    text = {**TEXT, **MROPE, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 99}
     return kind(
         text_config=text,
         vision_config=vision,
@@ -117,6 +117,10 @@ QWEN_25 = {
     **QWEN, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16,
     "fullatt_block_indexes": [1],
 }  # fmt: skip
+QWEN_3 = dict(
+    depth=3, hidden_size=16, out_hidden_size=32, intermediate_size=24, num_heads=2, patch_size=4, spatial_merge_size=2,
+    temporal_patch_size=2, num_position_embeddings=16, deepstack_visual_indexes=[0, 1],
+)  # fmt: skip
 WHOLE_TOWER = dict(vision_feature_layer=-1, vision_feature_select_strategy="full")
 
 
@@ -146,6 +150,7 @@ def families():
         "qwen2.5-vl": Family(
             lambda: qwen_vl(hf.Qwen2_5_VLConfig, QWEN_25), hf.Qwen2_5_VLForConditionalGeneration, grids, types
         ),
+        "qwen3-vl": Family(lambda: qwen_vl(hf.Qwen3VLConfig, QWEN_3), hf.Qwen3VLForConditionalGeneration, grids, types),
         "internvl": Family(internvl, hf.InternVLForConditionalGeneration, plain),
         "gemma3": Family(lambda: gemma3(64), hf.Gemma3ForConditionalGeneration, plain, "token_type_ids"),
         "gemma3-short-window": Family(lambda: gemma3(9), hf.Gemma3ForConditionalGeneration, plain, "token_type_ids"),
@@ -160,8 +165,11 @@ def build(name, seed=0, attention="sdpa"):
     """A random model whose images matter: weights as large as trained ones, none of transformers' tiny first ones."""
     torch.manual_seed(seed)
     family = families()[name]
-    config = family.config()
-    model = family.model._from_config(config, attn_implementation=attention).eval()
+    return enliven(family.model._from_config(family.config(), attn_implementation=attention).eval())
+
+
+def enliven(model):
+    """Weights as large as trained ones, and no end to what is said."""
     for parameter_name, weight in model.named_parameters():
         if weight.ndim > 1 and "norm" not in parameter_name:
             weight.data.normal_(std=1.0 / weight[0].numel() ** 0.5 if "embed" not in parameter_name else 1.0)

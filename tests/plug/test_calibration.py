@@ -18,7 +18,7 @@ def loaded(folder):
     import transformers
 
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval()
-    return model, transformers.AutoProcessor.from_pretrained(folder)
+    return model, transformers.AutoProcessor.from_pretrained(folder, backend="pil")
 
 
 def asked(folder, most, prompt):

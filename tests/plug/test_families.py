@@ -8,7 +8,7 @@ pytestmark = pytest.mark.live
 
 FAMILIES = (
     "llava", "llava-interleave", "llava-next", "llava-onevision", "idefics3", "smolvlm", "qwen2-vl", "qwen2.5-vl",
-    "internvl", "gemma3", "gemma3-short-window", "paligemma",
+    "qwen3-vl", "internvl", "gemma3", "gemma3-short-window", "paligemma",
 )  # fmt: skip
 TOLERANCE = 1e-5  # of the largest logit
 LAYERS = 6

@@ -42,7 +42,7 @@ def test_leaving_restores_the_model(zoo, plug, answer):
 def test_nested_contexts_of_one_model_are_refused_and_of_two_are_not(zoo, plug, built):
     model, other = built("llava"), built("smolvlm")
     hooks = hooks_of(model)
-    with plug.withdraw(model, 2), plug.withdraw(other, 3):
+    with pytest.warns(UserWarning, match="nothing was withdrawn"), plug.withdraw(model, 2), plug.withdraw(other, 3):
         with refused("already"), plug.withdraw(model, 3):
             pass
         with refused("already"), plug.freeze(model, [0], 3):
@@ -98,21 +98,16 @@ def test_a_stored_layer(plug, built, tmp_path, answer, zoo):
 def test_models_that_are_not_understood(zoo, plug, built):
     import transformers as hf
 
-    torch = zoo.torch
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    deepstack = hf.Qwen3VLConfig(
-        text_config={**zoo.TEXT, "head_dim": 8, "rope_parameters": rope}, image_token_id=90,
-        vision_config=dict(
-            depth=2, hidden_size=16, out_hidden_size=32, intermediate_size=24, num_heads=2, patch_size=4,
-            deepstack_visual_indexes=[0],
-        ),
-    )  # fmt: skip
+    torch, mixed = zoo.torch, zoo.build("llava")
+    layer = zoo.layers_of(mixed)[2]
+    layer.linear_attn = layer.self_attn
+    del layer.self_attn
     for model, words in (
         ("LLaVA", "not str"),
         (torch.nn.Linear(1, 1), "not Linear"),
         (hf.LlamaForCausalLM(hf.LlamaConfig(**zoo.TEXT)), "no visual tokens"),
         (hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)), "0 decoders"),
-        (hf.Qwen3VLForConditionalGeneration(deepstack), "visual_pos_masks and deepstack_visual_embeds"),
+        (mixed, r"some of its layers \(LlamaDecoderLayer\) have no self_attn, but linear_attn"),
         (torch.compile(built("llava")), "compiled"),
     ):
         with refused(words), plug.withdraw(model, 2):
@@ -125,9 +120,6 @@ def test_models_that_are_not_understood(zoo, plug, built):
     unknown.model.language_model.config._attn_implementation = "flex_attention_of_another_kind"
     with refused("flex_attention_of_another_kind is not understood"), plug.withdraw(unknown, 2):
         unknown(input_ids=torch.tensor([[3, 4]]))
-    local = built("gemma3")
-    with refused("sees only the last 64"), plug.freeze(local, [0]):
-        pass
 
 
 def test_arguments_of_layers_that_are_not_understood(zoo, plug):
