@@ -22,7 +22,6 @@ SCENE, THREE = str(ROOT / "docs/pictures/scene.png"), str(ROOT / "docs/pictures/
 QUESTIONS = ["What color is the star?", "How many objects are there?", "Describe the image."]
 BLIND = [
     None, "withdraw:layer=5", "withdraw:layer=0", "withdraw:layer=12", "freeze:layers=3-4+withdraw:layer=5",
-    "share:layers=1-4,keep=0.35,by=likeness+withdraw:layer=5",
     "uniform:layer=2,keep=0.46", "random:layer=2,keep=0.46", "visionzip:keep=0.55", "fastervlm:keep=0.55", "divprune:keep=0.55",
     "withdraw:layer=5+renumber:layer=5", "renumber:layer=3+own_positions",
 ]  # fmt: skip

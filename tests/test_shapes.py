@@ -229,7 +229,7 @@ class Checker:
 
 
 TEXTS = [
-    "share:layers=1-3,keep=0.3", "share:layers=2,keep=0.5,by=likeness",
+    "share:layers=1-3,keep=0.3",
     "withdraw:layer=5", "freeze:layers=3-4+withdraw:layer=4", "fastv:layer=2,keep=0.5", "looked_at:layer=3,keep=0.4", "pyramiddrop:layers=2/5,keep=0.5",
     "sparsevlm:layers=2/5,keep=0.5", "dart:layer=2,keep=0.4", "random:layer=2,keep=0.5", "uniform:layer=2,keep=0.5", "adaptive",
     "visionzip:keep=0.3", "fastervlm:keep=0.3", "divprune:keep=0.3", "random_tokens:layer=3", "withdraw:layer=4+renumber:layer=4",

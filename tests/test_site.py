@@ -54,7 +54,7 @@ def test_the_page_is_that_of_explore_with_a_policy_and_hashes(tmp_path):
     assert "default-src 'none'" in page and "for index in range(start" in page and not re.search("<!--[a-z]+-->", page)
     line = int(re.search(r"source/model/decoder.py/#L(\d+)", page)[1])
     source = (build.ROOT / "minivtw" / "model" / "decoder.py").read_text(encoding="utf-8").splitlines()
-    assert source[line - 1].startswith("    for index in range(start")
+    assert source[line - 1].lstrip().startswith("for index in range(start")
 
 
 def test_the_source_pages_find_their_style(tmp_path):

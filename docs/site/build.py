@@ -64,7 +64,7 @@ def recorded() -> dict[str, dict]:
 def card(has_chapters: bool) -> str:
     """The cell for a reader's own method, and beside it the code that calls it."""
     lines, first = inspect.getsourcelines(decoder.forward)
-    start = next(number for number, line in enumerate(lines) if line.startswith("    for index"))
+    start = next(number for number, line in enumerate(lines) if line.lstrip().startswith("for index"))
     loop = textwrap.dedent("".join(lines[start:-1]))
     text = (HERE / "mine.html").read_text(encoding="utf-8")
     for gap, content in {

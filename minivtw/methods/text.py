@@ -31,7 +31,6 @@ Layers = Annotated[Collection[int], "layers of the decoder"]
 Share = Annotated[float, "from 0 to 1"]
 Count = Annotated[int, "1 or more"]
 Seed = Annotated[int, "0 or more"]
-By = Annotated[str, "looks or likeness"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +79,9 @@ def checked_share(share: Any, name: str) -> float:
     return float(share)
 
 
-def checked_by(value: Any, name: str) -> str:
-    if value not in ("looks", "likeness"):
-        raise InputError(f"{name} is looks or likeness, not {value!r}")
-    return str(value)
-
-
 def written(value: Any) -> str:
-    """A parameter as text: numbers and words as they are, layers as 4/9/18-23."""
-    if isinstance(value, str) or not isinstance(value, Collection):
+    """A parameter as text: numbers as they are, layers as 4/9/18-23."""
+    if not isinstance(value, Collection):
         return f"{value:g}" if isinstance(value, float) else str(value)
     layers = sorted(value)
     firsts = [layer for layer in layers if layer - 1 not in value]
@@ -114,7 +107,6 @@ KINDS: dict[Any, tuple[Callable[[str], Any], Callable[[Any, str], Any]]] = {
     Share: (float, checked_share),
     Count: (int, functools.partial(checked_int, least=1)),
     Seed: (int, checked_int),
-    By: (str, checked_by),
     **{plain: (plain, lambda value, _: value) for plain in (int, float, str)},  # of a reader's own function
 }
 

@@ -15,17 +15,12 @@ from .blocks import by_rows
 Observe = Callable[[str, np.ndarray], None] | None  # sees an intermediate array by its name; None: nobody looks
 
 
-def mean_squares(x: np.ndarray) -> np.ndarray:
-    """Each row's mean of squares, as its product with itself: no array of squares. x: (tokens, width). Returns (tokens, 1)."""
-    return (x[:, None] @ x[:, :, None])[:, 0] / np.float32(x.shape[1])
-
-
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """Root-mean-square norm (Zhang & Sennrich 2019): x / sqrt(mean(x^2) + eps) * weight.
 
     x: (tokens, width); weight: (width,). Returns (tokens, width).
     """
-    normed = x / np.sqrt(mean_squares(x) + np.float32(eps))  # (tokens, width)
+    normed = x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) / np.float32(x.shape[-1]) + np.float32(eps))
     normed *= weight
     return normed
 
@@ -50,7 +45,7 @@ def layer_norm(x: np.ndarray, norm: LayerNorm, eps: float) -> np.ndarray:
     x: (tokens, width). Returns (tokens, width).
     """
     normed = x - np.mean(x, axis=-1, keepdims=True)  # (tokens, width)
-    normed /= np.sqrt(mean_squares(normed) + np.float32(eps))
+    normed /= np.sqrt(np.mean(normed * normed, axis=-1, keepdims=True) + eps)
     normed *= norm.weight
     normed += norm.bias
     return normed

@@ -97,6 +97,11 @@ def flops(model: Any, context: Any, ids: torch.Tensor) -> int:
 
 def compared(chosen: Any) -> dict:
     """What the command prints as JSON. Raises InputError, and MemoryError where PyTorch has no room."""
+    has_cuda = torch.cuda.is_available()
+    chosen.device = chosen.device or ("cuda" if has_cuda else "cpu")
+    chosen.dtype = chosen.dtype or ("float32" if chosen.device == "cpu" else "bfloat16")
+    if chosen.device.startswith("cuda") and not has_cuda:
+        raise InputError("PyTorch finds no CUDA device here")
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     transformers.utils.logging.disable_progress_bar()
