@@ -193,7 +193,7 @@ def test_importing_the_package_needs_no_torch():
         "import sys, minivtw, minivtw.generate; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    attempt = "try:\n    import minivtw.plug\nexcept ValueError as error:\n    print(error)"
+    attempt = "try:\n    from minivtw.plug import withdraw\nexcept ValueError as error:\n    print(error)"
     missing = "import sys; sys.modules['torch'] = None\n" + attempt
     ran = subprocess.run([sys.executable, "-c", missing], capture_output=True, encoding="utf-8")
     assert ran.stdout == "minivtw.plug needs two packages: pip install 'minivtw[transformers]'\n"
