@@ -6,6 +6,7 @@ layer does with them, so that a share of the prefill's operations is saved, or a
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from . import load
@@ -46,6 +47,12 @@ def curve_table(found: dict[str, Any], unit: str) -> str:
     return "\n".join([f"{found['criterion']} ({unit}), {mean}", *rows])
 
 
+def announce(seconds: float) -> None:
+    """Say on a terminal how long a search will take; elsewhere standard error is for what goes wrong."""
+    if sys.stderr.isatty():
+        say(f"the search takes about {seconds / 60:.0f} minutes")
+
+
 def main(arguments: list[str]) -> None:
     options = Parser(prog="minivtw.calibrate", description="Find where a model can spare its visual tokens.")
     add = options.add_argument
@@ -82,9 +89,8 @@ def main(arguments: list[str]) -> None:
     samples = read_questions(folder, most=chosen.limit)
     check_questions(vlm, samples)
     if chosen.save or chosen.schedule:
-        about = lambda seconds: say(f"{len(samples)} samples take about {seconds / 60:.0f} minutes")
         progress = progress_line(what="samples run")
-        found = find_schedule(vlm, samples, chosen.save, chosen.threshold, progress, about)
+        found = find_schedule(vlm, samples, chosen.save, chosen.threshold, progress, announce)
         text = path_table(found)
     else:
         found = calibrate(vlm, samples, chosen.criterion, chosen.threshold, progress_line(len(samples)))

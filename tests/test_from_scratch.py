@@ -163,7 +163,8 @@ METADATA = st.none() | st.dictionaries(st.text("abc", min_size=1), st.text("xyz 
 @settings(max_examples=60)
 @given(filled=FILLED, metadata=METADATA)
 def test_files_go_both_ways(filled, metadata):
-    for written, read in ((tensors.save(filled, metadata), safetensors.numpy.load), (safetensors.numpy.save(filled, metadata), tensors.load)):  # fmt: skip
+    by_library = safetensors.numpy.save(filled, metadata if filled else None)  # 0.4 writes no JSON for metadata alone
+    for written, read in ((tensors.save(filled, metadata), safetensors.numpy.load), (by_library, tensors.load)):
         back = read(written)
         assert back.keys() == filled.keys()
         for name, array in filled.items():

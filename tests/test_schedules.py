@@ -1,6 +1,7 @@
 """The search for a schedule: what it tries costs and saves what a run from the bottom says, and it shares no more than it must."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from minivtw.methods.shelf import method_of
 from minivtw.methods.text import spec_of, withdrawal_layer
 from minivtw.model.decoder import DecoderConfig
 from minivtw.model.tokens import EmbeddedPrompt
+from minivtw.search import calibration
 from minivtw.search import schedule as schedules
 from minivtw.search.layer import run_in_full
 from minivtw.search.schedule import BLOCK, STEPS, schedule, tried
@@ -105,9 +107,7 @@ def test_what_cannot_be_saved_is_an_input_error(samples):
 def test_calibrate_finds_stores_and_auto_uses_a_schedule(tmp_path, capsys):
     model = copied(embedded_folder(), tmp_path / "model")
     calibrate.main([str(model), "--save", "65%", "--limit", "3", "--store", "--json"])
-    printed = capsys.readouterr()
-    found = json.loads(printed.out)
-    assert "3 samples take about 0 minutes" in printed.err
+    found = json.loads(capsys.readouterr().out)
     assert found["saved"] >= 0.65 and found["samples"]["count"] == 3 and "share:layers=1-" in found["method"]
     vlm = minivtw.load(model)
     assert spec_of(vlm.method("auto")) == found["method"]
@@ -115,6 +115,18 @@ def test_calibrate_finds_stores_and_auto_uses_a_schedule(tmp_path, capsys):
     stats = vlm.answer(sample.image, sample.question, max_new_tokens=1).stats
     assert stats["method"] == found["method"] and stats["withdraw_layer"] == withdrawal_layer(vlm.method("auto"))
     assert 1 - stats["flops"]["prefill"] / stats["flops"]["prefill_without_withdrawal"] > 0.6
+
+
+def test_a_terminal_is_told_how_long_it_will_take_and_nothing_else_is(monkeypatch, capsys):
+    for is_terminal, told in ((True, "minivtw: the search takes about 2 minutes\n"), (False, "")):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        calibrate.announce(123)
+        assert capsys.readouterr().err == told
+    vlm, seconds, done = minivtw.load(), [], []
+    samples = read_questions(vlm.folder / "samples", most=2)
+    calibration.find_schedule(vlm, samples, 0.6, progress=done.append, announce=seconds.append)
+    assert len(seconds) == 1 and seconds[0] > 0
+    assert done[:2] == [1, 2] and done[2:] == list(range(4, 2 * len(done) - 1, 2))  # in full, and under each schedule
 
 
 @pytest.mark.parametrize("value", ["0", "100%", "half", "-3%"])
