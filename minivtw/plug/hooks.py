@@ -92,9 +92,6 @@ class Hooks:
         checked_attention(parts, bool(frozen))
         self.plan = (self.layer, frozen)
         self.short = sorted({*frozen, *range(self.layer, count)})  # the layers that do not get every token
-        self.is_open = (
-            False  # whether the with-block lasts: calls of the model that are no one's generation belong to it
-        )
         self.users, self.handles = 0, contextlib.ExitStack()  # blocks and generations, and their hooks on the model
         self.thread, self.called = Here(), False  # called: whether a call of the model met a hook
         self.told: list[Generation] = []
@@ -244,9 +241,9 @@ class Hooks:
     def ask_as_much(self, query: Any, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         """After them: as many rows as there should be."""
         now = self.thread.now
-        return (
-            None if now is None or not now.writing else output.expand(-1, now.writing, -1).clone()
-        )  # some clamp it in place
+        if now is None or not now.writing:
+            return None
+        return output.expand(-1, now.writing, -1).clone()  # some clamp it in place
 
     def wake(self, layer: Any, args: tuple, output: Any) -> Any:
         """After a frozen layer: text as the layer left it among the visual tokens as they came."""
