@@ -104,8 +104,8 @@ class Seen:
         """
         self._belong(vlm, beginning, check(method, vlm.config.layers))
         cache, kept = KVCache(vlm.config), []
-        room = vlm.config.max_positions - len(self.token_ids)
-        trials = [(min(count, room), KVCache(vlm.config)) for count in PROBES if method] + [(1, cache)]
+        room = vlm.config.max_positions - len(self.token_ids)  # where there is none, the cache says so
+        trials = [(max(min(count, room), 1), KVCache(vlm.config)) for count in PROBES if method] + [(1, cache)]
         for count, trial in trials:
             question, started = self._random_words(count), time.perf_counter()
             ran, chosen = self._prefilled(beginning.then(question), trial)

@@ -186,6 +186,9 @@ def test_what_cannot_be_seen_or_asked_is_one_line(vlm):
         seen.ask("Compare <image> with the first")
     with pytest.raises(InputError, match="the model has 4096 positions"):
         seen.ask("word " * 5000)
+    for withdraw in ("off", 5):
+        with pytest.raises(InputError, match="the model has 4096 positions"):
+            vlm.see(SCENE, withdraw, system="word " * 5000)
     with pytest.raises(ZeroDivisionError):
         seen.ask(QUESTIONS[0], stream=lambda piece: 1 / 0)
     chat = seen.chat()
