@@ -79,7 +79,7 @@ def rest_of(vlm: Any, seen: "Beginning | Seen", question: str) -> Prompt:
 def alike(one: list[list[np.ndarray]], other: list[list[np.ndarray]]) -> bool:
     """Whether a method made the same of the shared tokens twice, up to rounding."""
     pairs = [pair for layers in zip(one, other) for pair in zip(*layers)]
-    return all(
+    return [*map(len, one)] == [*map(len, other)] and all(
         a.shape == b.shape and np.allclose(a, b, rtol=1e-2, atol=1e-3 * np.abs(b).max(initial=0)) for a, b in pairs
     )
 
@@ -158,6 +158,7 @@ class Seen:
             before = came.hidden[np.isin(came.positions, tokens.positions[shared])]  # (shared, width)
             changed = tokens.hidden[shared] - before  # (shared, width) by the method; layers differ in rounding
             kept.append([tokens.positions[shared], tokens.positions[works], tokens.rotary_positions[shared], changed])
+            kept[-1] += [array for group in tokens.followed for array in group.among(tokens.positions[shared])]
             return tokens
 
         tokens = WatchedTokens(**vars(arriving(prompt, cache)))

@@ -77,6 +77,7 @@ def written_into(tokens):
         (lambda tokens: replace(tokens, rotary_positions=tokens.positions - 1), "rotary positions from 0 to 63"),
         (with_nan, "finite numbers"),
         (written_into, "finite numbers"),
+        (lambda tokens: tokens.follow([1, 2], [3], np.full((2, 1), np.nan)), "finite numbers"),
     ],
 )  # fmt: skip
 def test_what_no_layer_can_work_on_is_refused_and_the_line_names_the_method(vlm, change, words):
@@ -88,6 +89,12 @@ def test_what_no_layer_can_work_on_is_refused_and_the_line_names_the_method(vlm,
             ask(vlm, method)
         assert str(refused.value).startswith("mine must return ") and str(refused.value).endswith(", before layer 1")
         assert words in str(refused.value)
+
+
+def test_shares_of_another_shape_are_refused_where_they_are_given(vlm):
+    for followers, leaders, shares in (([1, 2], [3], np.ones((1, 2))), ([1], [2], 1.0), (1, [2], np.ones((1, 1)))):
+        with pytest.raises(InputError, match="shares have one row for each token that follows"):
+            ask(vlm, lambda index, tokens: tokens.follow(followers, leaders, shares))
 
 
 def test_tokens_of_an_earlier_layer_are_refused(vlm):

@@ -7,19 +7,20 @@ from ..model.tokens import Tokens
 from .looking import text_after_image
 from .text import Layers, Method, Share, named
 
-BLOCK = 64  # visual tokens, in the order of the prompt, among which each finds the one that it follows
+BLOCK = 64  # visual tokens, in the order of the prompt, among which those that follow find whom
+RIDGE = 0.03  # of the mean square of a state
 
 
 @named
 def share(layers: Layers, keep: Share = 0.35) -> Method:
-    """In these layers `keep` of the visual tokens are worked on, and each of the others follows the one of them that is
-    most like it: it takes over what the layer changed there. Keys and values are made of all, and all can be read.
+    """In these layers `keep` of the visual tokens are worked on, and the others follow them: each takes over a mixture of
+    what the layer changed there. Keys and values are made of all, and all can be read.
 
-    Ours; nothing is fitted. Likeness is the cosine of the states as the layer will read them, less their mean. Those
-    worked on are chosen one after the other, each the one that brings all others closest to one that is chosen (greedy
-    facility location, as in Nemhauser et al. 1978), in every block of up to 64 visual tokens, one at least; the others
-    count as much as the text after the image looked at them in the layer before. Merging tokens and copying the result back (ToMe for Stable Diffusion, arXiv
-    2303.17604) is near it, but a follower here keeps its own state. Where nobody is followed it is `freeze`.
+    Ours; nothing is fitted. What a layer changes in a visual token is nearly a linear map of its state, so whoever is a
+    mixture of others is changed by nearly the same mixture of their changes. In every block of up to 64 visual tokens,
+    one at least is worked on: they are chosen one after the other, each the one that is least like a mixture of those
+    before it, as much as the text after the image looked at it in the layer before. Merging tokens and copying the
+    result back (ToMe for Stable Diffusion, arXiv 2303.17604) is near it, but a follower here keeps its own state.
     """
 
     def method(index: int, tokens: Tokens) -> Tokens:
@@ -27,41 +28,48 @@ def share(layers: Layers, keep: Share = 0.35) -> Method:
         if index not in layers or not len(visual):
             return tokens
         decoder, text = tokens.previous_layer("states").decoder, text_after_image(tokens)  # (text,)
-        weights = tokens.attention(text if len(text) else [-1]).mean((0, 1))[visual]  # (visual,)
-        normed = rms_norm(tokens.hidden[visual], decoder.layers[index].input_norm, decoder.config.rms_norm_eps)
-        centred = normed - normed.mean(0)  # (visual, width)
-        unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)  # (visual, width)
-        leaders = np.arange(len(tokens))  # (tokens,)
-        leaders[visual] = visual[most_alike(tokens, unit, weights, keep)]
-        return tokens.follow(leaders)
+        weights = tokens.attention(text if len(text) else [-1]).mean((0, 1))  # (tokens,)
+        normed = rms_norm(tokens.hidden, decoder.layers[index].input_norm, decoder.config.rms_norm_eps)
+        blocks = np.array_split(visual, -(-len(visual) // BLOCK))
+        for size in sorted({len(block) for block in blocks}):  # two at most, which differ by one
+            places = np.stack([block for block in blocks if len(block) == size])  # (blocks, size)
+            leads, follow, shares = mixtures(normed[places], weights[places], max(1, round(keep * size)))
+            tokens.extra_flops.append(2 * normed.shape[1] * (places.size * size + shares.size))
+            for block, lead, other, mixture in zip(places, leads, follow, shares):
+                tokens = tokens.follow(block[other], block[lead], mixture)
+        return tokens
 
     return method
 
 
-def most_alike(tokens: Tokens, unit: np.ndarray, weights: np.ndarray, keep: float) -> np.ndarray:
-    """Whom each follows, (visual,) indices of those that lead: themselves, and others of their block.
+def mixtures(states: np.ndarray, weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """In every block of tokens: who leads, (blocks, leaders), who follows, (blocks, followers), and each follower as a
+    mixture of leaders, (blocks, followers, leaders).
 
-    unit: (visual, width), vectors of length 1; weights: (visual,), how much it counts that one is close to a leader.
+    states: (blocks, tokens, width); weights: (blocks, tokens), how much each of them counts; count: of leaders.
+
+    Pivoted Cholesky decomposition (Nystroem's method; Fine and Scheinberg 2001) of how alike the states are, and ridge
+    regression of the followers on the leaders. A constant joins the states, so that a follower's shares add up to
+    nearly one.
     """
-    blocks = -(-len(unit) // BLOCK)
-    size = -(-len(unit) // blocks)
-    places = np.minimum(np.arange(blocks * size), len(unit) - 1).reshape(
-        blocks, size
-    )  # (blocks, size) the last may come twice
-    count, block = max(1, round(keep * size)), np.arange(blocks)[:, None]  # (blocks, 1)
-    distances = 1 - unit[places] @ unit[places].swapaxes(1, 2)  # (blocks, size, size)
-    tokens.extra_flops.append(2 * distances.size * unit.shape[1])
-    nearest = np.full((blocks, size), 2, np.float32)  # (blocks, size) to one that is chosen; no two are farther apart
-    chosen = np.empty((blocks, count), int)  # (blocks, count)
-    for turn in range(count):
-        closer = np.maximum(nearest[:, None] - distances, 0)  # (blocks, size, size) if one were chosen, for each
-        gains = (closer @ weights[places][:, :, None])[:, :, 0]  # (blocks, size)
-        gains[block, chosen[:, :turn]] = -1
-        chosen[:, turn] = gains.argmax(1)
-        nearest = np.minimum(nearest, distances[block[:, 0], chosen[:, turn]])  # (blocks, size)
-    to_chosen = np.take_along_axis(distances, chosen[:, None], 2)  # (blocks, size, count)
-    leaders = np.arange(len(unit))  # (visual,)
-    leaders[places] = places[block, np.take_along_axis(chosen, to_chosen.argmin(2), 1)]
-    leads = places[block, chosen]  # (blocks, count)
-    leaders[leads] = leads  # whatever is as close to another
-    return leaders
+    size, block = states.shape[1], np.arange(len(states))  # (blocks,)
+    centred = states - states.mean(1, keepdims=True)  # (blocks, tokens, width)
+    alike = centred @ centred.swapaxes(1, 2)  # (blocks, tokens, tokens)
+    scale = np.maximum(alike.trace(axis1=1, axis2=2) / size, np.float32(1e-9))[:, None, None]  # (blocks, 1, 1)
+    alike += scale
+    unlike = alike.copy()  # (blocks, tokens, tokens) what no mixture of those chosen explains
+    chosen = np.zeros(weights.shape, bool)  # (blocks, tokens)
+    for _ in range(count):
+        gains = unlike.diagonal(axis1=1, axis2=2) * weights  # (blocks, tokens)
+        best = np.where(chosen, -np.inf, gains).argmax(1)  # (blocks,)
+        chosen[block, best] = True
+        row = unlike[block, best]  # (blocks, tokens)
+        itself = row[block, best][:, None] + RIDGE * scale[:, 0]  # (blocks, 1)
+        unlike -= row[:, :, None] * (row / itself)[:, None]
+    leads = np.nonzero(chosen)[1].reshape(len(states), count)  # (blocks, leaders)
+    follow = np.nonzero(~chosen)[1].reshape(len(states), size - count)  # (blocks, followers)
+    rows = alike[block[:, None], leads]  # (blocks, leaders, tokens)
+    among = np.take_along_axis(rows, leads[:, None], 2)  # (blocks, leaders, leaders)
+    among += RIDGE * scale * np.eye(count, dtype=states.dtype)
+    shares = np.linalg.solve(among, np.take_along_axis(rows, follow[:, None], 2))  # (blocks, leaders, followers)
+    return leads, follow, shares.swapaxes(1, 2)

@@ -238,7 +238,7 @@ def what_is_missing(came: Tokens, kept: Any) -> str | None:
         return "tokens of those that it was given, each of them once and in their order"
     if not works[-1:].all() or kept.positions[-1:].tolist() != came.positions[-1:].tolist():
         return "the last token, to be worked on: its state becomes the answer"
-    if not np.isfinite(kept.hidden).all():
+    if not all(np.isfinite(array).all() for array in (kept.hidden, *(group.shares for group in kept.followed))):
         return "finite numbers"
     if kept.rotary_positions.min(initial=0) < 0 or kept.rotary_positions.max(initial=0) >= came.cache.max_positions:
         return f"rotary positions from 0 to {came.cache.max_positions - 1}, which are all that the model has"

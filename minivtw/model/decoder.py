@@ -27,7 +27,7 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
     """One pre-norm layer: attention over the cache and the tokens, then the feed-forward, each added to `hidden`.
 
     The layer's cache gains the keys and values of all `tokens`; those that are not worked on do nothing else here, and
-    leave as they came, or changed by as much as the tokens that they follow. `observe(name, array)` sees the attention
+    leave as they came, or changed as the tokens that they follow. `observe(name, array)` sees the attention
     probabilities (heads, worked, cached), made for it alone, and the hidden states. Returns `Tokens`.
     """
     config, layer, cache = decoder.config, decoder.layers[index], tokens.cache[index]
@@ -49,17 +49,16 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
     if rows is not None:  # the others go on as they came, or changed as those that they follow
         everyone = tokens.hidden.copy()  # (tokens, width)
         everyone[rows], hidden = hidden, everyone
-        if tokens.leaders is not None:
-            leaders = np.searchsorted(
-                tokens.positions, tokens.leaders
-            )  # (tokens,) indices; who is worked on leads itself
-            others = np.delete(np.arange(len(tokens)), rows)  # (others,)
-            hidden[others] += (hidden - tokens.hidden)[leaders[others]]
+        changes = hidden - tokens.hidden if tokens.followed else hidden  # (tokens, width)
+        for group in tokens.followed:
+            followers = np.searchsorted(tokens.positions, group.followers)  # (followers,)
+            leaders = np.searchsorted(tokens.positions, group.leaders)  # (leaders,)
+            hidden[followers] += group.shares @ changes[leaders]
     if observe:
         observe("attention", attention_probabilities(queries, keys, sees))
         observe("hidden", hidden)
     previous = PreviousLayer(decoder, index, replace(tokens, previous=None))
-    return replace(tokens, hidden=hidden, works=None, leaders=None, previous=previous, ran=ran, extra_flops=[])
+    return replace(tokens, hidden=hidden, works=None, followed=(), previous=previous, ran=ran, extra_flops=[])
 
 
 def forward(

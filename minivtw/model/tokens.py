@@ -23,6 +23,19 @@ class LayerCount(NamedTuple):
     extra_flops: int  # of what a method asked for before this layer, such as attention
 
 
+class Followed(NamedTuple):
+    """Tokens of which a layer changes some, and in the others a mixture of what it changed in those."""
+
+    followers: np.ndarray  # (followers,) positions
+    leaders: np.ndarray  # (leaders,) positions
+    shares: np.ndarray  # (followers, leaders) float32: of each leader's change, how much a follower takes over
+
+    def among(self, positions: np.ndarray) -> "Followed":
+        """What is left of it among the tokens at these positions."""
+        follow, lead = np.isin(self.followers, positions), np.isin(self.leaders, positions)
+        return Followed(self.followers[follow], self.leaders[lead], self.shares[np.ix_(follow, lead)])
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """Tokens on their way through the stack: what a method is given at every layer, and what it gives back."""
@@ -33,9 +46,7 @@ class Tokens:
     cache: KVCache  # what the layers hold already of the conversation
     rotary_positions: np.ndarray  # (tokens,) what rotary embedding turns by: `positions`, unless a method renumbers
     works: np.ndarray | None = None  # (tokens,) booleans: those the next layer works on; the others are read. None: all
-    leaders: np.ndarray | None = (
-        None  # (tokens,) positions: whose change each takes over if not worked on. None: nobody's
-    )
+    followed: tuple["Followed", ...] = ()  # who, in the next layer, takes over what of whose change
     previous: "PreviousLayer | None" = None  # the layer they come from
     tower: Tower | None = None  # what the vision tower knows of the image among them
     ran: tuple[LayerCount, ...] = ()  # what every layer so far has done
@@ -54,8 +65,7 @@ class Tokens:
         visual, turns = self.is_visual[stay], self.rotary_positions[stay]  # (staying,)
         works = None if self.works is None else self.works[stay]  # (staying,)
         changed: dict[str, Any] = {"hidden": hidden, "positions": positions, "is_visual": visual, "works": works}
-        if self.leaders is not None:  # whose leader has gone is frozen
-            changed["leaders"] = np.where(np.isin(self.leaders[stay], positions), self.leaders[stay], positions)
+        changed["followed"] = tuple(one.among(positions) for one in self.followed)
         return replace(self, **changed, rotary_positions=turns)
 
     def freeze(self, frozen: np.ndarray) -> "Tokens":
@@ -63,10 +73,18 @@ class Tokens:
         works = ~frozen if self.works is None else self.works & ~frozen  # (tokens,)
         return replace(self, works=works) if np.any(frozen) else self  # a layer that works on all takes the shorter way
 
-    def follow(self, leaders: np.ndarray) -> "Tokens":
-        """The same tokens, of which the next layer works only on those that lead themselves; each of the others takes over
-        what it changes in its leader. leaders: (tokens,) indices. A token frozen besides changes as its leader does."""
-        return replace(self.freeze(leaders != np.arange(len(self))), leaders=self.positions[leaders])  # (tokens,)
+    def follow(self, followers: np.ndarray, leaders: np.ndarray, shares: np.ndarray) -> "Tokens":
+        """The same tokens, of which the next layer only reads the followers; each of them takes over a mixture of what the
+        layer changes in the leaders: change[followers] = shares @ change[leaders]. Calls for several groups add up.
+
+        followers: (followers,) and leaders: (leaders,) indices; shares: (followers, leaders) float32. Nothing is taken
+        over from a leader that is not worked on either, or that leaves. Raises InputError for shares of another shape.
+        """
+        group = Followed(self.positions[followers], self.positions[leaders], shares)
+        if np.shape(shares) != (*group.followers.shape, *group.leaders.shape):
+            raise InputError("shares have one row for each token that follows, and one column for each that leads")
+        frozen = np.isin(np.arange(len(self)), followers)  # (tokens,)
+        return replace(self.freeze(frozen), followed=(*self.followed, group))
 
     def attention(self, rows: np.ndarray | list[int]) -> np.ndarray:
         """Where tokens looked in the layer that they have just passed; rows: their indices, in any order.

@@ -8,12 +8,15 @@ import numpy as np
 
 from ..checkpoints.files import read_fields
 from ..checkpoints.stored import STORED
+from ..errors import InputError
 from ..inputs.questions import Question, digest
 from ..model.tokens import EmbeddedPrompt
 from ..vlm import VLM
-from .layer import CRITERIA, LONGEST_ANSWER, choose_layer, kl_curve_of, mean_curve, run_in_full
-from .schedule import STEPS, search
+from .layer import CRITERIA, LONGEST_ANSWER, changed_curve, choose_layer, first_at_most, mean_curve, run_in_full
+from .schedule import STEPS, Trial, search
 
+NOTICED = 0.01  # of the answers' tokens: more than withdrawal before the last layer changes
+PLACES = 3  # layers that are tried as K
 CHANGED = 0.01  # of the answers' tokens, by a schedule that is to save as much as it can
 
 
@@ -62,7 +65,10 @@ def find_schedule(
     progress: Callable[[int], None] = lambda done: None,
     announce: Callable[[float], None] = lambda seconds: None,
 ) -> dict[str, Any]:
-    """Find a schedule on samples, from the K on by which whole answers hold. Returns what `withdrawal.json` holds.
+    """Find a schedule on samples. Returns what `withdrawal.json` holds.
+
+    K is the best of three layers, the first of them where withdrawal alone changes at most 1 % more of the answers'
+    tokens than before the last layer.
 
     save: the share of the prefill FLOPs to save; threshold: the share of the answers' tokens that may change (default:
     none if `save` is given, else 0.01). After the first sample `announce` is told how many seconds all will take,
@@ -73,9 +79,9 @@ def find_schedule(
         began = time.monotonic()
         full_run = run_in_full(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids)
         ran = time.monotonic()
-        curves.append(kl_curve_of(vlm.decoder, full_run))
+        curves.append(changed_curve(vlm.decoder, full_run))
         if done == 1:
-            announce(len(samples) * (time.monotonic() - began + STEPS * (ran - began)))
+            announce(len(samples) * (time.monotonic() - began + PLACES * STEPS * (ran - began)))
         both = (
             full_run.entering[:2],
             full_run.answer_states[:2],
@@ -83,9 +89,28 @@ def find_schedule(
         first.append(full_run._replace(entering=both[0], answer_states=both[1]))
         progress(done)
     curve = np.mean(curves, axis=0)
-    leaves = choose_layer(curve, "answer", CRITERIA["answer"].threshold)
     limit = CHANGED if threshold is None and save is None else threshold
-    path = search(vlm.decoder, first, leaves, save, limit, lambda done: progress((1 + done) * len(samples)))
+    earliest, paths, refused, runs = (
+        first_at_most(curve, curve[-1] + NOTICED) or 0,
+        list[list[Trial]](),
+        list[InputError](),
+        len(samples),
+    )
+
+    def tell(_: int) -> None:
+        nonlocal runs
+        runs += len(samples)
+        progress(runs)
+
+    for leaves in range(earliest, min(earliest + PLACES, len(curve))):
+        try:
+            paths.append(search(vlm.decoder, first, leaves, save, limit, tell))
+        except InputError as error:
+            refused.append(error)
+    if not paths:
+        raise refused[0]
+    paths.sort(key=lambda path: path[-1].saved if save is None else -path[-1].changed)
+    path = sum(paths, start=[])
     return {
         "method": path[-1].method.spec,
         "criterion": "schedule",

@@ -119,6 +119,12 @@ def kl_curve_of(decoder: Decoder, full_run: FullRun) -> np.ndarray:
     return np.array([divergence(withdrawn, full_run.full).max() for withdrawn, _ in tails])
 
 
+def changed_curve(decoder: Decoder, full_run: FullRun) -> np.ndarray:
+    """For each K the share of the answer's tokens that a withdrawal before it changes, by `total_variation`. (layers,)"""
+    tails = (logits_from_layer(decoder, full_run, withdraw(layer)) for layer in range(len(decoder.layers)))
+    return np.array([total_variation(withdrawn, full_run.full).mean() for withdrawn, _ in tails])
+
+
 def attention_curve(decoder: Decoder, prompt: EmbeddedPrompt) -> np.ndarray:
     """The image's share of the text's attention in each layer, nothing withdrawn. (layers,), from 0 to 1."""
     entering = layer_by_layer(decoder, arriving(prompt, KVCache(decoder.config)))

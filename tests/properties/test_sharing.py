@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from minivtw import InputError
 from minivtw.counting import prompt_flops
 from minivtw.methods import sharing
-from minivtw.methods.sharing import BLOCK, most_alike, share
+from minivtw.methods.sharing import BLOCK, RIDGE, mixtures, share
 from minivtw.methods.shelf import method_of
 from minivtw.methods.withdrawal import freeze, then, withdraw
 from minivtw.model.cache import KVCache
@@ -18,12 +18,25 @@ from tests.properties.test_methods import plain_layer, seeing
 from tests.random_models import assert_close, decoders, prefill, random_decoder, random_prompt
 
 
-def drawn_leaders(count, seed):
-    """Some lead themselves, the last among them, and the others follow one of these: (count,) indices."""
+def drawn_groups(count, seed):
+    """Groups of followers and leaders among `count` tokens, none in both, the last follows nobody: `Tokens.follow`'s
+    arguments for each, and of all together the shares, (count, count)."""
     random = np.random.default_rng(seed)
-    leads = random.random(count) < random.random()
-    leads[-1] = True
-    return np.where(leads, np.arange(count), random.choice(np.flatnonzero(leads), count))
+    kinds = random.integers(0, 6, count)  # 0 and 1 follow in two groups, 2 and 3 lead there, the others do neither
+    kinds[-1] = 4
+    groups, whole = [], np.zeros((count, count), np.float32)
+    for group in range(2):
+        followers, leaders = np.flatnonzero(kinds == group), np.flatnonzero(kinds == group + 2)
+        shares = random.standard_normal((len(followers), len(leaders))).astype(np.float32) / 4
+        groups.append((followers, leaders, shares))
+        whole[np.ix_(followers, leaders)] = shares
+    return groups, whole
+
+
+def led(tokens, groups):
+    for group in groups:
+        tokens = tokens.follow(*group)
+    return tokens
 
 
 def states(decoder, prompt, method):
@@ -34,41 +47,58 @@ def states(decoder, prompt, method):
 
 
 @given(seeing, st.integers(0, 2**32 - 1))
-def test_who_follows_changes_by_what_the_plain_computation_changes_in_the_leader(case, seed):
+def test_who_follows_changes_by_a_mixture_of_what_the_plain_computation_changes_in_the_leaders(case, seed):
     """Layer by layer, each from what entered it; text may follow as well."""
     decoder, prompt, _ = case
-    leaders = [drawn_leaders(len(prompt.hidden), seed + index) for index in range(decoder.config.layers)]
-    left = states(decoder, prompt, lambda index, tokens: tokens.follow(leaders[index]))
-    for layer, whom, entered, leaves in zip(decoder.layers, leaders, left, left[1:]):
+    drawn = [drawn_groups(len(prompt.hidden), seed + index) for index in range(decoder.config.layers)]
+    left = states(decoder, prompt, lambda index, tokens: led(tokens, drawn[index][0]))
+    for layer, (groups, shares), entered, leaves in zip(decoder.layers, drawn, left, left[1:]):
         after = plain_layer(entered, layer, decoder.config)
-        follows = (whom != np.arange(len(whom)))[:, None]
-        assert_close(leaves, np.where(follows, entered + (after - entered)[whom], after), 5e-6)
+        follows = np.isin(np.arange(len(entered)), np.concatenate([followers for followers, *_ in groups]))[:, None]
+        assert_close(leaves, np.where(follows, entered + shares @ (after - entered), after), 5e-6)
+
+
+@given(seeing, st.integers(0, 2**32 - 1))
+def test_following_nobody_or_whoever_is_frozen_or_has_left_is_freezing(case, seed):
+    decoder, prompt, _ = case
+    visual = np.flatnonzero(prompt.is_visual)
+    lead = np.random.default_rng(seed).random(len(visual)) < 0.5
+    followers, leaders = visual[~lead], visual[lead]
+    shares = np.ones((len(followers), len(leaders)), np.float32)
+    frozen = prefill(decoder, prompt, freeze(range(9)))
+    for method in (
+        then(freeze(range(9)), lambda index, tokens: tokens.follow(followers, leaders, shares)),
+        lambda index, tokens: tokens.follow(visual, leaders[:0], np.empty((len(visual), 0), np.float32)),
+    ):
+        followed = prefill(decoder, prompt, method)
+        assert np.array_equal(followed.hidden, frozen.hidden) and followed.ran == frozen.ran
+
+    arrived = arriving(prompt, KVCache(decoder.config))
+    stays = ~np.isin(np.arange(len(arrived)), leaders)
+    left = forward(decoder, arrived.follow(followers, leaders, shares)[stays], stop=1)
+    assert np.array_equal(left.hidden[left.is_visual], arrived.hidden[followers])
 
 
 @given(seeing)
-def test_following_oneself_is_the_model_bit_for_bit(case):
+def test_where_nobody_follows_it_is_the_model_bit_for_bit(case):
     decoder, prompt, _ = case
-    alone, self_led = prefill(decoder, prompt), lambda index, tokens: tokens.follow(np.arange(len(tokens)))
-    run = prefill(decoder, prompt, self_led)
+    nobody, none = np.arange(0), np.empty((0, len(prompt.hidden)), np.float32)
+    alone = prefill(decoder, prompt)
+    run = prefill(decoder, prompt, lambda index, tokens: tokens.follow(nobody, np.arange(len(tokens)), none))
     assert np.array_equal(run.hidden, alone.hidden) and run.ran == alone.ran
     for one, other in zip(run.cache.layers, alone.cache.layers):
         assert np.array_equal(one.keys, other.keys) and np.array_equal(one.values, other.values)
 
 
-@given(seeing, st.integers(0, 2**32 - 1))
-def test_following_whoever_is_frozen_or_has_left_is_freezing(case, seed):
+@given(seeing)
+def test_following_a_token_of_ones_own_state_is_being_worked_on(case):
+    """Where all states are one, all values are, so a layer changes every token alike wherever it stands."""
     decoder, prompt, _ = case
-    visual, leaders = np.flatnonzero(prompt.is_visual), np.arange(len(prompt.hidden))
-    leaders[visual] = np.random.default_rng(seed).choice(visual)
-    all_follow = then(
-        lambda index, tokens: tokens.freeze(tokens.is_visual), lambda index, tokens: tokens.follow(leaders)
-    )
-    frozen, followed = prefill(decoder, prompt, freeze(range(9))), prefill(decoder, prompt, all_follow)
-    assert np.array_equal(followed.hidden, frozen.hidden) and followed.ran == frozen.ran
-
-    arrived, stays = arriving(prompt, KVCache(decoder.config)), np.arange(len(leaders)) != leaders[visual[0]]
-    left = forward(decoder, arrived.follow(leaders)[stays], stop=1)
-    assert np.array_equal(left.hidden[left.is_visual], arrived.hidden[stays & arrived.is_visual])
+    count = len(prompt.hidden)
+    same = prompt._replace(hidden=np.repeat(prompt.hidden[:1], count, 0))
+    followers, last, whole = np.arange(count - 1), np.array([count - 1]), np.ones((count - 1, 1), np.float32)
+    run = prefill(decoder, same, lambda index, tokens: tokens.follow(followers, last, whole))
+    assert_close(run.hidden, prefill(decoder, same).hidden, 5e-6)
 
 
 @st.composite
@@ -86,13 +116,11 @@ def test_as_many_are_worked_on_as_said_and_all_are_read(case):
     decoder, prompt, method, keep = case
     run, visual, text = prefill(decoder, prompt, method), int(prompt.is_visual.sum()), int((~prompt.is_visual).sum())
     blocks = -(-visual // BLOCK)
-    count = blocks * max(1, round(keep * -(-visual // blocks)))
+    sizes = [visual // blocks + (block < visual % blocks) for block in range(blocks)]
+    worked = text + sum(max(1, round(keep * size)) for size in sizes)
     assert run.cache.tokens_per_layer == [visual + text] * decoder.config.layers
-    for index, ran in enumerate(run.ran):
-        assert ran.entered == visual + text
-        if index:  # where blocks are not full the last token stands in for those that are missing
-            assert text + count - blocks + 1 <= ran.worked <= text + count
-    assert run.ran[0].worked == visual + text
+    assert [ran.entered for ran in run.ran] == [visual + text] * decoder.config.layers
+    assert [ran.worked for ran in run.ran] == [visual + text] + [worked] * (decoder.config.layers - 1)
 
 
 @given(sharing_cases())
@@ -104,17 +132,15 @@ def test_keeping_all_is_the_model(case):
 
 @given(seeing, st.integers(0, 2**32 - 1), st.integers(1, 3))
 def test_decoding_from_the_cache_is_recomputing(case, seed, steps):
-    """Where the leaders do not depend on what follows."""
+    """Where who follows whom does not depend on what comes after."""
     decoder, prompt, leaves = case
-    leaders, said = drawn_leaders(len(prompt.hidden), seed), []
+    (groups, _), said = drawn_groups(len(prompt.hidden), seed), []
 
-    def led(index, tokens):
-        here = tokens.positions < len(leaders)
-        whom = np.arange(len(tokens))
-        whom[here] = leaders[tokens.positions[here]]
-        return tokens.follow(whom)
+    def method(index, tokens):
+        is_prompt = not tokens.positions[0]
+        return led(tokens, groups) if index < leaves and is_prompt else tokens
 
-    method = then(lambda index, tokens: led(index, tokens) if index < leaves else tokens, withdraw(leaves))
+    method = then(method, withdraw(leaves))
     run = newest = prefill(decoder, prompt, method)
     for _ in range(steps):
         said.append(int(newest.logits[-1].argmax()))
@@ -124,56 +150,56 @@ def test_decoding_from_the_cache_is_recomputing(case, seed, steps):
         assert_close(newest.logits[-1], fresh.logits[-1], 5e-5)
 
 
-class Asked:
-    """What `most_alike` asks of tokens."""
-
-    def __init__(self):
-        self.extra_flops = []
-
-
-def plainly(unit, weights, keep):
-    """Greedy facility location in one block, as it is written down: the chosen, and the distances of all to the nearest."""
-    chosen, nearest = [], [2.0] * len(unit)
-    distance = [[1 - float(one @ other) for other in unit] for one in unit]
-    for _ in range(max(1, round(keep * len(unit)))):
-        gains = [
-            -1 if one in chosen else sum(w * max(n - d, 0) for w, n, d in zip(weights, nearest, distance[one]))
-            for one in range(len(unit))
-        ]
-        chosen.append(int(np.argmax(gains)))
-        nearest = [min(n, d) for n, d in zip(nearest, distance[chosen[-1]])]
-    return chosen, nearest
+def plainly(states, weights, count):
+    """Who leads, and each of the others as a mixture of them: ridge regressions in float64, one after the other."""
+    states = (states - states.mean(0)).astype(np.float64)
+    scale = (states**2).sum(1).mean()
+    rows = np.concatenate([states, np.full((len(states), 1), scale**0.5)], 1)  # a constant joins them
+    leads: list[int] = []
+    for turn in range(count + 1):
+        penalised = np.concatenate([rows[leads].T, (RIDGE * scale) ** 0.5 * np.eye(turn)])  # (width + 1 + turn, turn)
+        targets = np.concatenate([rows.T, np.zeros((turn, len(rows)))])  # (width + 1 + turn, tokens)
+        shares = np.linalg.lstsq(penalised, targets)[0] if turn else np.zeros((0, len(rows)))
+        missed = ((targets - penalised @ shares) ** 2).sum(0) * weights  # with what the shares themselves cost
+        missed[leads] = -np.inf
+        if turn < count:
+            leads.append(int(missed.argmax()))
+    return leads, shares.T
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_chosen_are_those_of_a_plain_greedy_search_in_every_block(seed):
+def test_who_leads_and_the_shares_are_those_of_plain_regressions(seed):
     random = np.random.default_rng(seed)
-    count, keep = int(random.integers(2, 200)), [0.1, 0.35, 0.6][seed % 3]
-    unit = random.standard_normal((count, 7))
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    weights, asked = random.random(count), Asked()
-    leaders = most_alike(asked, unit, weights, keep)
-    blocks = -(-count // BLOCK)
-    size = -(-count // blocks)
-    assert asked.extra_flops == [2 * blocks * size * size * 7]
-    for start in range(0, count - size + 1, size):  # the full ones
-        block = slice(start, start + size)
-        chosen, nearest = plainly(unit[block], weights[block], keep)
-        assert set(leaders[block]) == {start + one for one in chosen}
-        assert np.allclose(1 - (unit[block] * unit[leaders[block]]).sum(1), nearest)
-    assert np.array_equal(leaders[leaders], leaders)
+    count, keep = int(random.integers(2, 65)), [0.1, 0.35, 0.6][seed % 3]
+    states = 10.0 ** random.integers(-2, 3) * random.standard_normal((count, [7, 40][seed % 2]))
+    states = states.astype(np.float32)
+    weights = random.random(count)
+    leads, follow, shares = (
+        one[1]
+        for one in mixtures(np.stack([states[::-1], states]), np.stack([weights] * 2), max(1, round(keep * count)))
+    )
+    chosen, plain = plainly(states, weights, len(leads))
+    assert leads.tolist() == sorted(chosen)
+    assert np.array_equal(np.sort(np.concatenate([leads, follow])), np.arange(count))
+    assert shares.dtype == np.float32
+    assert np.allclose(shares, plain[np.ix_(follow, np.argsort(chosen))], atol=1e-3)
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 150), st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 4))
-def test_whoever_leads_leads_itself_within_its_block_also_where_all_are_the_same(count, seed, keep, kinds):
+@given(st.integers(2, 64), st.integers(0, 2**32 - 1), st.integers(1, 4), st.sampled_from([0.0, 1e-3, 1.0, 1e3]))
+def test_what_is_missed_is_within_the_ridge_where_each_kind_of_state_can_lead(count, seed, kinds, size):
+    """Who follows one of its own state would miss nothing at the cost of one share, and ridge regression does no worse."""
     random = np.random.default_rng(seed)
-    unit = np.eye(kinds)[random.integers(kinds, size=count)]  # many are equal
-    leaders = most_alike(Asked(), unit, np.ones(count), keep)
-    size = -(-count // -(-count // BLOCK))
-    assert np.array_equal(leaders[leaders], leaders) and np.array_equal(leaders // size, np.arange(count) // size)
-    if round(keep * size) >= kinds:  # one of each kind is chosen wherever it stands
-        assert np.array_equal(unit[leaders], unit)
+    states = (
+        np.float32(size) * random.standard_normal((kinds, 6)).astype(np.float32)[random.integers(kinds, size=count)]
+    )
+    leads, follow, shares = (one[0] for one in mixtures(states[None], np.ones((1, count)), min(kinds, count - 1)))
+    assert len(set(leads)) == len(leads) and np.isfinite(shares).all()
+    centred = states - states.mean(0)
+    scale = max((centred**2).sum(1).mean(), 1e-9)
+    missed = ((centred[follow] - shares @ centred[leads]) ** 2).sum(1) + scale * (1 - shares.sum(1)) ** 2
+    if len(leads) == kinds:
+        assert (missed <= 1.01 * RIDGE * scale).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -182,7 +208,8 @@ def test_what_it_asks_for_is_counted_and_what_it_spares(seed):
     prompt = random_prompt(decoder, [False, *16 * [True], *3 * [False]], seed)
     looks = prefill(decoder, prompt, share([2], 0.25))
     query, width = decoder.config.heads * decoder.config.head_dim, decoder.config.width
-    asks = 2 * 3 * query * (width + 20) + 2 * 16 * 16 * width  # where the text looked, and who is alike
+    # where the text looked, who is alike, and what is taken over
+    asks = 2 * 3 * query * (width + 20) + 2 * 16 * 16 * width + 2 * 12 * 4 * width
     assert looks.ran[2].extra_flops == asks
     saved = prompt_flops(decoder.config, prefill(decoder, prompt).ran) - prompt_flops(decoder.config, looks.ran)
     per_token = 2 * query * width + 3 * width * decoder.config.mlp_width + 2 * 20 * query
