@@ -283,12 +283,6 @@ def test_recorded_answers_are_there_at_every_k_without_the_model(site, tmp_path,
         assert "recorded answers only" in said(browser, "error")
 
 
-ARCHIVES_GO = """
-const cache = await caches.open("minivtw");
-for (const {url} of await cache.keys()) if (/\\.whl|(package|model)\\.zip/.test(url)) await cache.delete(url);
-"""
-
-
 @pytest.mark.browser
 def test_the_second_visit_needs_no_network_and_unpacks_nothing(site):
     with Browser() as browser:
@@ -296,7 +290,8 @@ def test_the_second_visit_needs_no_network_and_unpacks_nothing(site):
             go_live(browser, address)
             until_kept(browser)
             browser.wait("await navigator.serviceWorker.ready")
-            browser.wait(ARCHIVES_GO)
+            archives = r"for (const {url} of await cache.keys()) if (/\.whl|(package|model)\.zip/.test(url)) await cache.delete(url)"
+            browser.wait(f"const cache = await caches.open('minivtw'); {archives}")
         go_live(browser, address)
         assert browser.run("return document.body.dataset.live") == "same" and said(browser, "error") == ""
         assert browser.wait(

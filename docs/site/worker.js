@@ -91,7 +91,8 @@ async function begin({runtime, list}) {
     postMessage({id, status: +said.slice(0, 3), text: said.slice(4)});
   };
   postMessage({live: python.runPython("import numpy; f'Python {sys.version.split()[0]}, NumPy {numpy.__version__}'")});
-  if (!kept) cache.put(address, new Response(packed(python.FS), {headers: {of}})).catch(() => {});
+  const keep = () => cache.put(address, new Response(packed(python.FS), {headers: {of}})).catch(() => {});
+  if (!kept) setTimeout(keep, 1000);  // after the first answer
 }
 const failed = error => postMessage({failed: error.message});
 onmessage = ({data}) => begin(data).catch(failed);

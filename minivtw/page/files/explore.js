@@ -33,7 +33,6 @@ function Lane() {
   };
 }
 
-const REST = 300;  // ms
 const lane = Lane(), pictures = Lane(), frames = new Map();
 const chosen = {picture: "", question: "What color is the star?", template: "withdraw:layer=K", swap: null, frozen: new Set()};
 let layers = 1, rival = "", slow = 0, rest = 0;
@@ -87,7 +86,7 @@ const wall = Wall({
     all("#paint button").forEach((button, layer) => button.ariaPressed = chosen.frozen.has(layer));
     layPaint();
     clearTimeout(rest);
-    rest = setTimeout(ahead, REST);
+    rest = setTimeout(ahead, 300);
   },
 });
 
@@ -98,7 +97,7 @@ wall.state.guess = (K, layer) => {
   return words.map((word, i) => word !== null ? "2" : away.has(i) || layer >= K ? "0" : chosen.frozen.has(layer) ? "1" : "2").join("");
 };
 
-// When nothing has been asked for a moment, the wall's other places are computed, the nearest first.
+// After a pause, the wall's other places are computed, the nearest first.
 async function ahead() {
   if (slow > 1500 || !wall.state.movable || !lane.isIdle() || !pictures.isIdle()) return;
   const near = Array.from({length: layers + 1}, (_, K) => K).sort((one, other) => Math.abs(one - wall.state.K) - Math.abs(other - wall.state.K));
