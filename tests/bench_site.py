@@ -10,7 +10,7 @@ import sys
 import time
 
 from .browser import Browser
-from .site import served, until
+from .site import served, until, until_kept
 
 MOVES = 25
 MOVED = """
@@ -52,9 +52,7 @@ def main(folder):
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     with served(pathlib.Path(folder)) as address, Browser() as browser:
         usable, cold = visit(browser, address)
-        until(browser, "document.body.dataset.kept", "nothing is kept")
-        memory = "for (let i = 0; i < 400; i++) { if ((await (await caches.open('minivtw')).keys()).some(one => one.url.endsWith('/memory'))) return true; await new Promise(done => setTimeout(done, 100)); }"
-        assert browser.wait(memory), "Python's memory is not kept"
+        until_kept(browser)
         usable_again, warm = visit(browser, address)
         moves = [browser.wait(MOVED, step * 7 % 13) for step in range(1, MOVES + 1)]
         answers = [browser.wait(ANSWERED, question) for question in QUESTIONS]

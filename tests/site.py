@@ -55,6 +55,14 @@ def until(browser, script, what):
     return given, time.perf_counter() - started
 
 
+def until_kept(browser):
+    """Wait for what the next visit goes on from: the page's files, and Python's memory and files."""
+    until(browser, "document.body.dataset.kept", "the page keeps nothing")
+    names = [f"{runtime.NAME}/memory", f"{runtime.NAME}/files"]
+    script = "for (const name of arguments[0]) while (!await caches.match(name)) await new Promise(done => setTimeout(done, 100))"
+    browser.wait(script, names)
+
+
 def go_live(browser, address, **window):
     """Open the page and wait for the model. Returns the seconds from the request to it."""
     browser.console()  # what an earlier page left there

@@ -84,10 +84,6 @@ const live = (() => {
     await navigator.serviceWorker.register("service.js");
     document.body.dataset.kept = "yes";
   }
-  // First what is recorded is drawn; what is asked for and is not recorded waits for the model.
-  addEventListener("DOMContentLoaded", async () => {
-    await Promise.race([ready, new Promise(done => setTimeout(done, 500))]);
-    begin().catch(error => fail(error.message));
-  });
+  begin().catch(error => fail(error.message));  // meanwhile what is recorded is drawn
   return {ask};
 })();

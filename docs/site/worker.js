@@ -1,6 +1,7 @@
 // The model in the page: Python and NumPy as WebAssembly, in place of the server of minivtw.explore.
 const files = new Map();  // name -> a promise of what Pyodide is given when it fetches that
 const network = fetch, opened = caches.open("minivtw");
+const isArchive = name => /\.whl$|^(package|model)\.zip$/.test(name);
 const here = name => new URL(name, import.meta.url).href;
 const unzipped = blob => new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).blob();
 
@@ -37,8 +38,10 @@ function fetchAll(list) {
   };
 }
 
-// Python's memory right after its start is kept: the next visit goes on from there, some seconds sooner. Pyodide's two options have an underscore: they may change
-// with its version, which is pinned.
+// The next visit goes on from what this one leaves, some seconds sooner: Python's memory with this much of the standard library, and all
+// files with their bytecode beside them. Pyodide's two options have an underscore: they may change with its version, which is pinned.
+const STANDARD = "argparse, base64, datetime, hmac, http.server, inspect, json, pickle, platform, runpy, secrets, unicodedata, webbrowser";
+const FOLDERS = ["/home/pyodide", "/lib/python3.12/site-packages"];
 async function startPython(runtime) {
   const {loadPyodide} = await import(here(`${runtime}/pyodide.mjs`)), indexURL = here(`${runtime}/`);
   const cache = await opened, address = here(`${runtime}/memory`), kept = await cache.match(address);
@@ -46,27 +49,50 @@ async function startPython(runtime) {
     return await loadPyodide({indexURL, _loadSnapshot: new Uint8Array(await kept.arrayBuffer())});
   } catch { await cache.delete(address); }
   const python = await loadPyodide({indexURL, _makeSnapshot: true});
+  python.runPython(`import ${STANDARD}`);
   cache.put(address, new Response(python.makeMemorySnapshot())).catch(() => {});
   return python;
 }
+function filesIn(FS, folder) {
+  return FS.readdir(folder).filter(name => !/^\.\.?$/.test(name)).map(name => `${folder}/${name}`).flatMap(path => {
+    const {mode, size, mtime} = FS.stat(path);
+    return FS.isDir(mode) ? filesIn(FS, path) : {path, size, time: +mtime};
+  });
+}
+// The list of files in a line, then their bytes.
+function packed(FS) {
+  const list = FOLDERS.flatMap(folder => filesIn(FS, folder));
+  return new Blob([JSON.stringify(list) + "\n", ...list.map(({path}) => FS.readFile(path))]);
+}
+function unpack(FS, bytes) {
+  let start = bytes.indexOf("\n".charCodeAt()) + 1;
+  for (const {path, size, time} of JSON.parse(new TextDecoder().decode(bytes.subarray(0, start)))) {
+    FS.mkdirTree(path.slice(0, path.lastIndexOf("/")));
+    FS.writeFile(path, bytes.subarray(start, start += size), {canOwn: true});
+    FS.utime(path, time, time);  // by which Python knows that bytecode is of its source
+  }
+}
 
 async function begin({runtime, list}) {
-  fetchAll(list);
+  const cache = await opened, address = here(`${runtime}/files`), of = list.map(({sha256}) => sha256).join(), found = await cache.match(address);
+  const kept = found?.headers.get("of") === of ? found.arrayBuffer() : null;
+  fetchAll(kept ? list.filter(({name}) => !isArchive(name)) : list);
   await import(here(`${runtime}/pyodide.asm.js`));
   postMessage({step: "starting Python"});
   const python = await startPython(runtime);
-  for (const [name, whole] of files) {
-    const kind = name.endsWith(".whl") ? "wheel" : /^(package|model)\.zip$/.test(name) ? "zip" : null;
-    if (kind) python.unpackArchive(await (await whole).arrayBuffer(), kind);
-  }
+  if (kept) unpack(python.FS, new Uint8Array(await kept));
+  for (const [name, whole] of files)
+    if (isArchive(name)) python.unpackArchive(await (await whole).arrayBuffer(), name.endsWith(".whl") ? "wheel" : "zip");
   files.clear();
   postMessage({step: "loading the model"});
-  const answer = python.runPython("from docs.site.here import begin; begin()");
+  const answer = python.runPython("import sys; sys.dont_write_bytecode = False; from docs.site.here import begin; begin()");
   onmessage = ({data: {id, name, body}}) => {
     const said = answer(name, typeof body === "string" ? new TextEncoder().encode(body) : new Uint8Array(body));
     postMessage({id, status: +said.slice(0, 3), text: said.slice(4)});
   };
-  postMessage({live: python.runPython("import sys, numpy; f'Python {sys.version.split()[0]}, NumPy {numpy.__version__}'")});
+  postMessage({live: python.runPython("import numpy; f'Python {sys.version.split()[0]}, NumPy {numpy.__version__}'")});
+  const keep = () => cache.put(address, new Response(packed(python.FS), {headers: {of}})).catch(() => {});
+  if (!kept) setTimeout(keep, 1000);  // after the first answer
 }
 const failed = error => postMessage({failed: error.message});
 onmessage = ({data}) => begin(data).catch(failed);

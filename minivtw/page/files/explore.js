@@ -35,7 +35,7 @@ function Lane() {
 
 const lane = Lane(), pictures = Lane(), frames = new Map();
 const chosen = {picture: "", question: "What color is the star?", template: "withdraw:layer=K", swap: null, frozen: new Set()};
-let layers = 1, rival = "", slow = 0;
+let layers = 1, rival = "", slow = 0, rest = 0;
 
 const press = (group, picture) => { for (const button of all(`#${group} button`)) button.ariaPressed = button.dataset.picture === picture; };
 const failed = message => { find("error").textContent = message; };
@@ -85,7 +85,8 @@ const wall = Wall({
     find("method-says").textContent = `runs as ${frame.method ?? "the model left alone"}`;
     all("#paint button").forEach((button, layer) => button.ariaPressed = chosen.frozen.has(layer));
     layPaint();
-    ahead();
+    clearTimeout(rest);
+    rest = setTimeout(ahead, 300);
   },
 });
 
@@ -96,9 +97,9 @@ wall.state.guess = (K, layer) => {
   return words.map((word, i) => word !== null ? "2" : away.has(i) || layer >= K ? "0" : chosen.frozen.has(layer) ? "1" : "2").join("");
 };
 
-// While nothing else is asked, the wall's other places are computed, the nearest first.
+// After a pause, the wall's other places are computed, the nearest first.
 async function ahead() {
-  if (slow > 1500 || !wall.state.movable || !lane.isIdle()) return;
+  if (slow > 1500 || !wall.state.movable || !lane.isIdle() || !pictures.isIdle()) return;
   const near = Array.from({length: layers + 1}, (_, K) => K).sort((one, other) => Math.abs(one - wall.state.K) - Math.abs(other - wall.state.K));
   const missing = near.find(K => !frames.has(JSON.stringify(request(K))));
   if (missing === undefined) return;
