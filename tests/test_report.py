@@ -127,6 +127,12 @@ def test_another_method_has_a_place_of_its_own(vlm):
     assert all(("1" in marks) == (2 <= layer <= 9) for layer, marks in enumerate(data["own"]["layers"]))
 
 
+def test_an_image_that_enters_late_is_marked_from_there_on(vlm):
+    question = watching.ask(vlm, watching.see(vlm, scene()), QUESTION)
+    layers = watching.frame(vlm, question, vlm.method(method="late:layer=6"))["layers"]
+    assert ["0" in marks for marks in layers] == 6 * [True] + 6 * [False]
+
+
 def test_what_is_stored_with_the_model_begins_where_its_picture_leaves(vlm):
     method = vlm.method(method="freeze:layers=1-2+withdraw:layer=4")
     data = data_of(stories.report_html(stories.story_of(vlm, scene(), QUESTION, method)))

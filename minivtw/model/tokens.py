@@ -33,9 +33,7 @@ class Tokens:
     cache: KVCache  # what the layers hold already of the conversation
     rotary_positions: np.ndarray  # (tokens,) what rotary embedding turns by: `positions`, unless a method renumbers
     works: np.ndarray | None = None  # (tokens,) booleans: those the next layer works on; the others are read. None: all
-    leaders: np.ndarray | None = (
-        None  # (tokens,) positions: whose change each takes over if not worked on. None: nobody's
-    )
+    leaders: np.ndarray | None = None  # (tokens,) positions: whose change a frozen one takes over. None: nobody's
     previous: "PreviousLayer | None" = None  # the layer they come from
     tower: Tower | None = None  # what the vision tower knows of the image among them
     ran: tuple[LayerCount, ...] = ()  # what every layer so far has done
@@ -98,9 +96,11 @@ class Tokens:
         return previous.cache.keys[:, previous.before + np.searchsorted(previous.entered.positions, self.positions)]
 
     def previous_layer(self, what: str) -> "PreviousLayer":
-        """The layer just passed. Raises InputError before layer 0."""
+        """The layer that all of them have just passed. Raises InputError where there is none."""
         if self.previous is None:
-            raise InputError(f"there is no layer before layer 0 whose {what} a method could look at")
+            raise InputError(
+                f"there is no layer before layer 0 whose {what} a method could look at, nor where an image enters late"
+            )
         return self.previous
 
 
