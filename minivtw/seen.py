@@ -155,8 +155,9 @@ class Seen:
             tokens = self.method(index, came) if self.method else came
             shared = tokens.positions < end  # (tokens,)
             works = shared if tokens.works is None else tokens.works & shared  # (tokens,)
-            before = came.hidden[np.isin(came.positions, tokens.positions[shared])]  # (shared, width)
-            changed = tokens.hidden[shared] - before  # (shared, width) by the method; layers differ in rounding
+            stayed = shared & np.isin(tokens.positions, came.positions)  # (tokens,) without those that have come late
+            before = came.hidden[np.isin(came.positions, tokens.positions[stayed])]  # (stayed, width)
+            changed = tokens.hidden[stayed] - before  # (stayed, width) by the method; layers differ in rounding
             kept.append([tokens.positions[shared], tokens.positions[works], tokens.rotary_positions[shared], changed])
             kept[-1] += [array for group in tokens.followed for array in group.among(tokens.positions[shared])]
             return tokens

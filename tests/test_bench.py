@@ -11,7 +11,7 @@ from PIL import Image
 from minivtw.bench import main, read, see
 from minivtw.counting import vision_flops
 from minivtw.methods.shelf import METHODS
-from minivtw.methods.text import Layer, Layers
+from minivtw.methods.text import Layer, Layers, Until
 from minivtw.methods.withdrawal import withdraw
 from minivtw.timing import rounds as timing
 from minivtw.timing import shapes
@@ -71,7 +71,7 @@ def test_a_second_question_is_not_timed_where_the_method_looks_at_it(small, aske
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_of_the_shelf_can_be_timed(small, asked, name):
-    layers = {Layer: "layer=1", Layers: "layers=1"}
+    layers = {Layer: "layer=1", Until: "layer=1", Layers: "layers=1"}
     needed = [
         layers[one.annotation] for one in signature(METHODS[name]).parameters.values() if one.default is one.empty
     ]

@@ -192,11 +192,11 @@ VALUES = [
     "",
     "2,layer=3",
 ]
-KEYS = ["layer", "layers", "keep", "seed", "share", "quiet", "pivots", "raters", "merged", ""]
+KEYS = ["layer", "layers", "keep", "seed", "share", "quiet", "pivots", "raters", "merged", "side", ""]
 USUAL = {
     "layer": ["0", "1", "2", "3"], "layers": ["1", "0/2", "1-2", "0-3"], "keep": ["0", "0.1", "0.5", "1"],
     "seed": ["0", "7"], "share": ["0", "0.4", "1"], "quiet": ["1", "2"], "pivots": ["1", "4", "99"],
-    "raters": ["0", "1"], "merged": ["0", "0.5", "1"],
+    "raters": ["0", "1"], "merged": ["0", "0.5", "1"], "side": ["1", "3", "99"],
 }  # fmt: skip
 NEEDED = {"layer": 1, "layers": 1}  # these are nearly always there
 OPTIONS = {

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import re
 
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw
 import minivtw
 from minivtw import report
 from minivtw.inputs.opening import open_image
-from minivtw.page import charts, page, watching
+from minivtw.page import charts, horizon, page, watching
 from minivtw.page import story as stories
 from minivtw.search import layer as search
 
@@ -126,6 +127,12 @@ def test_another_method_has_a_place_of_its_own(vlm):
     assert all(("1" in marks) == (2 <= layer <= 9) for layer, marks in enumerate(data["own"]["layers"]))
 
 
+def test_an_image_that_enters_late_is_marked_from_there_on(vlm):
+    question = watching.ask(vlm, watching.see(vlm, scene()), QUESTION)
+    layers = watching.frame(vlm, question, vlm.method(method="late:layer=6"))["layers"]
+    assert ["0" in marks for marks in layers] == 6 * [True] + 6 * [False]
+
+
 def test_what_is_stored_with_the_model_begins_where_its_picture_leaves(vlm):
     method = vlm.method(method="freeze:layers=1-2+withdraw:layer=4")
     data = data_of(stories.report_html(stories.story_of(vlm, scene(), QUESTION, method)))
@@ -206,6 +213,32 @@ def test_door_writes_the_page(picture, tmp_path):
     assert ran.code == 0 and "out.html" in ran.out
     assert data_of((tmp_path / "out.html").read_text(encoding="utf-8"))["layer"] == K
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.html", "scene.png"]
+
+
+def test_the_horizon_is_drawn_where_it_is_wanted(picture, tmp_path, monkeypatch):
+    """One image per layer, from what `patch_worth` says (test_horizon.py)."""
+    worth = lambda decoder, prompt, answer, layers: np.outer(10.0 ** -np.arange(len(layers)), np.linspace(-1, 1, 64))
+    monkeypatch.setattr(horizon, "patch_worth", worth)
+    ran = run(report.main, picture, QUESTION, "-o", tmp_path / "out.html", "--withdraw", K, "--horizon")
+    html = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert ran.code == 0 and html.count("#undimmed") == 12 and f">K = {K}<" in html
+    assert [f">{most}<" in html for most in ("100.0", "1.0", "0.010", "0.000")] == 4 * [True]
+    assert not re.search(r"""(src|href)=(?!["']?(data:|#))""", re.sub(r"<script.*?</script>", "", html, flags=re.S))
+
+
+def test_a_patch_is_as_bright_as_it_is_worth_and_the_line_stands_before_the_first_image_without_the_rest():
+    drawing = horizon.drawn("data:", [0, 4, 8], np.array([[1, 0.1, -1e-3, 1e-5], [0] * 4, [0] * 4]), 5)
+    shade = re.search(r'pixelated" href="data:image/png;base64,([^"]*)', drawing).group(1)
+    assert np.asarray(Image.open(io.BytesIO(base64.b64decode(shade))))[..., 3].tolist() == [[0, 0], [121, 242]]
+    assert drawing.index("K = 5") > drawing.index(">8<") > drawing.index(">4<")
+    assert "K =" not in horizon.drawn("data:", [0], np.zeros((1, 4)), None)
+
+
+def test_tiles_that_are_packed_have_no_horizon(tmp_path):
+    vlm = minivtw.load(write_onevision(tmp_path / "model"))
+    question = watching.ask(vlm, watching.see(vlm, scene()), "What?")
+    with pytest.raises(minivtw.InputError, match="an image of one tile, each patch a token"):
+        horizon.horizon(vlm, question, None)
 
 
 def test_bad_input_is_one_line_and_leaves_the_old_page(picture, tmp_path):

@@ -23,7 +23,8 @@ QUESTIONS = ["What color is the star?", "How many objects are there?", "Describe
 BLIND = [
     None, "withdraw:layer=5", "withdraw:layer=0", "withdraw:layer=12", "freeze:layers=3-4+withdraw:layer=5",
     "uniform:layer=2,keep=0.46", "random:layer=2,keep=0.46", "visionzip:keep=0.55", "fastervlm:keep=0.55", "divprune:keep=0.55",
-    "withdraw:layer=5+renumber:layer=5", "renumber:layer=3+own_positions",
+    "withdraw:layer=5+renumber:layer=5", "renumber:layer=3+own_positions", "smaller:side=5", "smaller:side=3+renumber:layer=0", "late:layer=3",
+    "late:layer=3+withdraw:layer=9", "late:layer=3+renumber:layer=5",
 ]  # fmt: skip
 LOOKING = {
     "fastv:layer=2,keep=0.46": "looks at the question", "looked_at:layer=2,keep=0.46": "looks at the question",

@@ -233,7 +233,7 @@ TEXTS = [
     "withdraw:layer=5", "freeze:layers=3-4+withdraw:layer=4", "fastv:layer=2,keep=0.5", "looked_at:layer=3,keep=0.4", "pyramiddrop:layers=2/5,keep=0.5",
     "sparsevlm:layers=2/5,keep=0.5", "dart:layer=2,keep=0.4", "random:layer=2,keep=0.5", "uniform:layer=2,keep=0.5", "adaptive",
     "visionzip:keep=0.3", "fastervlm:keep=0.3", "divprune:keep=0.3", "random_tokens:layer=3", "withdraw:layer=4+renumber:layer=4",
-    "renumber:layer=2+own_positions",
+    "renumber:layer=2+own_positions", "smaller:side=3", "late:layer=3",
 ]  # fmt: skip
 
 

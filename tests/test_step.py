@@ -100,7 +100,9 @@ def test_five_presses_of_enter_lead_to_the_withdrawal_and_four_steps_into_it():
 
 
 def test_jumps_and_plain_pdb():
-    pieces = typed("K", "layer 7", "p len(tokens), index", "layer 99", "p nothing", "tokens.hidden", "w", "b forward", "q")
+    pieces = typed(
+        "K", "layer 7", "p len(tokens), index", "layer 99", "p nothing", "tokens.hidden", "w", "b forward", "q"
+    )
     assert titles(pieces) == ["An image file", "The decoder's loop", "The decoder's loop"]
     assert "[layer 5 of 12]" in pieces[1] and "[layer 7 of 12]" in pieces[2]
     assert pieces[3] == "(13, 7)\n"

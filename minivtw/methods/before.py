@@ -1,16 +1,18 @@
-"""Published ways of choosing among visual tokens before layer 0 of the decoder, without the question.
+"""Ways of choosing among visual tokens before layer 0 of the decoder, without the question.
 
-What they drop no layer ever sees: the prompt is shorter, and its positions are counted anew, as in the papers.
+What they drop no layer ever sees: the prompt is shorter, and its positions are counted anew, as in the papers. `smaller`
+averages instead, and keeps the positions.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from ..model.tokens import Tokens
-from .looking import keep_best, product, tower_looks
-from .text import Method, Share, named
+from .looking import keep_best, known_tower, product, tower_looks
+from .text import Count, Method, Share, named
 from .withdrawal import renumber
 
 
@@ -97,3 +99,35 @@ def divprune(keep: Share = 0.5) -> Method:
         return keep_best(tokens, scores, count)
 
     return beforehand(most_diverse)
+
+
+@named
+def smaller(side: Count = 4) -> Method:
+    """A smaller image: side x side visual tokens per tile, each the mean of those in the area that it covers.
+
+    It stands at the position of the token in the middle of that area. VTC-Bench (arXiv 2510.07143) makes the image itself
+    smaller; the towers here take one size only, so what the connector makes of it is averaged, and the tower saves nothing.
+    """
+
+    def method(index: int, tokens: Tokens) -> Tokens:
+        visual = np.flatnonzero(tokens.is_visual)  # (visual,)
+        if index or not len(visual):
+            return tokens
+        tiles = len(known_tower(tokens).entering)
+        across = math.isqrt(len(visual) // tiles)  # tokens along a side of a tile
+        if side >= across:
+            return tokens
+        new = np.arange(side)[:, None]  # (side, 1)
+        old = np.arange(across)  # (across,)
+        starts = np.maximum(new * across, old * side)  # (side, across) of the overlap, in parts of a tile's side
+        ends = np.minimum((new + 1) * across, (old + 1) * side)  # (side, across)
+        share = ((ends - starts).clip(0) / across).astype(np.float32)  # (side, across) of each old one in the mean
+        areas = np.kron(share, share)  # (side^2, across^2)
+        grids = tokens.hidden[visual].reshape(tiles, across**2, -1)  # (tiles, across^2, width)
+        middle = (2 * new + 1) * across // (2 * side)  # (side, 1)
+        places = visual.reshape(tiles, across, across)[:, middle, middle.T].ravel()  # (tiles side^2,)
+        hidden = tokens.hidden.copy()  # (tokens, width)
+        hidden[places] = np.concatenate([product(tokens, areas, grid) for grid in grids])  # (tiles side^2, width)
+        return replace(tokens, hidden=hidden)[np.union1d(np.flatnonzero(~tokens.is_visual), places)]
+
+    return method

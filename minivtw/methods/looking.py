@@ -61,17 +61,22 @@ def product(tokens: Tokens, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return result
 
 
+def known_tower(tokens: Tokens) -> Tower:
+    """The vision tower that has looked at each of the visual tokens. Raises InputError where there is none."""
+    has_gaps = len(tokens) <= tokens.positions[-1] - tokens.positions[0]
+    if tokens.tower is None or has_gaps:
+        raise InputError(
+            "this method asks what the vision tower knows of each visual token; that is not known here, but only "
+            "where they are its patches, without line ends, and no other method has chosen among them"
+        )
+    return tokens.tower
+
+
 def tower_looks(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
     """How much the vision tower's last layer looked at each visual token, (visual tokens,), and their keys there,
     (visual tokens, channels). Raises InputError where there is no tower that has looked at each of them.
     """
-    has_gaps = len(tokens) <= tokens.positions[-1] - tokens.positions[0]
-    if tokens.tower is None or has_gaps:
-        raise InputError(
-            "this method asks where the vision tower looked at each visual token; that is not known here, but only "
-            "where they are its patches, without line ends, and no other method has chosen among them"
-        )
-    looks, keys, flops = last_look(tokens.tower, int(tokens.is_visual.sum()))
+    looks, keys, flops = last_look(known_tower(tokens), int(tokens.is_visual.sum()))
     tokens.extra_flops.append(flops)
     return looks, keys
 

@@ -6,16 +6,18 @@ published code departs from its paper, the docstring says so. Those that choose 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from ..model.layers import softmax
 from ..model.tokens import Tokens
-from .before import divprune, fastervlm, visionzip
+from .before import divprune, fastervlm, smaller, visionzip
 from .looking import coming_attention, keep_best, normed, product, text_after_image
 from .sharing import share
-from .text import Count, Layer, Layers, Method, Seed, Share, named, parse
+from .text import Count, Layer, Layers, Method, Seed, Share, Until, named, parse
 from .withdrawal import adaptive, freeze, own_positions, random_tokens, renumber, then, withdraw
 
 
@@ -86,7 +88,7 @@ def sparsevlm(layers: Layers, keep: Share = 0.5, raters: Layer = 0) -> Method:
         raise InputError(f"raters must be chosen before the first of the layers, not before layer {raters}")
 
     def method(index: int, tokens: Tokens) -> Tokens:
-        if index == raters and tokens.is_visual.any():
+        if index >= raters and method not in tokens.notes and tokens.is_visual.any():
             text = text_after_image(tokens)  # (text,)
             visual_text = product(tokens, tokens.hidden[tokens.is_visual], tokens.hidden[text].T)  # (visual, text)
             affinity = softmax(visual_text).mean(0)  # (text,)
@@ -150,10 +152,42 @@ def uniform(layer: Layer, keep: Share = 0.5) -> Method:
     return method
 
 
-IN_THE_DECODER = (withdraw, freeze, share, fastv, looked_at, pyramiddrop, sparsevlm, dart, random, uniform, adaptive)
+@named
+def late(layer: Until) -> Method:
+    """The image enters late: the layers before `layer` run on text alone, then the visual tokens come as they were embedded.
+
+    HiDrop (arXiv 2602.23699) calls this late injection, and trains its models for it. Before `layer` no other method can
+    look at attention or keys, since the image has none in the layer just passed.
+    """
+
+    def method(index: int, tokens: Tokens) -> Tokens:
+        if index == 0 < layer and tokens.is_visual.any():
+            image = tokens[tokens.is_visual]
+            tokens.notes[method] = replace(image, works=np.ones(len(image), bool))
+            return tokens[~tokens.is_visual]
+        if index == layer and method in tokens.notes:
+            return together(tokens, tokens.notes.pop(method))
+        return tokens
+
+    return method
+
+
+def together(tokens: Tokens, entering: Tokens) -> Tokens:
+    """Tokens and those that enter among them, in the order of their positions."""
+    order = np.argsort(np.concatenate([tokens.positions, entering.positions]))  # (tokens,)
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(tokens, name), getattr(entering, name)])[order]
+        for name in ("hidden", "positions", "is_visual", "rotary_positions", "works")
+        if getattr(tokens, name) is not None
+    }
+    return replace(tokens, **arrays, previous=None)
+
+
+IN_THE_DECODER = (withdraw, freeze, share, fastv, looked_at, pyramiddrop, sparsevlm, dart, adaptive)
 BEFORE_THE_DECODER = (visionzip, fastervlm, divprune)
+BASELINES = (random, uniform, smaller, late)
 ABLATIONS = (random_tokens, renumber, own_positions)
-METHODS = {make.__name__: make for make in (*IN_THE_DECODER, *BEFORE_THE_DECODER, *ABLATIONS)}
+METHODS = {make.__name__: make for make in (*IN_THE_DECODER, *BEFORE_THE_DECODER, *BASELINES, *ABLATIONS)}
 
 
 def method_of(text: str, files: bool = True) -> Method:

@@ -27,6 +27,7 @@ MAKER = "what makes a method has a comma after its name, as in FILE.py:FUNCTION,
 FILE = re.compile(r"\s*(.+?\.py):(\w+)((?:,[^+]*)?)\s*\+", re.S)  # the name of a file may hold + and : as well
 
 Layer = Annotated[int, "a layer of the decoder"]
+Until = Annotated[int, "a layer of the decoder; what it limits begins at layer 0"]
 Layers = Annotated[Collection[int], "layers of the decoder"]
 Share = Annotated[float, "from 0 to 1"]
 Count = Annotated[int, "1 or more"]
@@ -58,7 +59,7 @@ def named(make: Callable[..., Method]) -> Callable[..., NamedMethod]:
         for name, value in bound.arguments.items():
             kind = signature.parameters[name].annotation
             bound.arguments[name] = value = KINDS[kind][1](value, name)
-            layers |= {value} if kind is Layer else value if kind is Layers else set()
+            layers |= {value} if kind is Layer else {0, value} if kind is Until else value if kind is Layers else set()
         texts = [f"{name}={written(value)}" for name, value in bound.arguments.items()]
         spec = f"{make.__name__}:{','.join(texts)}" if texts else make.__name__
         withdraw_layer = bound.arguments["layer"] if make.__name__ == "withdraw" else None
@@ -103,6 +104,7 @@ def read_layers(text: str) -> frozenset[int]:
 # Of a parameter's annotation: how its text is read, and how its value is checked.
 KINDS: dict[Any, tuple[Callable[[str], Any], Callable[[Any, str], Any]]] = {
     Layer: (int, checked_int),
+    Until: (int, checked_int),
     Layers: (read_layers, checked_layers),
     Share: (float, checked_share),
     Count: (int, functools.partial(checked_int, least=1)),

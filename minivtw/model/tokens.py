@@ -116,9 +116,11 @@ class Tokens:
         return previous.cache.keys[:, previous.before + np.searchsorted(previous.entered.positions, self.positions)]
 
     def previous_layer(self, what: str) -> "PreviousLayer":
-        """The layer just passed. Raises InputError before layer 0."""
+        """The layer that all of them have just passed. Raises InputError where there is none."""
         if self.previous is None:
-            raise InputError(f"there is no layer before layer 0 whose {what} a method could look at")
+            raise InputError(
+                f"there is no layer before layer 0 whose {what} a method could look at, nor where an image enters late"
+            )
         return self.previous
 
 

@@ -19,6 +19,7 @@ from ..methods.withdrawal import withdraw
 from ..search.layer import ETA, kl_curve
 from ..vlm import VLM
 from .charts import line_chart, stacked_bars
+from .horizon import horizon
 from .page import filled, packed, page_css, part
 from .watching import LONGEST_ANSWER, EmbeddedQuestion, ask, frame, readings, responded, see, shown, traces
 
@@ -43,6 +44,7 @@ class Story(NamedTuple):
     worst: np.ndarray  # (layers,) KL of the answer's worst token, nats
     eta: float
     seconds: dict  # {"withdrawn": {phase: seconds}, "full": the same}
+    horizon: str = ""  # the drawing of it, where it is wanted
 
 
 def timed(vlm: VLM, question: EmbeddedQuestion, *methods: Method | None) -> list[dict[str, float]]:
@@ -66,7 +68,7 @@ def framed(vlm: VLM, question: EmbeddedQuestion, method: Method | None) -> dict[
     return frame(vlm, question, method) | {"readings": readings(vlm, states)}
 
 
-def story_of(vlm: VLM, image: Any, text: str, method: Method | None) -> Story:
+def story_of(vlm: VLM, image: Any, text: str, method: Method | None, with_horizon: bool = False) -> Story:
     """Ask at every K, observe and measure: everything that the report shows. Raises InputError."""
     layers = vlm.config.layers
     if not vlm.parts.vision:
@@ -96,6 +98,7 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None) -> Story:
         worst=kl_curve(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids),
         eta=stored_eta(vlm.folder),
         seconds=dict(zip(("withdrawn", "full"), timed(vlm, question, method, None))),
+        horizon=horizon(vlm, question, leaves) if with_horizon else "",
     )
 
 
@@ -140,6 +143,7 @@ def report_html(story: Story) -> str:
             ),
             "bars withdrawn": bars("withdrawn"),
             "bars full": bars("full"),
+            "horizon": filled("horizon.html", {"drawing": story.horizon}) if story.horizon else "",
             "even": f"{story.even:.0%}",
             "seconds": ", ".join(f"{phase} {1e3 * now:.1f} ms instead of {1e3 * full:.1f}" for (phase, now), full in seconds),
             "model": escape(story.model),

@@ -13,7 +13,7 @@ import numpy as np
 from ..analysis.migration import answer_probability
 from ..analysis.tracing import traces, worked_on
 from ..inputs.prompts import Prompt, Tiled
-from ..methods.text import Method, spec_of
+from ..methods.text import Method, NamedMethod, spec_of
 from ..model.decoder import Decoder, logits
 from ..model.layers import softmax
 from ..model.tokens import EmbeddedPrompt, Tokens
@@ -101,7 +101,7 @@ def responded(vlm: VLM, prompt: EmbeddedPrompt, method: Method | None) -> tuple[
         first.append(scores)
         return int(scores.argmax())
 
-    answer = Chat(vlm, method=marking).respond(prompt, likeliest_token, LONGEST_ANSWER)
+    answer = Chat(vlm, method=NamedMethod(marking, "marking")).respond(prompt, likeliest_token, LONGEST_ANSWER)
     return answer, first[0], np.array(marks)
 
 

@@ -50,12 +50,15 @@ def test_a_method_that_changes_nothing_is_the_model_bit_for_bit(case):
             assert np.array_equal(ours.keys, theirs.keys) and np.array_equal(ours.values, theirs.values)
 
 
-def plain_layer(hidden, layer, config):
-    """A layer on a whole prompt, written apart from `minivtw.model.decoder`: every row asks and every row is worked on."""
+def plain_layer(hidden, layer, config, positions=None):
+    """A layer on a whole prompt, written apart from `minivtw.model.decoder`: every row asks and every row is worked on.
+
+    positions: where the rows stand, if not one after the other.
+    """
     normed = rms_norm(hidden, layer.input_norm, config.rms_norm_eps)
     turned = split_heads(linear(normed, layer.qkv), config.heads + 2 * config.kv_heads)
     queries, keys, values = np.split(turned, [config.heads, config.heads + config.kv_heads])
-    angles = rotary(np.arange(len(hidden)), config.head_dim, config.rope_theta)
+    angles = rotary(np.arange(len(hidden)) if positions is None else positions, config.head_dim, config.rope_theta)
     sees = 1 + np.arange(len(hidden))
     looks = attention_probabilities(
         rotate(queries, *angles), as_stored(rotate(keys, *angles)), sees

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivtw import InputError
-from minivtw.methods.before import divprune, fastervlm, visionzip
+from minivtw.methods.before import divprune, fastervlm, smaller, visionzip
 from minivtw.methods.looking import coming_attention, last_look
 from minivtw.methods.shelf import METHODS, dart, fastv, looked_at, method_of, pyramiddrop, random, sparsevlm, uniform
 from minivtw.methods.text import first_layer
@@ -283,30 +283,26 @@ def test_parameters_that_make_no_sense(text, words):
         method_of(text)
 
 
-@pytest.mark.parametrize("make", [fastv(0), pyramiddrop([0]), fastervlm(), visionzip()])
+@pytest.mark.parametrize("make", [fastv(0), pyramiddrop([0]), fastervlm(), visionzip(), smaller()])
 def test_what_cannot_be_looked_at_is_said(make):
     decoder = asked_decoder()
     with pytest.raises(InputError, match="no layer before layer 0|not known here"):
         prefill(decoder, random_prompt(decoder, [True, True, False]), make)
 
 
-TOWER_FIRST = ["visionzip", "fastervlm"]
-CHOOSERS = [*TOWER_FIRST, "divprune", "uniform:layer=0", "random:layer=0", "random_tokens:layer=0"]
+BY_PATCHES = ["visionzip", "fastervlm", "smaller"]
+KEEPING = ["visionzip:", "fastervlm:", "divprune:", "uniform:layer=0,", "random:layer=0,"]
+CHOOSERS = [f"{name}keep={keep}" for name in KEEPING for keep in ("0.25", "0.5")]  # a quarter is an integer of squares
+CHOOSERS += ["random_tokens:layer=0", "smaller:side=2"]
 
 
-@pytest.mark.parametrize("second", TOWER_FIRST)
+@pytest.mark.parametrize("second", BY_PATCHES)
 @pytest.mark.parametrize("first", CHOOSERS)
 def test_where_the_tower_looked_is_not_asked_after_another_choice(first, second):
     """The tower knows all visual tokens, in their order: which of those that are left is which, it cannot tell."""
     prompt = random_prompt(asked_decoder(), [False, *VISUAL * [True], *VISUAL * [False]])
-    for keep in (
-        ("0.25", "0.5") if first != "random_tokens:layer=0" else ("",)
-    ):  # a quarter is a whole number of squares
-        method = method_of(
-            f"{first}{',' if ':' in first else ':'}keep={keep}+{second}" if keep else f"{first}+{second}"
-        )
-        with pytest.raises(InputError, match="no other method has chosen among them"):
-            prefill(asked_decoder(), prompt, with_tower(method, random_tower(4)))
+    with pytest.raises(InputError, match="no other method has chosen among them"):
+        prefill(asked_decoder(), prompt, with_tower(method_of(f"{first}+{second}"), random_tower(4)))
     alone = prefill(asked_decoder(), prompt, with_tower(method_of(second), random_tower(4)))
     both = prefill(asked_decoder(), prompt, with_tower(method_of(f"withdraw:layer=3+{second}"), random_tower(4)))
     assert np.array_equal(alone.hidden, both.hidden)  # the other way round, or before anybody has left, it is
@@ -317,7 +313,8 @@ EXAMPLES = {
     "looked_at": "looked_at:layer=4", "pyramiddrop": "pyramiddrop:layers=2/4", "sparsevlm": "sparsevlm:layers=3/4",
     "dart": "dart:layer=3", "random": "random:layer=2", "uniform": "uniform:layer=1", "adaptive": "adaptive:share=0.6",
     "visionzip": "visionzip", "fastervlm": "fastervlm", "divprune": "divprune", "random_tokens": "random_tokens:layer=4",
-    "renumber": "renumber:layer=3", "own_positions": "own_positions",
+    "renumber": "renumber:layer=3", "own_positions": "own_positions", "smaller": "smaller:side=2",
+    "late": "late:layer=4",
 }  # fmt: skip
 
 
@@ -329,7 +326,7 @@ def test_a_run_from_the_first_layer_that_a_method_names_is_a_run_from_the_bottom
     full_run = run_in_full(decoder, prompt, 3)
     for text in [EXAMPLES[first], *(f"{EXAMPLES[first]}+{second}" for second in EXAMPLES.values())]:
         method = method_of(text)
-        if any(name in text for name in TOWER_FIRST):
+        if any(name in text for name in BY_PATCHES):
             method = with_tower(method, tower)
         try:
             whole, answer = prefill(decoder, prompt, method), decoder.embedding[full_run.answer[:-1]]
@@ -363,4 +360,4 @@ def test_an_earlier_turn_is_to_a_method_as_the_text_before_the_image(make, seed)
 def test_every_method_of_the_shelf_is_tried_here():
     tried = {make.__name__ for make in (*AT_ONE_LAYER, *IN_STAGES, *BEFORE)}
     elsewhere = {"withdraw", "freeze", "share", "adaptive", "random_tokens", "renumber", "own_positions"}
-    assert tried | elsewhere == set(METHODS) == set(EXAMPLES)
+    assert tried | elsewhere | {"smaller", "late"} == set(METHODS) == set(EXAMPLES)

@@ -104,6 +104,7 @@ function Wall(source) {
     const seen = eyes && looks(layer), most = seen && Math.max(...order.visual.map(i => seen[i]), 1e-9);
     const depths = order.visual.map(token => frame.layers.filter(marks => marks[token] !== "0").length);
     const deepest = Math.max(...depths, 0), held = depths.filter(depth => depth === deepest).length;
+    const first = frame.layers.findIndex(marks => marks[order.visual[depths.indexOf(deepest)]] !== "0");
     let total = 0;
     order.visual.forEach((token, i) => {
       const patch = patches[i], here = frame.layers[layer][token] !== "0", depth = depths[i];
@@ -115,13 +116,13 @@ function Wall(source) {
       patch.classList.toggle("away", state.away.has(token));
       patch.classList.toggle("at", at === i);
       patch.dataset.tip = `patch ${i}\n` + (state.away.has(token) ? "taken away" : eyes
-        ? here ? percent(seen[token]) + " of the attention" : "has left before this layer" : `in ${depth} of ${layers} layers`);
+        ? here ? percent(seen[token]) + " of the attention" : "not in this layer" : `in ${depth} of ${layers} layers`);
     });
     find("where").textContent = eyes
       ? (total ? `In layer ${layer} this token ${state.way ? "is looked at by the bright patches" : `gives ${percent(total)} of its attention to the image: the bright patches`}.`
         : `Layer ${layer} has no image to look at.`) + (state.words[state.token] === null && !state.way ? " It sees only what stands before it: the causal mask." : "")
       : !deepest ? "No layer sees the image." : `${held < depths.length ? `${held} of ` : ""}${depths.length} visual tokens reach `
-        + (deepest === layers ? "the last layer" : deepest > 1 ? `layers 0 … ${deepest - 1}` : "layer 0") + ". The darker a patch, the earlier it leaves.";
+        + (first + deepest === layers ? "the last layer" : deepest > 1 ? `layers ${first} … ${first + deepest - 1}` : `layer ${first}`) + ". The darker a patch, the fewer.";
   }
 
   function drawStack() {
