@@ -200,7 +200,9 @@ def test_a_page_grows_no_further_with_a_long_prompt_and_says_what_is_left_out(vl
     asked = vlm.prepare(scene(), QUESTION)
     text, tokens = int((~asked.is_visual).sum()), len(asked.token_ids)
     monkeypatch.setattr(stories, "MOST", 3 * vlm.config.layers * tokens + 1)
-    words = f"prompt of {tokens} tokens takes minutes; only the last 3 of its {text} tokens of text show where they look"
+    words = (
+        f"prompt of {tokens} tokens takes minutes; only the last 3 of its {text} tokens of text show where they look"
+    )
     with pytest.warns(UserWarning, match=words):
         story = stories.story_of(vlm, scene(), QUESTION, None)
     html = stories.report_html(story)
