@@ -67,7 +67,10 @@ OWN = {  # what some families need besides
     ),
     "glm5_next": {"num_key_value_heads": 4, "qk_rope_head_dim": 0}, "molmo2": {"vision_feature_layer": [0]},
     "deepseek_ocr2": {"rope_parameters": ROPE}, "hunyuan_vl": {"rope_parameters": ROPE},
-    "dots3_note": {"num_key_value_heads": 4}, "kimi_k25": {"num_key_value_heads": 4},
+    **dict.fromkeys(
+        ("dots3_note", "kimi_k25", "deepseek_v2", "deepseek_v3", "deepseek_v32", "axk1", "axk2"),
+        {"num_key_value_heads": 4},
+    ),
 }  # fmt: skip
 
 
@@ -137,8 +140,8 @@ def families(decoders: bool) -> Iterator[tuple[str, type, Any]]:
         yield (
             f"LLaVA on {name}",
             hf.LlavaForConditionalGeneration,
-            lambda window, text=text, tower=tower: hf.LlavaConfig(
-                text_config={**shrunk(text().to_dict(), window, SIZES), "model_type": text.model_type},
+            lambda window, text=text, tower=tower, sizes={**SIZES, **OWN.get(name, {})}: hf.LlavaConfig(
+                text_config={**shrunk(text().to_dict(), window, sizes), "model_type": text.model_type},
                 vision_config=tower,
                 image_token_index=IMAGE,
             ),
