@@ -6,17 +6,16 @@ layer does with them, so that a share of the prefill's operations is saved, or a
 
 import argparse
 import json
+import math
 import sys
 from typing import Any
 
 from . import load
-from .checkpoints.files import file_of
-from .checkpoints.stored import STORED
+from .checkpoints.stored import STORED, check_storable, store
 from .cli.options import Parser
-from .cli.terminal import command, progress_line, say
+from .cli.terminal import BAR, command, progress_line, say
 from .errors import InputError
 from .inputs.questions import check_questions, read_questions
-from .inputs.writing import check_writable, replace_file
 from .search.calibration import CHANGED, calibrate, find_schedule
 from .search.layer import CRITERIA
 
@@ -40,8 +39,12 @@ def share(text: str) -> float:
 
 
 def curve_table(found: dict[str, Any], unit: str) -> str:
-    """The curve as text, one line per layer, with a mark where the visual tokens leave."""
-    rows = [f"layer {layer:3}  {value:10.6f}" for layer, value in enumerate(found["curve"])]
+    """The curve as text, one line per layer with a bar on a logarithmic scale, and a mark where the visual tokens leave."""
+    curve = found["curve"]
+    lowest = max(min(curve), 1e-6 * max(curve), 1e-12)  # which has no bar
+    decades = [math.log10(max(value, lowest) / lowest) for value in curve]
+    bars = ["#" * round(BAR * length / (max(decades) or 1)) for length in decades]
+    rows = [f"layer {layer:3}  {value:10.6f}  {line}".rstrip() for layer, (value, line) in enumerate(zip(curve, bars))]
     rows[found["withdraw_layer"]] += "  <- the visual tokens leave before this layer"
     mean = f"mean of {found['samples']['count']} samples, threshold {found['threshold']:g}"
     return "\n".join([f"{found['criterion']} ({unit}), {mean}", *rows])
@@ -81,8 +84,7 @@ def main(arguments: list[str]) -> None:
 
     vlm = load(chosen.model)
     if chosen.store:
-        check_writable(vlm.folder / STORED)
-        file_of(vlm.folder, STORED)  # refuses what would not be read there, such as a link out of the folder
+        check_storable(vlm.folder)
     folder = chosen.samples or vlm.folder / "samples"
     if chosen.samples is None and not folder.is_dir():
         raise InputError(f"{vlm.folder} ships no samples; give a folder of them with --samples")
@@ -96,7 +98,7 @@ def main(arguments: list[str]) -> None:
         found = calibrate(vlm, samples, chosen.criterion, chosen.threshold, progress_line(len(samples)))
         text = curve_table(found, CRITERIA[chosen.criterion].unit)
     if chosen.store:
-        replace_file(vlm.folder / STORED, json.dumps(found, indent=1) + "\n")
+        store(vlm.folder, found)
     if chosen.json:
         print(json.dumps(found))
         return

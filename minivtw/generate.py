@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> None:
     options = Parser(prog="minivtw.generate", description="Ask a vision-language model about pictures, in NumPy.")
     add = options.add_argument
     add("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
-    question = "the question, or several, each asked alone; <image> marks where a picture goes (default: first)"
+    question = "the question, or several, each asked alone; <image> marks where a picture goes (default: first), "
+    question += "\\<image> is the word"
     add("prompts", nargs="+", metavar="PROMPT", help=question)
     add("--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable")
     add_asking_options(options)

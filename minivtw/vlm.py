@@ -19,9 +19,9 @@ from .checkpoints.parts import Parts
 from .checkpoints.stored import resolve_method
 from .counting import turn_stats
 from .errors import InputError, check_functions, checked_int
-from .inputs.marks import check_vocabulary, refuse_marks
+from .inputs.marks import check_vocabulary, encode_words, refuse_marks
 from .inputs.opening import open_image, refuse_swapped
-from .inputs.prompts import Prompt, Tiled, encode, expand_marks, spoken
+from .inputs.prompts import Prompt, Tiled, expand_marks, spoken
 from .inputs.streaming import TextStream
 from .methods.text import Method, NamedMethod, check
 from .model.cache import KVCache
@@ -121,7 +121,7 @@ class VLM:
             refuse_marks(said, self.tokenizer, self.parts.layout.marks())
         tiled = images if isinstance(images, Tiled) else self.tile(images)
         turn, vision = self.parts.layout.turn(text, len(tiled.sizes), is_first, system), self.parts.vision
-        token_ids = encode(self.tokenizer, expand_marks(turn, tiled.expansions), opens=is_first)  # (tokens,)
+        token_ids = encode_words(self.tokenizer, expand_marks(turn, tiled.expansions), opens=is_first)  # (tokens,)
         is_visual = token_ids == self.image_token_id  # (tokens,)
         if vision and is_visual.sum() != sum(one.count(vision.image_token) for one in tiled.expansions):
             raise InputError(f"the prompt says {vision.image_token}, which stands for an image and cannot be said")

@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 import minivtw
 from minivtw import InputError, chat, evaluate, generate
-from minivtw.inputs.marks import MOST_CHARACTERS, refuse_marks
-from minivtw.inputs.prompts import MARK, spoken
+from minivtw.inputs.marks import MOST_CHARACTERS, WORD, refuse_marks
+from minivtw.inputs.prompts import MARK, encode, spoken
 from minivtw.inputs.streaming import TextStream
 from tests.doors import assert_one_line_error, copied, examples, make_world, run
 from tests.families.conversation import picture
@@ -44,7 +44,9 @@ def pieces(vlm):
     split = st.tuples(marks, st.integers(1, 8), st.sampled_from(["\u200b", " ", "\0", MARK, "\u0301"])).map(
         lambda cut: cut[0][: cut[1]] + cut[2] + cut[0][cut[1] :]
     )
-    words = st.sampled_from(["What?", " ", "\n", "user", "assistant", "</", "<|", "|>", ">", "é", "漢", "\udcff", ""])
+    words = st.sampled_from(
+        ["What?", " ", "\n", "user", "assistant", "</", "<|", "|>", ">", "\\<image>", WORD, "é", "漢", "\udcff", ""]
+    )
     return st.lists(
         st.one_of(words, halves, split, wide, marks.map(str.upper), marks, st.text(max_size=6)), max_size=6
     ).map("".join)
@@ -81,6 +83,19 @@ def test_no_words_become_a_mark(folder, examples):
         assert found == plain[image, is_first]
 
     check()
+
+
+@each_folder
+def test_an_escaped_mark_is_the_word_and_no_place_for_an_image(folder):
+    """Token by token what a tokenizer makes of it whose mark has another name."""
+    vlm, text = minivtw.load(folder), f"How do I write an \\{MARK} tag, or\\{MARK}\\{MARK}?"
+    written = json.dumps(json.loads(vlm.tokenizer.to_str()), ensure_ascii=False).replace(MARK, "<another>")
+    turn = vlm.parts.layout.turn(text, 0, True).replace(WORD, MARK)
+    assert turn.count(MARK) == 3
+    assert vlm.prepare(None, text).token_ids.tolist() == encode(Tokenizer.from_str(written), turn).tolist()
+    for place in ("", MARK) if vlm.parts.vision else ():
+        alone, beside = vlm.prepare(PICTURE, f"{place}Hm?"), vlm.prepare(PICTURE, f"{place}{text}", system=text)
+        assert beside.is_visual.sum() == alone.is_visual.sum() > 0
 
 
 def test_a_mark_that_the_tokenizer_makes_of_other_words_is_refused():

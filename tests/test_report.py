@@ -63,6 +63,7 @@ def data_of(html):
 
 def test_page_is_one_file_without_network(story):
     html = stories.report_html(story)
+    assert "The prompt is long" not in html
     assert not re.search(r"<!--[\w ]+-->", html)  # every gap is filled
     assert not re.search(r"""(src|href)=(?!["']?data:)""", re.sub(r"<script.*?</script>", "", html, flags=re.S))
     assert not re.search(r"https?://(?!www\.w3\.org/)|@import|url\(", html)
@@ -202,10 +203,21 @@ def test_stacked_bars_fill_the_plot():
     assert bars[1] == pytest.approx(3 * bars[0], abs=0.2)
 
 
-def test_a_long_prompt_is_told_what_it_will_make(vlm, monkeypatch):
-    monkeypatch.setattr(stories, "MANY", 1000)
-    with pytest.warns(UserWarning, match="grows with the square of its prompt: .* tokens make a page of about"):
-        stories.story_of(vlm, scene(), QUESTION, None)
+def test_a_page_grows_no_further_with_a_long_prompt_and_says_what_is_left_out(vlm, monkeypatch):
+    asked = vlm.prepare(scene(), QUESTION)
+    text, tokens = int((~asked.is_visual).sum()), len(asked.token_ids)
+    monkeypatch.setattr(stories, "MOST", 3 * vlm.config.layers * tokens + 1)
+    words = (
+        f"prompt of {tokens} tokens takes minutes; only the last 3 of its {text} tokens of text show where they look"
+    )
+    with pytest.warns(UserWarning, match=words):
+        story = stories.story_of(vlm, scene(), QUESTION, None)
+    html = stories.report_html(story)
+    assert list(data_of(html)["eyes"]) == [str(tokens - back) for back in (3, 2, 1)]
+    assert f"only its last 3 of {text} tokens of text show it" in html
+    monkeypatch.setattr(stories, "MOST", 1)  # the answering token always does
+    with pytest.warns(UserWarning, match="only the last 1 of"):
+        assert list(stories.story_of(vlm, scene(), QUESTION, None).attention) == [tokens - 1]
 
 
 def test_door_writes_the_page(picture, tmp_path):

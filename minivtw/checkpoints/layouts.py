@@ -10,6 +10,7 @@ import warnings
 from typing import Any, NamedTuple
 
 from ..errors import InputError, counted
+from ..inputs.marks import with_words
 from ..inputs.prompts import MARK
 from .files import read_fields, read_text
 
@@ -40,6 +41,7 @@ class Layout(NamedTuple):
 
         images: how many; text: the words, perhaps with marks of where they go. Raises InputError.
         """
+        text, system = with_words(text), system and with_words(system)
         if system is not None and not is_first:
             raise InputError("a system message can only open a conversation")
         if MARK in (system or ""):
@@ -61,7 +63,8 @@ def place_images(text: str, images: int, layout: Layout) -> str:
     if not words.strip():
         raise InputError("the prompt is empty")
     if marks and marks != images:
-        raise InputError(f"the prompt marks {marks} places for an image, but {counted(images, 'image')} came with it")
+        came = f"{counted(images, 'image')} came with it; \\{MARK} is the word itself"
+        raise InputError(f"the prompt marks {marks} places for an image, but {came}")
     if MARK in words:
         raise InputError(f"the prompt nests {MARK} in itself")
     if layout.images_move:

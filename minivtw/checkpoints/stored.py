@@ -1,9 +1,12 @@
 """What `minivtw.calibrate` stores with a model: withdrawal.json, with the method that `auto` stands for."""
 
+import json
 import pathlib
+from typing import Any
 
 from ..errors import InputError
 from ..inputs.files import sha256_of_all
+from ..inputs.writing import check_writable, replace_file
 from ..methods.shelf import method_of
 from ..methods.text import Method, NamedMethod, check
 from ..methods.withdrawal import withdraw as withdraw_before
@@ -12,6 +15,17 @@ from .files import file_of, read_fields
 from .hub import JSON, TEMPLATE
 
 STORED = "withdrawal.json"
+
+
+def check_storable(folder: pathlib.Path) -> None:
+    """Raise InputError where nothing can be stored with a model, or would not be read there: before the work."""
+    check_writable(folder / STORED)
+    file_of(folder, STORED)  # refuses a link out of the folder
+
+
+def store(folder: pathlib.Path, found: dict[str, Any]) -> None:
+    """Write what a calibration found into the model's folder. Raises InputError."""
+    replace_file(folder / STORED, json.dumps(found, indent=1) + "\n")
 
 
 def stored_method(folder: pathlib.Path) -> str | None:

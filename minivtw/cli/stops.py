@@ -59,7 +59,7 @@ STOPS = (
         ("source",), needs_image=True,
     ),
     Stop(
-        "prompt", "Words and places", "vlm.py:VLM.prepare", "token_ids = encode(",
+        "prompt", "Words and places", "vlm.py:VLM.prepare", "token_ids = encode_words(",
         "An image has become tiles of pixels, and stands in the text as one placeholder per visual token. Now the text "
         "becomes token ids.",
         ("turn", "tiled"),

@@ -1,4 +1,7 @@
-"""What a prompt may not say: the model's own marks, tokens that the decoder does not have, and more than can be read."""
+"""What a prompt may not say: the model's own marks, tokens that the decoder does not have, and more than can be read.
+
+`<image>` marks where an image goes; the word itself is written `\\<image>`.
+"""
 
 import re
 from collections.abc import Iterable
@@ -10,6 +13,8 @@ from ..errors import InputError
 from .prompts import MARK, encode
 
 MOST_CHARACTERS = 500_000  # of a prompt, before its tokens are counted
+INSIDE = "\N{WORD JOINER}"  # stands in `<image>` where the word is meant
+WORD = MARK.replace("<", f"<{INSIDE}")
 # Docling's instructions have these marks: places on a page, kinds of answers.
 SAYABLE = re.compile(r"<(loc_\d+|otsl|chart|code|formula)>")
 
@@ -37,6 +42,21 @@ def refuse_marks(text: str, tokenizer: Tokenizer, marks: Iterable[str] = ()) -> 
     for mark, index in own.items():
         if (mark in words or (index in said and mark != unknown)) and not SAYABLE.fullmatch(mark):
             raise InputError(f"the prompt says {mark}, which is a mark of the model's own and cannot be said")
+
+
+def with_words(text: str) -> str:
+    """What a user typed, with each `\\<image>` as WORD, which marks no place for an image."""
+    return text.replace(f"\\{MARK}", WORD)
+
+
+def encode_words(tokenizer: Tokenizer, text: str, opens: bool) -> np.ndarray:
+    """`encode` for a text with WORDs: each is cut inside, so that the tokenizer does not take it for its mark.
+
+    A piece is read after a line break, as no word goes on over one, and the break's own tokens are dropped.
+    """
+    first, *pieces = re.split(f"(?<=<){INSIDE}(?={MARK[1:]})", text)
+    goes_on = lambda piece: encode(tokenizer, f"\n{piece}", opens=False)[len(encode(tokenizer, "\n", opens=False)) :]
+    return np.concatenate([encode(tokenizer, first, opens), *map(goes_on, pieces)])  # (tokens,)
 
 
 def check_vocabulary(token_ids: np.ndarray, vocabulary: int) -> None:

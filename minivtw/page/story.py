@@ -23,7 +23,7 @@ from .horizon import horizon
 from .page import filled, packed, page_css, part
 from .watching import LONGEST_ANSWER, EmbeddedQuestion, ask, frame, readings, responded, see, shown, traces
 
-MANY = 500_000  # attention weights of a report, which it shows one by one; each is some twenty bytes of the page
+MOST = 3_000_000  # attention weights of a report, 8 MB of its page: where more tokens look than that is left out
 REPEATS = 5  # of each timed answer; the fastest counts
 
 
@@ -38,7 +38,7 @@ class Story(NamedTuple):
     frames: list[dict]  # `watching.frame` at every K from 0 to the number of layers
     layer: int | None  # the K to begin with; None: with `own`
     own: dict | None  # the frame of another method
-    attention: np.ndarray  # (tokens, layers, tokens) of each, nothing left out; mean over heads; visual rows are zero
+    attention: dict[int, np.ndarray]  # (layers, tokens) of the last tokens of text, none withdrawn; mean over heads
     shares: dict  # {"withdrawn": (layers, groups), "full": the same}: attention of the text
     even: float  # the image's share if attention were even
     worst: np.ndarray  # (layers,) KL of the answer's worst token, nats
@@ -77,14 +77,12 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None, with_horizo
     prompt, is_visual = question.embedded, question.prompt.is_visual
     leaves = withdrawal_layer(method) if method else layers
     is_own = method is not None and spec_of(method) != f"withdraw:layer={leaves}"
-    words = np.flatnonzero(~is_visual)
-    if (weights := len(words) * layers * len(is_visual)) > MANY:
-        size = f"a page of about {weights * 20 / 1e6:.0f} MB, and minutes"
-        warnings.warn(
-            f"a report grows with the square of its prompt: {len(is_visual)} tokens make {size}", stacklevel=2
-        )
-    attention = np.zeros((len(is_visual), layers, len(is_visual)), np.float32)
-    attention[words] = traces(vlm.decoder, prompt, (), None, words.tolist()).attention.mean(2)
+    words = np.flatnonzero(~is_visual).tolist()
+    looking = words[-max(MOST // (layers * len(is_visual)), 1) :]
+    if looking != words:
+        which = f"only the last {len(looking):,} of its {len(words):,} tokens of text show where they look"
+        warnings.warn(f"a report on a prompt of {len(is_visual):,} tokens takes minutes; {which}", stacklevel=2)
+    attention = traces(vlm.decoder, prompt, (), None, looking).attention.mean(2)  # (looking, layers, tokens)
     return Story(
         model=question.answer.stats["model"],
         question=text,
@@ -92,7 +90,7 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None, with_horizo
         frames=[framed(vlm, question, withdraw(layer)) for layer in range(layers + 1)],
         layer=leaves,
         own=framed(vlm, question, method) if is_own else None,
-        attention=attention,
+        attention=dict(zip(looking, attention)),
         shares={"withdrawn": settling(vlm.decoder, prompt, method), "full": settling(vlm.decoder, prompt)},
         even=float(even_shares(is_visual)[GROUPS.index("visual")]),
         worst=kl_curve(vlm.decoder, prompt, LONGEST_ANSWER, vlm.stop_ids),
@@ -104,11 +102,8 @@ def story_of(vlm: VLM, image: Any, text: str, method: Method | None, with_horizo
 
 def report_data(story: Story) -> dict[str, Any]:
     """What the script of the report needs."""
-    eyes = {
-        token: packed(story.attention[token]) | {"heads": 1, "tokens": len(story.words)}
-        for token, word in enumerate(story.words)
-        if word is not None
-    }
+    seen = {"heads": 1, "tokens": len(story.words)}
+    eyes = {token: packed(attention) | seen for token, attention in story.attention.items()}
     told = {name: getattr(story, name) for name in ("words", "patches", "frames", "layer", "own")}
     return {"layers": len(story.frames) - 1, **told, "eyes": eyes}
 
@@ -125,6 +120,8 @@ def report_html(story: Story) -> str:
         even=story.even, layer=story.layer if name == "withdrawn" else None,
         label="where the text's attention goes, layer by layer",
     )  # fmt: skip
+    text, drawn = sum(word is not None for word in story.words), len(story.attention)
+    fewer = f" The prompt is long: only its last {drawn:,} of {text:,} tokens of text show it."
     seconds = zip(story.seconds["withdrawn"].items(), story.seconds["full"].values())
     script = part("wall.js") + part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -146,6 +143,7 @@ def report_html(story: Story) -> str:
             "horizon": filled("horizon.html", {"drawing": story.horizon}) if story.horizon else "",
             "even": f"{story.even:.0%}",
             "seconds": ", ".join(f"{phase} {1e3 * now:.1f} ms instead of {1e3 * full:.1f}" for (phase, now), full in seconds),
+            "fewer": fewer if drawn < text else "",
             "model": escape(story.model),
             "question": escape(story.question),
             "data": json.dumps(report_data(story)).replace("<", "\\u003c"),  # which would end the script element

@@ -2,14 +2,18 @@
 
 MODEL is a folder or a name on the hub; or a published shape, filled with random weights, which take as long as others.
 The prompt is random, too: what the decoder does takes as long whatever the image shows. The tower is not timed.
+
+With --samples, a folder of your own questions, it finds K and shows what changes; --store keeps K with the model.
 """
 
 import json
 from typing import Any
 
+from ..calibrate import SAMPLES
 from ..cli.options import Parser
 from ..cli.terminal import command
 from ..errors import InputError
+from ..search.layer import ETA
 from . import check_packages
 from .shapes import SHAPES, Shape
 
@@ -48,28 +52,44 @@ def parse(arguments: list[str]) -> Any:
     add("--attention", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"), help="(default: sdpa)")
     add("--threads", type=int, metavar="N", help="on a CPU (default: what PyTorch takes)")
     add("--json", action="store_true", help="print one JSON object")
+    add = options.add_argument_group("to find K on questions of your own instead").add_argument
+    add("--samples", metavar="DIR", help="a folder with questions.jsonl and pictures (default: the model's samples/)")
+    add("--limit", type=int, metavar="N", help=f"use the first N samples (default: {SAMPLES})")
+    add("--threshold", type=float, metavar="ETA", help=f"the most KL, in nats (default: {ETA:g})")
+    add("--prompt", help="what stands around a question, {} for it, where a model has no chat template")
+    add("--store", action="store_true", help="store K with the model, where `withdraw` and minivtw find it")
     chosen = options.parse_args(arguments)
+    its_own = {"samples": None, "limit": SAMPLES, "threshold": ETA, "prompt": "{}", "store": False}
+    chosen.asks = any(getattr(chosen, name) not in (None, False) for name in its_own)
+    for name, default in its_own.items():
+        setattr(chosen, name, default if getattr(chosen, name) is None else getattr(chosen, name))
+    if chosen.asks and (chosen.withdraw or chosen.freeze):
+        raise InputError(f"--{' and --'.join(its_own)} are for finding K; --withdraw and --freeze say it")
     shape = SHAPES.get(chosen.model, Shape(None, 576, 64))
     chosen.visual = shape.visual if chosen.visual is None else chosen.visual
     chosen.text = shape.text if chosen.text is None else chosen.text
     counts = [chosen.visual, chosen.text, chosen.batch, chosen.new_tokens, chosen.repeats, chosen.threads or 1]
-    if min(counts) < 1 or chosen.text < 3:
+    if min(*counts, chosen.limit) < 1 or chosen.text < 3:
         raise InputError("the numbers of tokens, prompts, rounds and threads must be 1 or more, and --text 3 or more")
+    if not 0 <= chosen.threshold < float("inf"):
+        raise InputError(f"--threshold must be 0 or more, not {chosen.threshold:g}")
     return chosen
 
 
 def main(arguments: list[str]) -> None:
     chosen = parse(arguments)
     check_packages()
+    from .asking import asked, report
     from .timing import compared
 
+    find, shown = (asked, report) if chosen.asks else (compared, table)
     try:
-        found = compared(chosen)
+        found = find(chosen)
     except RuntimeError as error:  # on a CPU, PyTorch has no class of its own for it
         if "memory" not in str(error):
             raise
         raise MemoryError from error
-    print(json.dumps(found) if chosen.json else table(found))
+    print(json.dumps(found) if chosen.json else shown(found))
 
 
 if __name__ == "__main__":

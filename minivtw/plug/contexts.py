@@ -62,6 +62,7 @@ def withdraw_by_default(
     """
     block = ExitStack()
     block.enter_context(plugged(model, layer, (), visual_ids, check, warns=False))
+    block.enter_context(shadowed(model, "undo_withdrawal", block.close))  # a block that nobody holds would end
     return block.close
 
 

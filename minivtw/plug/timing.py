@@ -95,8 +95,8 @@ def flops(model: Any, context: Any, ids: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
-def compared(chosen: Any) -> dict:
-    """What the command prints as JSON. Raises InputError, and MemoryError where PyTorch has no room."""
+def prepared(chosen: Any) -> Any:
+    """The model that the command was given, where it is to run. Notes device and dtype in `chosen`. Raises InputError."""
     has_cuda = torch.cuda.is_available()
     chosen.device = chosen.device or ("cuda" if has_cuda else "cpu")
     chosen.dtype = chosen.dtype or ("float32" if chosen.device == "cpu" else "bfloat16")
@@ -105,7 +105,13 @@ def compared(chosen: Any) -> dict:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     transformers.utils.logging.disable_progress_bar()
-    model = load(chosen.model, chosen.device, chosen.dtype, chosen.attention)
+    transformers.utils.logging.set_verbosity_error()
+    return load(chosen.model, chosen.device, chosen.dtype, chosen.attention)
+
+
+def compared(chosen: Any) -> dict:
+    """What the command prints as JSON. Raises InputError, and MemoryError where PyTorch has no room."""
+    model = prepared(chosen)
     parts = anatomy(model)
     count, most = len(parts.layers), getattr(parts.decoder.config, "max_position_embeddings", None)
     if most and (tokens := chosen.visual + chosen.text + chosen.new_tokens) > most:

@@ -185,7 +185,7 @@ def test_a_space_that_goes_on_is_the_one_that_llamas_tokenizer_puts():
 
 
 @pytest.mark.parametrize("layout", [VICUNA, VICUNA_SPACED, CHATML, INTERLEAVE, SMOLVLM, GRANITE])
-@given(images=st.integers(0, 3), words=WORDS)
+@given(images=st.integers(0, 3), words=WORDS.filter(lambda words: not words.endswith("\\")))  # \<image> is a word
 def test_images_stand_before_the_words_or_where_they_are_marked(layout, images, words):
     turn = layout.turn(words, images, True)
     assert turn.count("<image>") == images and words in turn

@@ -1,8 +1,10 @@
 """What nobody may get wrong without a word: layers, windows, masks and threads that are not as one would think."""
 
 import copy
+import gc
 import io
 import threading
+import weakref
 
 import pytest
 
@@ -235,6 +237,19 @@ def test_withdrawal_by_default_until_it_is_undone(zoo, plug, built, answer):
         pass
     undo(), undo()
     assert answer(model, inputs)[0].tolist() == plain != expected and "generate" not in vars(model)
+
+
+def test_withdrawal_by_default_needs_no_one_to_hold_what_undoes_it(zoo, plug, answer, lengths):
+    """As in an adapter that drops it; and the model is freed with what it holds."""
+    model = zoo.build("llava")
+    inputs, _ = zoo.prompts("llava", model, SHAPE)
+    plug.withdraw_by_default(model, 2)
+    gc.collect()
+    assert set(lengths(answer(model, inputs)[2])[2:]) != set(lengths(answer(model, inputs)[2])[:2])
+    freed = weakref.ref(model)
+    del model
+    gc.collect()
+    assert freed() is None
 
 
 def test_copies_and_files_of_a_model_within_a_block(zoo, plug, built, tmp_path):
