@@ -66,9 +66,15 @@ def threads_that_fit(rows: int, into: int, out: int) -> AbstractContextManager[o
 
 
 def is_crowded() -> bool:
-    """Whether more threads want to run than there are cores, where Linux tells it."""
+    """Whether more threads want to run than there are cores, this process's own aside, where Linux tells it."""
+    cores = os.cpu_count() or 1
     try:
-        running = pathlib.Path("/proc/loadavg").read_text(encoding="utf-8").split()[3].partition("/")[0]
-    except OSError:
+        running = int(pathlib.Path("/proc/loadavg").read_text(encoding="utf-8").split()[3].partition("/")[0])
+        if running <= cores:
+            return False
+        # A BLAS's threads, ours or another's, go on running for a while after their work: they make room.
+        stats = [path.read_text(encoding="utf-8") for path in pathlib.Path("/proc/self/task").glob("*/stat")]
+    except OSError:  # not Linux, or a thread that has just ended
         return False
-    return int(running) > (os.cpu_count() or 1)
+    own = sum(stat.rpartition(")")[2].split()[0] == "R" for stat in stats)
+    return running - max(own - 1, 0) > cores

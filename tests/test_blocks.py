@@ -80,12 +80,18 @@ def test_what_goes_wrong_in_a_block_is_raised_and_blas_has_its_threads_back(blas
     assert not threads.BUSY.locked()
 
 
-@pytest.mark.parametrize("running, is_shared", [("2/9", True), ("3/9", False)])
-def test_a_machine_without_a_free_core_is_not_shared(blas, monkeypatch, tmp_path, running, is_shared):
-    """More that want to run than two cores: a thread would wait for its turn, and the others for the thread."""
+@pytest.mark.parametrize(
+    "running, own, is_shared", [("2/99", "R", True), ("3/99", "R", False), ("5/99", "RRSRR", True)]
+)
+def test_work_is_shared_only_where_a_core_is_free(blas, monkeypatch, tmp_path, running, own, is_shared):
+    """More that want to run than two cores: a thread would wait for its turn, and the others for the thread. Threads of
+    this process that have done their work make room."""
     (tmp_path / "loadavg").write_text(f"0.10 0.20 0.30 {running} 99\n", encoding="utf-8")
+    for number, state in enumerate(own):
+        (tmp_path / "task" / str(number)).mkdir(parents=True)
+        (tmp_path / "task" / str(number) / "stat").write_text(f"7 (a name) {state} 1 7\n", encoding="utf-8")
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(threads.pathlib, "Path", lambda path: tmp_path / "loadavg")
+    monkeypatch.setattr(threads.pathlib, "Path", lambda path: tmp_path / path.rpartition("/")[2])
     with threads_that_fit(1000, 1000, 1000):
         assert threads.BUSY.locked() is not is_shared
     assert blas == ([] if is_shared else [1, 7]) and not threads.BUSY.locked()
