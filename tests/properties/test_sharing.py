@@ -159,7 +159,7 @@ def plainly(states, weights, count):
     for turn in range(count + 1):
         penalised = np.concatenate([rows[leads].T, (RIDGE * scale) ** 0.5 * np.eye(turn)])  # (width + 1 + turn, turn)
         targets = np.concatenate([rows.T, np.zeros((turn, len(rows)))])  # (width + 1 + turn, tokens)
-        shares = np.linalg.lstsq(penalised, targets)[0] if turn else np.zeros((0, len(rows)))
+        shares = np.linalg.lstsq(penalised, targets, rcond=None)[0] if turn else np.zeros((0, len(rows)))
         missed = ((targets - penalised @ shares) ** 2).sum(0) * weights  # with what the shares themselves cost
         missed[leads] = -np.inf
         if turn < count:
