@@ -44,7 +44,7 @@ if hasattr(os, "register_at_fork"):  # all but Windows
 @contextlib.contextmanager
 def alone() -> Iterator[bool]:
     """One thread for BLAS, and the workers for the caller alone. False: somebody has them already, perhaps the caller."""
-    if not BUSY.acquire(blocking=False):
+    if THREADS == 1 or not BUSY.acquire(blocking=False):
         yield False
         return
     before = get_blas_threads()

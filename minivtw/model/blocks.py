@@ -21,7 +21,7 @@ LEAST_ROWS = 48  # fewer are not worth a thread of their own
 
 def side_by_side(work: Callable[[slice], object], blocks: Sequence[slice]) -> None:
     """work(block) for every block, on all cores, with one BLAS thread to each."""
-    if threads.THREADS == 1 or len(blocks) == 1:
+    if len(blocks) == 1:
         list(map(work, blocks))
         return
     with threads.alone() as workers_are_free:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..threads import alone
+
 PACKAGE = pathlib.Path(__file__).parent.parent
 TraceFunction = Callable[[FrameType, str, Any], Any]
 
@@ -115,7 +117,8 @@ def unfolded(function: Callable[..., Any], *arguments: Any) -> Called:
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        function(*arguments)
+        with alone():  # other threads are not traced, and share products in another order
+            function(*arguments)
     finally:
         sys.settrace(before)
     return whole[-1]
