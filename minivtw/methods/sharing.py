@@ -19,8 +19,8 @@ def share(layers: Layers, keep: Share = 0.35) -> Method:
     Ours; nothing is fitted. What a layer changes in a visual token is nearly a linear map of its state, so whoever is a
     mixture of others is changed by nearly the same mixture of their changes. In every block of up to 64 visual tokens,
     one at least is worked on: they are chosen one after the other, each the one that is least like a mixture of those
-    before it, as much as the text after the image looked at it in the layer before. Merging tokens and copying the
-    result back (ToMe for Stable Diffusion, arXiv 2303.17604) is near it, but a follower here keeps its own state.
+    before it, weighted by how much the text after the image looked at it in the layer before. Merging tokens and copying
+    the result back (ToMe for Stable Diffusion, arXiv 2303.17604) is near it, but a follower here keeps its own state.
     """
 
     def method(index: int, tokens: Tokens) -> Tokens:

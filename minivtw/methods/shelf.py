@@ -92,7 +92,7 @@ def sparsevlm(layers: Layers, keep: Share = 0.5, raters: Layer = 0) -> Method:
             text = text_after_image(tokens)  # (text,)
             visual_text = product(tokens, tokens.hidden[tokens.is_visual], tokens.hidden[text].T)  # (visual, text)
             affinity = softmax(visual_text).mean(0)  # (text,)
-            chosen = (affinity > affinity.mean()) | (affinity == affinity.max())  # (text,)
+            chosen = (affinity > affinity.mean()) | (affinity == np.max(affinity))  # (text,)
             tokens.notes[method] = int(tokens.is_visual.sum()), tokens.positions[text[chosen]]
         if index in stages and tokens.is_visual.any():
             visual, who = tokens.notes[method]  # (raters,)

@@ -99,7 +99,7 @@ def responded(vlm: VLM, prompt: EmbeddedPrompt, method: Method | None) -> tuple[
 
     def likeliest_token(scores: np.ndarray) -> int:
         first.append(scores)
-        return int(scores.argmax())
+        return int(np.argmax(scores))
 
     answer = Chat(vlm, method=NamedMethod(marking, "marking")).respond(prompt, likeliest_token, LONGEST_ANSWER)
     return answer, first[0], np.array(marks)

@@ -82,20 +82,14 @@ def find_schedule(
         curves.append(changed_curve(vlm.decoder, full_run))
         if done == 1:
             announce(len(samples) * (time.monotonic() - began + PLACES * STEPS * (ran - began)))
-        both = (
-            full_run.entering[:2],
-            full_run.answer_states[:2],
-        )  # no schedule begins deeper, and all would take much memory
-        first.append(full_run._replace(entering=both[0], answer_states=both[1]))
+        # No schedule begins deeper than layer 1, and the states of all layers take much memory.
+        first.append(full_run._replace(entering=full_run.entering[:2], answer_states=full_run.answer_states[:2]))
         progress(done)
     curve = np.mean(curves, axis=0)
     limit = CHANGED if threshold is None and save is None else threshold
-    earliest, paths, refused, runs = (
-        first_at_most(curve, curve[-1] + NOTICED) or 0,
-        list[list[Trial]](),
-        list[InputError](),
-        len(samples),
-    )
+    earliest, runs = first_at_most(curve, curve[-1] + NOTICED) or 0, len(samples)
+    paths: list[list[Trial]] = []
+    refused: list[InputError] = []
 
     def tell(_: int) -> None:
         nonlocal runs

@@ -55,7 +55,7 @@ def run_in_full(
     entering = layer_by_layer(decoder, arriving(prompt, cache))
     predictions, answer, steps = [logits(decoder, entering[-1].hidden[-1:])], [], []
     while True:
-        answer.append(int(predictions[-1].argmax()))
+        answer.append(int(np.argmax(predictions[-1])))
         if answer[-1] in stop_ids or len(answer) >= most_tokens:
             break
         said = arriving(embedded_text(decoder, answer[-1:]), cache)

@@ -57,7 +57,7 @@ class Ceilings:
             lambda: long @ vector,
             lambda: side_by_side(lambda rows: long[rows] @ vector, each_core(rows)),
             lambda: side_by_side(lambda rows: long[rows] @ vector, row_blocks(rows, 1024)),
-            lambda: side_by_side(lambda rows: long[rows].max(), each_core(rows)),
+            lambda: side_by_side(lambda rows: np.max(long[rows]), each_core(rows)),
         ]
 
     def __call__(self) -> dict[str, float]:
