@@ -57,7 +57,7 @@ def test_threads_of_the_caller_do_not_meet(blas):
         random.standard_normal((600, 32)).astype(np.float32),
         random.standard_normal((32, 32)).astype(np.float32),
     )
-    square = by_rows(lambda x, weight: x @ weight)
+    square = by_rows(lambda x, /, weight: x @ weight)
 
     def many(name):
         results[name] = [np.abs(square(x, weight) - x @ weight).max() for _ in range(50)]

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import tracemalloc
+import types
 from unittest import mock
 
 import numpy as np
@@ -14,7 +15,11 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from minivtw.model import attention as attention_module
 from minivtw.model import blocks, layers
 from minivtw.model.attention import attention, attention_probabilities, rotary, rotate
+from minivtw.model.decoder import after_attention
 from minivtw.model.layers import LayerNorm, Linear
+from minivtw.model.vision import VisionLayer
+from minivtw.model.vision import after_attention as after_tower_attention
+from minivtw.model.weights import DecoderLayer
 from tests.random_models import assert_close
 
 reals = st.floats(-30, 30, width=32)
@@ -154,16 +159,21 @@ def test_attention_holds_no_score_matrix_and_stands_large_scores():
     assert peak < 40e6
 
 
-@given(st.integers(1, 40), st.sampled_from(["mlp", "swiglu", "linear"]), st.integers(0, 99))
+@given(st.integers(1, 40), st.sampled_from(["linear", "mlp", "decoder", "vision"]), st.integers(0, 99))
 def test_blocks_of_rows_compute_what_all_rows_together_do(rows, name, seed):
     random = np.random.default_rng(seed)
     array = lambda *shape: random.standard_normal(shape).astype(np.float32)
-    arguments = {
-        "mlp": (Linear(array(6, 10), array(10)), Linear(array(10, 5), array(5)), layers.gelu_tanh),
-        "swiglu": (array(6, 20), array(10, 5)),
-        "linear": (Linear(array(6, 5), None),),
+    up, down, norm = Linear(array(6, 10), array(10)), Linear(array(10, 6), array(6)), LayerNorm(array(6), array(6))
+    vision = VisionLayer(norm, None, Linear(array(4, 6), array(6)), norm, up, down)
+    decoder = DecoderLayer(array(6), None, array(4, 6), array(6), array(6, 20), array(10, 6))
+    config = types.SimpleNamespace(layer_norm_eps=1e-5, activation="gelu_pytorch_tanh")
+    function, arguments = {
+        "linear": (layers.linear, (up,)),
+        "mlp": (layers.mlp, (up, down, layers.gelu_tanh)),
+        "decoder": (after_attention, (array(rows, 4), decoder, 1e-5)),
+        "vision": (after_tower_attention, (array(rows, 4), vision, config)),
     }[name]
-    function, x = getattr(layers, name), array(rows, 6)
+    x = array(rows, 6)
     together = function.__wrapped__(x, *arguments)
     with small_blocks():
         assert_close(function(x, *arguments), together, 2e-6)

@@ -107,9 +107,10 @@ STOPS = (
         ("queries.shape", "keys.shape", "sees"), when="index == {layer}",
     ),
     Stop(
-        "layers", "The feed-forward", "model/decoder.py:decoder_layer", "hidden = hidden + swiglu(",
-        "SwiGLU, on each token alone. Most of a layer's operations are here, so every token that has left saves most here.",
-        ("normed.shape", "layer.gate_up.shape"), when="index == {layer}",
+        "layers", "The feed-forward", "model/decoder.py:decoder_layer", "hidden = after_attention(",
+        "What attention found is added to each token, then SwiGLU, on each token alone. Most of a layer's operations are "
+        "here, so every token that has left saves most here.",
+        ("context.shape", "layer.gate_up.shape"), when="index == {layer}",
     ),
     Stop(
         "logits", "Scores for the next token", "model/decoder.py:logits", "head = ",

@@ -6,15 +6,15 @@ it, and what it holds on the way is small. NumPy gives up Python's lock while it
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec
+from typing import Any, ParamSpec
 
 import numpy as np
 
 from .. import threads
 
 Arguments = ParamSpec("Arguments")
-RowFunction = Callable[Concatenate[np.ndarray, Arguments], np.ndarray]
 MOST_ROWS = 256  # in a block: enough for a product to run at full speed
 LEAST_ROWS = 48  # fewer are not worth a thread of their own
 
@@ -35,16 +35,22 @@ def row_blocks(rows: int, most: int) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def by_rows(function: RowFunction[Arguments]) -> RowFunction[Arguments]:
-    """Let a function of (rows, in) that treats each row on its own compute the rows of its (rows, out) in blocks."""
+def by_rows(function: Callable[Arguments, np.ndarray]) -> Callable[Arguments, np.ndarray]:
+    """Let a function that treats each row on its own compute the rows of its (rows, out) in blocks.
+
+    The arguments before the `/` in its signature have a row each, (rows, …).
+    """
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    count = kinds.count(inspect.Parameter.POSITIONAL_ONLY)
 
     @functools.wraps(function)
-    def in_blocks(x: np.ndarray, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> np.ndarray:
-        if len(x) < 2 * LEAST_ROWS or (len(x) <= MOST_ROWS and threads.BUSY.locked()):
-            return function(x, *arguments, **options)
-        out = np.empty((len(x), function(x[:0], *arguments, **options).shape[1]), np.float32)  # no rows tell the width
-        work = lambda rows: np.copyto(out[rows], function(x[rows], *arguments, **options))
-        side_by_side(work, row_blocks(len(x), MOST_ROWS))
+    def in_blocks(*arguments: Any, **options: Any) -> np.ndarray:
+        many = len(arguments[0])  # rows
+        if many < 2 * LEAST_ROWS or (many <= MOST_ROWS and threads.BUSY.locked()):
+            return function(*arguments, **options)
+        of = lambda rows: function(*(x[rows] for x in arguments[:count]), *arguments[count:], **options)
+        out = np.empty((many, of(slice(0)).shape[1]), np.float32)  # no rows tell the width
+        side_by_side(lambda rows: np.copyto(out[rows], of(rows)), row_blocks(many, MOST_ROWS))
         return out
 
     return in_blocks

@@ -6,9 +6,10 @@ import numpy as np
 
 from ..threads import threads_that_fit
 from .attention import attention, attention_probabilities, rotary, rotate, split_heads
+from .blocks import by_rows
 from .layers import Linear, Observe, check_finite, linear, rms_norm, swiglu
 from .tokens import LayerCount, Method, PreviousLayer, Tokens
-from .weights import Decoder, DecoderConfig
+from .weights import Decoder, DecoderConfig, DecoderLayer
 
 
 def project_qkv(normed: np.ndarray, rows: np.ndarray | None, qkv: Linear, config: DecoderConfig) -> list[np.ndarray]:
@@ -20,6 +21,17 @@ def project_qkv(normed: np.ndarray, rows: np.ndarray | None, qkv: Linear, config
     queries = split_heads(linear(normed[rows], qkv.columns(0, query)), heads)  # (heads, rows, head_dim)
     together = split_heads(linear(normed, qkv.columns(query, None)), 2 * kv_heads)  # (2 * kv_heads, tokens, head_dim)
     return [queries, together[:kv_heads], together[kv_heads:]]
+
+
+@by_rows
+def after_attention(hidden: np.ndarray, context: np.ndarray, /, layer: DecoderLayer, eps: float) -> np.ndarray:
+    """The second half of a layer: attention's context, then the feed-forward, each added to `hidden`.
+
+    hidden: (tokens, width); context: (tokens, heads * head_dim). Returns (tokens, width).
+    """
+    hidden = hidden + linear(context, Linear(layer.output))  # (tokens, width)
+    normed = rms_norm(hidden, layer.mlp_norm, eps)  # (tokens, width)
+    return hidden + swiglu(normed, layer.gate_up, layer.down)
 
 
 @np.errstate(all="ignore")  # some BLAS builds warn of nothing; what is not finite is found where a layer ends
@@ -41,10 +53,7 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
     queries = rotate(queries, cosines[worked], sines[worked])  # (heads, worked, head_dim)
     sees = np.arange(len(cache) - len(tokens), len(cache))[worked] + 1  # (worked,) up to itself
     context = attention(queries, keys, values, sees)  # (worked, heads * head_dim)
-    hidden = tokens.hidden[worked] + linear(context, Linear(layer.output))  # (worked, width)
-
-    normed = rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps)
-    hidden = hidden + swiglu(normed, layer.gate_up, layer.down)
+    hidden = after_attention(tokens.hidden[worked], context, layer, config.rms_norm_eps)  # (worked, width)
     ran = (*tokens.ran, LayerCount(len(tokens), len(hidden), len(cache), sum(tokens.extra_flops)))
     if rows is not None:  # the others go on as they came, or changed as those that they follow
         everyone = tokens.hidden.copy()  # (tokens, width)

@@ -63,7 +63,7 @@ class Linear(NamedTuple):
 
 
 @by_rows
-def linear(x: np.ndarray, parameters: Linear) -> np.ndarray:
+def linear(x: np.ndarray, /, parameters: Linear) -> np.ndarray:
     """x @ weight + bias. x: (tokens, in). Returns (tokens, out)."""
     projected = x @ parameters.weight  # (tokens, out)
     if parameters.bias is not None:
@@ -132,12 +132,11 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu_pytorch_tanh": gelu_tanh, "gelu":
 
 
 @by_rows
-def mlp(x: np.ndarray, up: Linear, down: Linear, activation: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def mlp(x: np.ndarray, /, up: Linear, down: Linear, activation: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Two linear maps with an activation between: vision layers and LLaVA's connector. x: (tokens, in)."""
     return linear(activation(linear(x, up)), down)
 
 
-@by_rows
 def swiglu(x: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:
     """SwiGLU feed-forward (Shazeer 2020): (silu(x Wg) * (x Wu)) Wd, with Wg and Wu side by side in one matrix.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..threads import threads_that_fit
 from .attention import attention, attention_probabilities, split_heads
+from .blocks import by_rows
 from .layers import ACTIVATIONS, LayerNorm, Linear, Observe, check_finite, layer_norm, linear, mlp
 
 
@@ -87,6 +88,17 @@ def patchify(pixels: np.ndarray, patch_size: int) -> np.ndarray:
     return grid.transpose(1, 3, 0, 2, 4).reshape(rows * columns, channels * side * side)
 
 
+@by_rows
+def after_attention(hidden: np.ndarray, context: np.ndarray, /, layer: VisionLayer, config: VisionConfig) -> np.ndarray:
+    """The second half of a layer: attention's context, then the feed-forward, each added to `hidden`.
+
+    hidden, context: (tokens, width). Returns (tokens, width).
+    """
+    hidden = hidden + linear(context, layer.output)  # (tokens, width)
+    normed = layer_norm(hidden, layer.mlp_norm, config.layer_norm_eps)  # (tokens, width)
+    return hidden + mlp(normed, layer.up, layer.down, ACTIVATIONS[config.activation])
+
+
 def vision_layer(hidden: np.ndarray, layer: VisionLayer, config: VisionConfig, observe: Observe = None) -> np.ndarray:
     """One pre-norm layer with bidirectional attention. hidden: (tokens, width). Returns the new hidden (tokens, width).
 
@@ -97,9 +109,7 @@ def vision_layer(hidden: np.ndarray, layer: VisionLayer, config: VisionConfig, o
     queries, keys, values = qkv.reshape(3, config.heads, *qkv.shape[1:])  # (heads, tokens, head_dim)
     if observe:
         observe("attention", attention_probabilities(queries, keys))
-    hidden = hidden + linear(attention(queries, keys, values), layer.output)
-    normed = layer_norm(hidden, layer.mlp_norm, config.layer_norm_eps)
-    return hidden + mlp(normed, layer.up, layer.down, ACTIVATIONS[config.activation])
+    return after_attention(hidden, attention(queries, keys, values), layer, config)
 
 
 @np.errstate(all="ignore")  # as in `decoder_layer`
