@@ -66,9 +66,11 @@ OWN = {  # what some families need besides
         ("qwen2_vl", "qwen2_5_vl", "paddleocr_vl"), {"rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}}
     ),
     "glm5_next": {"num_key_value_heads": 4, "qk_rope_head_dim": 0}, "molmo2": {"vision_feature_layer": [0]},
+    "zaya": {"num_experts_per_tok": 1},
     "deepseek_ocr2": {"rope_parameters": ROPE}, "hunyuan_vl": {"rope_parameters": ROPE},
     **dict.fromkeys(
-        ("dots3_note", "kimi_k25", "deepseek_v2", "deepseek_v3", "deepseek_v32", "axk1", "axk2"),
+        ("dots3_note", "kimi_k25", "deepseek_v2", "deepseek_v3", "deepseek_v32", "axk1", "axk2", "glm4_moe_lite",
+         "glm_moe_dsa", "minicpm3", "sarvam_mla", "youtu"),
         {"num_key_value_heads": 4},
     ),
 }  # fmt: skip
@@ -85,7 +87,7 @@ def shrunk(config: dict, window: int | None, sizes: dict) -> dict:
             small[key] = shrunk(value, window, TOWER if is_tower else sizes)
         elif isinstance(value, list) and len(value) > 2 and len(value) in (config.get(key) for key in DEPTHS):
             small[key] = value[: sizes["num_hidden_layers"]]
-        elif key in sizes and value is not None and not isinstance(value, bool):
+        elif key in sizes and (value is not None or key == "head_dim") and not isinstance(value, bool):
             few = isinstance(value, list) and not isinstance(sizes[key], list)
             small[key] = [sizes[key]] * len(value) if few else sizes[key]
         elif isinstance(value, dict):
