@@ -27,13 +27,15 @@ get_blas_threads, set_blas_threads = blas_function("get_num_threads"), blas_func
 THREADS = get_blas_threads() if get_blas_threads else 1  # every core, or OPENBLAS_NUM_THREADS or OMP_NUM_THREADS
 WORKERS: ThreadPoolExecutor
 BUSY: threading.Lock  # held while the workers work
+HOLDING: threading.Lock  # for `held`
+held: list[int]  # how many threads BLAS had, once for each of those who hold it to one
 
 
 def prepare() -> None:
     """Workers for this process: a forked one has none of its parent's threads. They start with the first work."""
-    global WORKERS, BUSY
+    global WORKERS, BUSY, HOLDING, held
     WORKERS = ThreadPoolExecutor(THREADS, initializer=lambda: np.seterr(all="ignore"))  # as in `decoder_layer`
-    BUSY = threading.Lock()
+    BUSY, HOLDING, held = threading.Lock(), threading.Lock(), []
 
 
 prepare()
@@ -42,17 +44,33 @@ if hasattr(os, "register_at_fork"):  # all but Windows
 
 
 @contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """One thread for BLAS: the others, once a product has woken them, spin for a while and keep workers from a core."""
+    if THREADS == 1:
+        yield
+        return
+    with HOLDING:
+        held.append(held[0] if held else get_blas_threads())
+        set_blas_threads(1)
+    try:
+        yield
+    finally:
+        with HOLDING:
+            before = held.pop()
+            if not held:
+                set_blas_threads(before)
+
+
+@contextlib.contextmanager
 def alone() -> Iterator[bool]:
     """One thread for BLAS, and the workers for the caller alone. False: somebody has them already, perhaps the caller."""
     if THREADS == 1 or not BUSY.acquire(blocking=False):
         yield False
         return
-    before = get_blas_threads()
-    set_blas_threads(1)
     try:
-        yield True
+        with one_blas_thread():
+            yield True
     finally:
-        set_blas_threads(before)
         BUSY.release()
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import minivtw
 from minivtw import threads
+from minivtw.methods.sharing import mixtures
 from minivtw.model import blocks
 from minivtw.model.blocks import by_rows, row_blocks, side_by_side
 from minivtw.model.layers import Linear, gelu_tanh, mlp
@@ -34,7 +35,7 @@ def test_cores_share_evenly(rows):
 def blas(monkeypatch):
     """Two workers, also on a machine of one core; and the numbers of threads that BLAS is told to use."""
     told = []
-    monkeypatch.setattr(threads, "get_blas_threads", lambda: 7)
+    monkeypatch.setattr(threads, "get_blas_threads", lambda: told[-1] if told else 7)
     monkeypatch.setattr(threads, "set_blas_threads", told.append)
     monkeypatch.setattr(threads, "THREADS", 2)
     with ThreadPoolExecutor(2) as workers:
@@ -105,6 +106,21 @@ def test_what_is_too_small_to_be_shared_runs_on_one_thread(blas, monkeypatch, si
         side_by_side(lambda rows: None, row_blocks(1000, 100))  # its blocks, too, in the caller
         assert blas == ([1, 7] if is_shared else [1])
     assert blas == [1, 7]
+
+
+def test_choosing_who_leads_wakes_no_other_thread(blas):
+    """Small products; a thread of BLAS that has worked spins for a while, and the workers miss a core."""
+    mixtures(np.ones((2, 8, 4), np.float32), np.ones((2, 8)), 3)
+    assert blas == [1, 7]
+
+
+def test_who_leaves_last_gives_blas_its_threads_back(blas):
+    with threads.one_blas_thread():
+        other = threads.one_blas_thread()
+        other.__enter__()
+    assert set(blas) == {1}
+    other.__exit__(None, None, None)
+    assert blas[-1] == 7 and not threads.held
 
 
 def test_where_linux_does_not_tell_the_machine_is_not_crowded(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 
 from ..model.layers import rms_norm
 from ..model.tokens import Tokens
+from ..threads import one_blas_thread
 from .looking import text_after_image
 from .text import Layers, Method, Share, named
 
@@ -42,6 +43,7 @@ def share(layers: Layers, keep: Share = 0.35) -> Method:
     return method
 
 
+@one_blas_thread()
 def mixtures(states: np.ndarray, weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """In every block of tokens: who leads, (blocks, leaders), who follows, (blocks, followers), and each follower as a
     mixture of leaders, (blocks, followers, leaders).

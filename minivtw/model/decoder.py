@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..threads import threads_that_fit
+from ..threads import one_blas_thread, threads_that_fit
 from .attention import attention, attention_probabilities, rotary, rotate, split_heads
 from .blocks import by_rows
 from .layers import Linear, Observe, check_finite, linear, rms_norm, swiglu
@@ -62,7 +62,8 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
         for group in tokens.followed:
             followers = np.searchsorted(tokens.positions, group.followers)  # (followers,)
             leaders = np.searchsorted(tokens.positions, group.leaders)  # (leaders,)
-            hidden[followers] += group.shares @ changes[leaders]
+            with one_blas_thread():
+                hidden[followers] += group.shares @ changes[leaders]
     if observe:
         observe("attention", attention_probabilities(queries, keys, sees))
         observe("hidden", hidden)

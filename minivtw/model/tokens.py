@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..threads import one_blas_thread
 from .attention import attention_probabilities, rotary, rotate, split_heads
 from .cache import KVCache
 from .layers import linear, rms_norm
@@ -98,6 +99,7 @@ class Tokens:
         pattern = self.attention_to(previous.entered, entered[rows], previous.index, keys, sees)
         return pattern[:, :, previous.before + entered]
 
+    @one_blas_thread()
     def attention_to(self, entering: "Tokens", rows: Any, index: int, keys: np.ndarray, sees: np.ndarray) -> np.ndarray:
         """Probabilities (heads, rows, keys) of some of the tokens that are `entering` layer `index`."""
         decoder = self.previous_layer("attention").decoder
