@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
     options = Parser(prog="minivtw.calibrate", description="Find where a model can spare its visual tokens.")
     add = options.add_argument
     add("model", nargs="?", metavar="MODEL", help="a model folder (default: the embedded model)")
-    add("--samples", metavar="DIR", help="a folder with questions.jsonl and pictures (default: the model's samples/)")
+    add("--samples", metavar="DIR", help="a folder with questions.jsonl and images (default: the model's samples/)")
     add("--criterion", choices=tuple(CRITERIA), default="kl", help="(default: kl, the paper's)")
     defaults = ", ".join(f"{criterion.threshold:g} for {name}" for name, criterion in CRITERIA.items())
     eta = f"what a layer must meet (default: that of the stored layer, or else {defaults}); with --save or --schedule "

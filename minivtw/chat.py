@@ -59,9 +59,9 @@ def converse(chat: Chat, images: list, options: dict[str, Any], with_stats: bool
 
 
 def main(arguments: list[str]) -> None:
-    options = Parser(prog="minivtw.chat", description="Talk with a vision-language model about pictures, in NumPy.")
+    options = Parser(prog="minivtw.chat", description="Talk with a vision-language model about images, in NumPy.")
     options.epilog = "Where a model's turns are plain words (LLaVA 1.5: USER:, ASSISTANT:), a line can forge them."
-    options.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about from the first question on")
+    options.add_argument("images", nargs="*", metavar="IMAGE", help="images to talk about from the first question on")
     add_asking_options(options)
     options.add_argument("--stats", action="store_true", help="a table after every answer: what withdrawal saved")
     chosen = options.parse_args(arguments)

@@ -97,11 +97,11 @@ def prompt_lines(vlm: VLM, image: str | None, question: str) -> Iterator[tuple[s
 
 
 def main(arguments: list[str]) -> None:
-    options = Parser(prog="minivtw.doctor", description="Say what a model is and what a picture will take.")
+    options = Parser(prog="minivtw.doctor", description="Say what a model is and what an image will take.")
     options.add_argument("name", nargs="?", metavar="MODEL", help="a folder, or a name (default: the embedded model)")
-    options.add_argument("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
+    options.add_argument("image", nargs="?", metavar="IMAGE", help="an image in any format that Pillow reads")
     options.add_argument("--prompt", default=QUESTION, help=f"the question (default: {QUESTION})")
-    options.add_argument("--max-tiles", type=int, metavar="N", help="cut a picture into at most N tiles")
+    options.add_argument("--max-tiles", type=int, metavar="N", help="cut an image into at most N tiles")
     chosen = options.parse_args(arguments)
     vlm, checkpoint, unusual = examined(chosen.name, chosen.max_tiles)
     lines = [*model_lines(vlm, checkpoint), *prompt_lines(vlm, chosen.image, chosen.prompt)]

@@ -203,9 +203,9 @@ def to_ask(questions: list[Question], without: str | None, limit: int | None) ->
 
 
 def main(arguments: list[str]) -> None:
-    options = Parser(prog="minivtw.evaluate", description="Score a model on pictures and questions.")
+    options = Parser(prog="minivtw.evaluate", description="Score a model on images and questions.")
     add = options.add_argument
-    lines = "holds the pictures and questions.jsonl (image, family, question, answer; or image, turns)"
+    lines = "holds the images and questions.jsonl (image, family, question, answer; or image, turns)"
     add("folder", metavar="FOLDER", help=lines)
     add_model_option(options)
     layers = "layers to try, in one go (default: off,auto)"

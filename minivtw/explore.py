@@ -157,7 +157,7 @@ class Server(ThreadingHTTPServer):
 
 def main(arguments: list[str]) -> None:
     options = Parser(prog="minivtw.explore", description="A page to touch: the model runs while you watch.")
-    options.add_argument("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
+    options.add_argument("image", nargs="?", metavar="IMAGE", help="an image in any format that Pillow reads")
     options.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
     options.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
     add_model_option(options)

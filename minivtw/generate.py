@@ -29,13 +29,13 @@ def tracer() -> Callable[[str, np.ndarray], None]:
 
 
 def main(arguments: list[str]) -> None:
-    options = Parser(prog="minivtw.generate", description="Ask a vision-language model about pictures, in NumPy.")
+    options = Parser(prog="minivtw.generate", description="Ask a vision-language model about images, in NumPy.")
     add = options.add_argument
-    add("image", nargs="?", metavar="IMAGE", help="a picture in any format that Pillow reads")
-    question = "the question, or several, each asked alone; <image> marks where a picture goes (default: first), "
+    add("image", nargs="?", metavar="IMAGE", help="an image in any format that Pillow reads")
+    question = "the question, or several, each asked alone; <image> marks where an image goes (default: first), "
     question += "\\<image> is the word"
     add("prompts", nargs="+", metavar="PROMPT", help=question)
-    add("--image", action="append", default=[], dest="images", metavar="FILE", help="one more picture; repeatable")
+    add("--image", action="append", default=[], dest="images", metavar="FILE", help="one more image; repeatable")
     add_asking_options(options)
     add("--stats", action="store_true", help="print a table of what withdrawal saved, after the answer")
     add("--json", action="store_true", help="one JSON object per answer instead of text")

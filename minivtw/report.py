@@ -10,7 +10,7 @@ from .page.story import report_html, story_of
 def main(arguments: list[str]) -> None:
     options = Parser(prog="minivtw.report", description="One page that shows where the image leaves, and why it can.")
     add = options.add_argument
-    add("image", metavar="IMAGE", help="a picture in any format that Pillow reads")
+    add("image", metavar="IMAGE", help="an image in any format that Pillow reads")
     add("prompt", metavar="PROMPT", help="the question")
     add("-o", "--output", default="report.html", metavar="FILE", help="the page (default: report.html)")
     add("--horizon", action="store_true", help="also draw what each patch is still worth at each layer (slow)")

@@ -87,14 +87,14 @@ def alike(one: list[list[np.ndarray]], other: list[list[np.ndarray]]) -> bool:
 class Seen:
     """An image that a model has seen under a method: what is asked of it next costs the question alone.
 
-    Whether a method looks at the question is found out with questions of random words: one that does so only now and then,
+    Whether a method looks at the question is tested with random words: a method that does so only now and then,
     such as for very long questions, may pass. Several threads may ask at once: each question has a copy of the cache, and what is shared is never written to.
     """
 
-    seconds = 0.0  # that its prefill took, where one ran for it alone
+    seconds = 0.0  # that the image's prefill took, if it was prefilled alone
     token_ids: np.ndarray  # (tokens,) up to the image's end
     is_visual: np.ndarray  # (tokens,) booleans
-    embedded: EmbeddedPrompt | None = None  # what each question's prompt needs of it, where all of that runs
+    embedded: EmbeddedPrompt | None = None  # its features, for whole prompts (`fallback`)
 
     def __init__(self, vlm: Any, beginning: Beginning, method: Method | None = None, fallback: bool = False) -> None:
         """fallback: under a method that looks at the question, each runs its whole prompt, and only the image's features

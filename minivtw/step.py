@@ -200,9 +200,7 @@ def is_shown(value: Any) -> bool:
 
 def parser() -> Parser:
     options = Parser(prog="minivtw.step", description="Step through an answer, from the image to the next token.")
-    options.add_argument(
-        "asked", nargs="*", metavar="[IMAGE] PROMPT", help="a picture, if there is one, and a question"
-    )
+    options.add_argument("asked", nargs="*", metavar="[IMAGE] PROMPT", help="an image, if there is one, and a question")
     options.add_argument(
         "--list", action="store_true", help="print the stops, as breakpoints for any debugger, and end"
     )

@@ -1,4 +1,4 @@
-"""What a user holds: load a model, ask it about a picture.
+"""What a user holds: load a model, ask it about an image.
 
 vlm = minivtw.load()
 answer = vlm.answer("scene.png", "What color is the star?")

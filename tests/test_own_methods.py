@@ -302,14 +302,14 @@ def test_parameters_after_a_function_make_the_method(vlm, tmp_path, monkeypatch)
         ("leave,layer=2.5", "layer of the method {}:leave cannot be '2.5'"),
         ("leave,layer", "layer of the method {}:leave cannot be ''"),
         ("leave,keep=1", "{}:leave,keep=1 cannot be called without more: missing a required argument: 'layer'"),
-        ("leave", "{}:leave must return tokens, not function (what makes a method has a comma after it"),
+        ("leave", "{}:leave must return tokens, not function (a function that returns a method takes a comma"),
         (
             "strict",
-            "{}:strict cannot be called with an index and tokens: too many positional arguments; what makes a method has a comma",
+            "{}:strict cannot be called with an index and tokens: too many positional arguments; a function that returns a method takes a comma",
         ),
         (
             "mine,",
-            "{}:mine, cannot be called without more: missing a required argument: 'index'; what makes a method has a comma",
+            "{}:mine, cannot be called without more: missing a required argument: 'index'; a function that returns a method takes a comma",
         ),
         ("written_in_c,layer=2", "the method {}:written_in_c takes positional, named, not 'layer'"),
         ("strict,layer=2", "cannot make {}:strict,layer=2: ValueError: no 2"),

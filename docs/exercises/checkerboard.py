@@ -1,8 +1,8 @@
 """A method with a parameter
 
-Write `checkerboard(layer)`, which *returns* a method: before `layer`, of the 8 · 8 patches only those stay that a chessboard
-has white, (row + column) even; all text stays. Which visual token a token is, `np.cumsum(tokens.is_visual) - 1` says; and
-decoded tokens bring no visual ones. Saved as `mine.py`, its parameter can be swept without touching the file:
+Write `checkerboard(layer)`, which *returns* a method: before `layer`, of the 8 · 8 patches only those
+stay that are white on a chessboard, (row + column) even; all text stays. `np.cumsum(tokens.is_visual) - 1` numbers the
+visual tokens from 0; decoded tokens are text. Saved as `mine.py`, its parameter can be swept without touching the file:
 
 ```sh
 python -m minivtw.evaluate weights/minivtw-tiny/samples --methods mine.py:checkerboard,layer=0 mine.py:checkerboard,layer=2

@@ -55,7 +55,7 @@ def attention(about):
         deep = dict(zip(groups, shares[-len(shares) // 3 :].mean(0)))
         says.append(
             f"- *{name}*: in the deepest third of the layers the image gets {deep['visual']:.0%} of the text's "
-            f"attention, where even attention would give it {even[0]:.0%}; the sink gets {deep['sink']:.0%}, the "
+            f"attention, where uniform attention would give it {even[0]:.0%}; the sink gets {deep['sink']:.0%}, the "
             f"nearest four {deep['nearest']:.0%}."
         )
     rows += [[f"even, {group}"] + [f"{share:.0%}"] * (len(rows[0]) - 1) for group, share in zip(groups, even)]

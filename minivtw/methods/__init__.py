@@ -1,7 +1,7 @@
 """Which tokens go on, and which of them a layer works on.
 
 `withdrawal.py` is the paper's method and what stands beside it; `shelf.py` and `before.py` are its published relatives;
-`sharing.py` lets some follow others; `looking.py` is what they may ask of the tokens; `text.py` reads, writes and checks methods.
+`sharing.py` lets tokens follow others; `looking.py`: what a method may ask of tokens; `text.py`: methods as text.
 """
 
 from .shelf import METHODS, method_of

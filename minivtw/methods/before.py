@@ -1,6 +1,6 @@
 """Ways of choosing among visual tokens before layer 0 of the decoder, without the question.
 
-What they drop no layer ever sees: the prompt is shorter, and its positions are counted anew, as in the papers. `smaller`
+What they drop no layer ever sees: the prompt is shorter, and its positions are renumbered, as in the papers. `smaller`
 averages instead, and keeps the positions.
 """
 
@@ -17,7 +17,7 @@ from .withdrawal import renumber
 
 
 def beforehand(kept: Callable[[Tokens], Tokens]) -> Method:
-    """A method that keeps some of the visual tokens before layer 0, and counts the positions of those that stay."""
+    """A method that keeps some of the visual tokens before layer 0, and renumbers those that stay."""
     shorter = renumber(0)
 
     def method(index: int, tokens: Tokens) -> Tokens:

@@ -1,4 +1,4 @@
-"""What a method may ask of the tokens before it, beyond where they looked: each is counted for what it takes."""
+"""What a method may ask of the tokens it is given, beyond where they looked; the FLOPs are counted."""
 
 import math
 
@@ -13,7 +13,7 @@ from ..model.vision import Tower
 
 
 def keep_best(tokens: Tokens, scores: np.ndarray, count: int) -> Tokens:
-    """Of the visual tokens the `count` with the highest scores stay, and all others of the tokens.
+    """The `count` visual tokens with the highest scores stay, and all text.
 
     scores: (tokens,), those of text do not matter. At a tie the earlier token stays.
     """
@@ -49,7 +49,7 @@ def coming_attention(tokens: Tokens, rows: np.ndarray | list[int]) -> np.ndarray
 
 
 def normed(tokens: Tokens) -> np.ndarray:
-    """Their states as the head would get them, after the decoder's last norm: (tokens, width)."""
+    """The tokens' states as the head would get them, after the decoder's last norm: (tokens, width)."""
     decoder = tokens.previous_layer("states").decoder
     return rms_norm(tokens.hidden, decoder.norm, decoder.config.rms_norm_eps)
 

@@ -8,17 +8,17 @@ from ..threads import one_blas_thread
 from .looking import text_after_image
 from .text import Layers, Method, Share, named
 
-BLOCK = 64  # visual tokens, in the order of the prompt, among which those that follow find whom
+BLOCK = 64  # visual tokens, in the order of the prompt: a follower's leaders are in its own block
 RIDGE = 0.03  # of the mean square of a state
 
 
 @named
 def share(layers: Layers, keep: Share = 0.35) -> Method:
     """In these layers `keep` of the visual tokens are worked on, and the others follow them: each takes over a mixture of
-    what the layer changed there. Keys and values are made of all, and all can be read.
+    what the layer changed in its leaders. Keys and values are made of all, and all can be read.
 
-    Ours; nothing is fitted. What a layer changes in a visual token is nearly a linear map of its state, so whoever is a
-    mixture of others is changed by nearly the same mixture of their changes. In every block of up to 64 visual tokens,
+    Ours; nothing is fitted. What a layer changes in a visual token is nearly a linear map of its state, so a mixture
+    of others is changed by nearly the same mixture of their changes. In every block of up to 64 visual tokens,
     one at least is worked on: they are chosen one after the other, each the one that is least like a mixture of those
     before it, weighted by how much the text after the image looked at it in the layer before. Merging tokens and copying
     the result back (ToMe for Stable Diffusion, arXiv 2303.17604) is near it, but a follower here keeps its own state.

@@ -52,7 +52,7 @@ def looked_at(layer: Layer, keep: Share = 0.5) -> Method:
 @named
 def pyramiddrop(layers: Layers, keep: Share = 0.5) -> Method:
     """PyramidDrop (Xing et al. 2024, arXiv 2410.17247, section 3.2): before each of a few layers (8, 16 and 24 of 32)
-    those leave that the last token would look at least there; after stage s, floor(N keep^s) of N are left.
+    the tokens leave that the last token would attend to least there; after stage s, floor(N keep^s) of N are left.
 
     score_j = mean over heads of softmax(q_last k_j / sqrt(d)), q and k those of the layer to come. From the first stage
     on positions are those of the shorter sequence; the paper does not mention it, the published code does it.
@@ -73,7 +73,7 @@ def pyramiddrop(layers: Layers, keep: Share = 0.5) -> Method:
 @named
 def sparsevlm(layers: Layers, keep: Share = 0.5, raters: Layer = 0) -> Method:
     """SparseVLM (Zhang et al. 2024, arXiv 2410.04417, sections 3.2 and 3.3), its pruning: before each of a few layers
-    those leave that the raters looked at least in the layer before, mean over heads and raters; after stage s,
+    the tokens leave that the raters attended to least in the layer before, mean over heads and raters; after stage s,
     round(N keep^s) of N are left.
 
     Raters are the text tokens after the image whose mean over visual rows of softmax(H_v H_t^T) exceeds the mean over

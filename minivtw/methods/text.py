@@ -23,7 +23,7 @@ from ..model.weights import MOST_LAYERS
 
 MOST_TEXT = 10_000  # characters of a method's text, wherever it comes from
 MOST_PARTS = 100  # methods in it
-MAKER = "what makes a method has a comma after its name, as in FILE.py:FUNCTION,layer=2; what is one has none"
+MAKER = "a function that returns a method takes a comma, as in FILE.py:FUNCTION,layer=2; one that is a method, none"
 FILE = re.compile(r"\s*(.+?\.py):(\w+)((?:,[^+]*)?)\s*\+", re.S)  # the name of a file may hold + and : as well
 
 Layer = Annotated[int, "a layer of the decoder"]

@@ -25,7 +25,7 @@ def rotary(positions: np.ndarray, head_dim: int, theta: float) -> tuple[np.ndarr
     Returns what `rotate` multiplies the channels with, two float32 arrays (tokens, head_dim): each cosine twice, and
     each sine first with the minus sign of equation 34, then without.
     """
-    length = 1 << int(positions.max(initial=0)).bit_length()  # of tables that are made seldom
+    length = 1 << int(positions.max(initial=0)).bit_length()  # a power of two: few tables are made
     cosines, sines = rotary_table(length, head_dim, theta)  # (length, head_dim)
     return cosines[positions], sines[positions]
 
@@ -76,7 +76,7 @@ def attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, sees: n
         part /= np.sum(scores, axis=-1, keepdims=True)  # divides the context, which is shorter than a row of scores
         context[rows] = part.reshape(heads, -1, head_dim).swapaxes(0, 1)
 
-    side_by_side(work, row_blocks(new, MOST_QUERIES)[::-1])  # those that see most take longest: they begin
+    side_by_side(work, row_blocks(new, MOST_QUERIES)[::-1])  # the rows that see most keys take longest: they go first
     return context.reshape(new, heads * head_dim)
 
 

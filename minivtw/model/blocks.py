@@ -1,8 +1,8 @@
-"""Rows that do not depend on each other are computed in blocks, a core each.
+"""Rows that do not depend on each other are computed in blocks, one core per block.
 
 BLAS has threads of its own, but they wait for each other at the end of every product, and the elementwise work between
 two products stays on one core. A block instead goes through products and elementwise work alike on the core that began
-it, and what it holds on the way is small. NumPy gives up Python's lock while it computes, so plain threads do.
+it, and what it holds on the way is small. NumPy gives up Python's lock while it computes, so plain threads suffice.
 """
 
 import functools
@@ -20,7 +20,7 @@ LEAST_ROWS = 48  # fewer are not worth a thread of their own
 
 
 def side_by_side(work: Callable[[slice], object], blocks: Sequence[slice]) -> None:
-    """work(block) for every block, on all cores, with one BLAS thread to each."""
+    """work(block) for every block, on all cores, each with one BLAS thread."""
     if len(blocks) == 1:
         list(map(work, blocks))
         return
@@ -29,7 +29,7 @@ def side_by_side(work: Callable[[slice], object], blocks: Sequence[slice]) -> No
 
 
 def row_blocks(rows: int, most: int) -> list[slice]:
-    """Slices that cover `rows` rows: `most` in each at most, and a block for every core if there are rows enough."""
+    """Slices that cover `rows` rows: at most `most` in each, and a block for every core if there are enough rows."""
     fewest = max(-(-rows // most), min(threads.THREADS, rows // LEAST_ROWS), 1)
     step = max(-(-rows // (1 << (fewest - 1).bit_length())), 1)  # into a power of two: cores share evenly
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
@@ -49,7 +49,7 @@ def by_rows(function: Callable[Arguments, np.ndarray]) -> Callable[Arguments, np
         if many < 2 * LEAST_ROWS or (many <= MOST_ROWS and threads.BUSY.locked()):
             return function(*arguments, **options)
         of = lambda rows: function(*(x[rows] for x in arguments[:count]), *arguments[count:], **options)
-        out = np.empty((many, of(slice(0)).shape[1]), np.float32)  # no rows tell the width
+        out = np.empty((many, of(slice(0)).shape[1]), np.float32)  # a call with no rows tells the width
         side_by_side(lambda rows: np.copyto(out[rows], of(rows)), row_blocks(many, MOST_ROWS))
         return out
 

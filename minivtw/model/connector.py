@@ -29,7 +29,7 @@ def pixel_shuffle(features: np.ndarray, factor: int) -> np.ndarray:
     Returns ((side / factor)^2, width * factor^2): the squares row by row, in each its patches row by row.
     """
     patches, width = features.shape
-    squares = math.isqrt(patches) // factor  # a side
+    squares = math.isqrt(patches) // factor  # per side
     grid = features.reshape(squares, factor, squares, factor, width)  # (squares, factor, squares, factor, width)
     return grid.swapaxes(1, 2).reshape(squares * squares, factor * factor * width)
 

@@ -39,7 +39,7 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
     """One pre-norm layer: attention over the cache and the tokens, then the feed-forward, each added to `hidden`.
 
     The layer's cache gains the keys and values of all `tokens`; those that are not worked on do nothing else here, and
-    leave as they came, or changed as the tokens that they follow. `observe(name, array)` sees the attention
+    go on as they came, or changed as the tokens that they follow. `observe(name, array)` sees the attention
     probabilities (heads, worked, cached), made for it alone, and the hidden states. Returns `Tokens`.
     """
     config, layer, cache = decoder.config, decoder.layers[index], tokens.cache[index]

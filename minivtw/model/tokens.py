@@ -25,7 +25,7 @@ class LayerCount(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """Tokens of which a layer changes some, and in the others a mixture of what it changed in those."""
+    """A layer works on the leaders alone; each follower then takes over a mixture of their changes."""
 
     followers: np.ndarray  # (followers,) positions
     leaders: np.ndarray  # (leaders,) positions
@@ -47,7 +47,7 @@ class Tokens:
     cache: KVCache  # what the layers hold already of the conversation
     rotary_positions: np.ndarray  # (tokens,) what rotary embedding turns by: `positions`, unless a method renumbers
     works: np.ndarray | None = None  # (tokens,) booleans: those the next layer works on; the others are read. None: all
-    followed: tuple["Followed", ...] = ()  # who, in the next layer, takes over what of whose change
+    followed: tuple["Followed", ...] = ()  # who follows whom in the next layer
     previous: "PreviousLayer | None" = None  # the layer they come from
     tower: Tower | None = None  # what the vision tower knows of the image among them
     ran: tuple[LayerCount, ...] = ()  # what every layer so far has done

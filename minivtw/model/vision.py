@@ -15,8 +15,8 @@ from .layers import ACTIVATIONS, LayerNorm, Linear, Observe, check_finite, layer
 class VisionConfig(NamedTuple):
     """The sizes and choices of a vision transformer."""
 
-    image_size: int  # pixels a side
-    patch_size: int  # pixels a side
+    image_size: int  # pixels per side
+    patch_size: int  # pixels per side
     width: int
     layers: int
     heads: int
@@ -73,7 +73,7 @@ class Tower(NamedTuple):
     """What is kept of an encoder's work on a prompt's tiles, for methods that ask where it looked."""
 
     vision: Vision
-    entering: list[np.ndarray]  # what entered the last layer that is used, (tokens, width) a tile
+    entering: list[np.ndarray]  # what entered the last layer that is used, (tokens, width) per tile
 
 
 def patchify(pixels: np.ndarray, patch_size: int) -> np.ndarray:

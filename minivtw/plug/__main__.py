@@ -41,7 +41,7 @@ def parse(arguments: list[str]) -> Any:
     add = options.add_argument
     add("model", metavar="MODEL", help=f"a folder, a name on the hub, or a shape: {', '.join(SHAPES)}")
     add("--withdraw", type=layers, metavar="K,…", help="before which layers (default: half the depth)")
-    add("--freeze", type=layers, default=(), metavar="LAYER,…", help="let visual tokens rest in these, too")
+    add("--freeze", type=layers, default=(), metavar="LAYER,…", help="only read visual tokens in these, too")
     add("--visual", type=int, metavar="N", help="visual tokens of a prompt (default: the shape's, else 576)")
     add("--text", type=int, metavar="N", help="text tokens of a prompt (default: the shape's, else 64)")
     add("--batch", type=int, default=1, metavar="N", help="prompts at a time (default: 1)")
@@ -53,7 +53,7 @@ def parse(arguments: list[str]) -> Any:
     add("--threads", type=int, metavar="N", help="on a CPU (default: what PyTorch takes)")
     add("--json", action="store_true", help="print one JSON object")
     add = options.add_argument_group("to find K on questions of your own instead").add_argument
-    add("--samples", metavar="DIR", help="a folder with questions.jsonl and pictures (default: the model's samples/)")
+    add("--samples", metavar="DIR", help="a folder with questions.jsonl and images (default: the model's samples/)")
     add("--limit", type=int, metavar="N", help=f"use the first N samples (default: {SAMPLES})")
     add("--threshold", type=float, metavar="ETA", help=f"the most KL, in nats (default: {ETA:g})")
     add("--prompt", help="what stands around a question, {} for it, where a model has no chat template")

@@ -90,7 +90,7 @@ def divergence(withdrawn: np.ndarray, full: np.ndarray) -> np.ndarray:
 
 
 def total_variation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """1/2 sum |p - q|: how often a token that is drawn from one comes out otherwise than from the other, at the least.
+    """1/2 sum |p - q|: the least probability with which tokens drawn from the two can differ.
 
     Logits (…, vocabulary) to (…,) float64 from 0 to 1.
     """

@@ -2,7 +2,7 @@
 
 That leaves one number to be found, the share of them that is worked on: a search by halving, at most seven schedules on every sample. What
 a schedule changes is how far the distributions of the answer's tokens move from those of the model that is left alone
-(total variation), in the mean over an answer's tokens and over the samples: unlike a divergence it has an end, so that
+(total variation), in the mean over an answer's tokens and over the samples: unlike a divergence it is bounded, so that
 one lost answer is one lost answer, and a long answer counts as much as a word.
 """
 
@@ -38,7 +38,7 @@ def schedule(leaves: int, worked: int) -> NamedMethod:
 
 
 def tried(decoder: Decoder, full_runs: Sequence[FullRun], method: NamedMethod) -> Trial:
-    """A schedule on all samples, from the first layer on that it treats otherwise."""
+    """Run a schedule on all samples, from the first layer that it changes."""
     changed, flops, plain = 0.0, 0, 0
     for full_run in full_runs:
         said, ran = logits_from_layer(decoder, full_run, method)
