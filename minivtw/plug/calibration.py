@@ -82,12 +82,11 @@ def prompt(processor: Any, images: list, question: str) -> Any:
 def kl_curve(model: Any, inputs: Mapping[str, Any], visual_ids: VisualIds = None) -> np.ndarray:
     """For each K from 0 to layers - 1: KL(withdrawn || full) of a prompt's next token. (layers,) float64, nats."""
     parts = anatomy(model, visual_ids)
-    with plugged(model, len(parts.layers), (), visual_ids):  # refuses a model within a context
-        full, entering = run_in_full(model, parts, inputs)
-    ids = inputs["input_ids"]
-    visual = parts.visual(ids)  # (1, tokens)
+    visual = parts.visual(inputs["input_ids"])  # (1, tokens)
     if len(visual) != 1 or not visual.any() or visual[0, -1]:
         raise InputError("a calibration sample must be one prompt with an image that ends with text")
+    with plugged(model, len(parts.layers), (), visual_ids):  # refuses a model within a context
+        full, entering = run_in_full(model, parts, inputs)
     rows = rows_of(~visual)
     hidden: Any = None
     memo: dict[Any, Any] = {}
