@@ -359,7 +359,7 @@ def test_brightest_patch_is_the_one_looked_at_most(opened, story):
                 layer,
             )
             dark = browser.run("return [...document.querySelectorAll('.patch')].map(p => +p.style.fillOpacity)")
-            looks = story.attention[token, layer, visual]
+            looks = story.attention[token][layer, visual]
             assert looks.argmax() in np.flatnonzero(np.array(dark) == min(dark))
             share = float(re.search(r"gives ([\d.]+) %", said(browser, "where")).group(1))
             assert share == pytest.approx(100 * looks.sum(), abs=0.6)
