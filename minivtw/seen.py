@@ -87,8 +87,8 @@ def alike(one: list[list[np.ndarray]], other: list[list[np.ndarray]]) -> bool:
 class Seen:
     """An image that a model has seen under a method: what is asked of it next costs the question alone.
 
-    Whether a method looks at the question is tested with random words: a method that does so only now and then,
-    such as for very long questions, may pass. Several threads may ask at once: each question has a copy of the cache, and what is shared is never written to.
+    Whether a method looks at the question is tested with random words: one that does so only now and then may pass.
+    Several threads may ask at once: each question has a copy of the cache, and what is shared is never written to.
     """
 
     seconds = 0.0  # that the image's prefill took, if it was prefilled alone

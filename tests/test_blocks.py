@@ -14,8 +14,13 @@ from minivtw import threads
 from minivtw.methods.sharing import mixtures
 from minivtw.model import blocks
 from minivtw.model.blocks import by_rows, row_blocks, side_by_side
+from minivtw.model.cache import KVCache
+from minivtw.model.decoder import decoder_layer
 from minivtw.model.layers import Linear, gelu_tanh, mlp
+from minivtw.model.tokens import arriving
+from minivtw.model.weights import DecoderConfig
 from minivtw.threads import threads_that_fit
+from tests.random_models import random_decoder, random_prompt
 
 
 @given(st.integers(0, 5000), st.integers(1, 300))
@@ -108,10 +113,16 @@ def test_what_is_too_small_to_be_shared_runs_on_one_thread(blas, monkeypatch, si
     assert blas == [1, 7]
 
 
-def test_choosing_who_leads_wakes_no_other_thread(blas):
+def test_what_a_method_asks_for_wakes_no_other_thread(blas):
     """Small products; a thread of BLAS that has worked spins for a while, and the workers miss a core."""
     mixtures(np.ones((2, 8, 4), np.float32), np.ones((2, 8)), 3)
     assert blas == [1, 7]
+    decoder = random_decoder(DecoderConfig(20, 8, 2, 2, 1, 4, 12, 1e-6, 1e4, 20))
+    tokens = arriving(random_prompt(decoder, [True, True, False]), KVCache(decoder.config))
+    passed = decoder_layer(decoder, 0, tokens.follow([0], [1], np.ones((1, 1), np.float32)))
+    assert blas == 2 * [1, 7]
+    passed.attention([2])
+    assert blas == 3 * [1, 7]
 
 
 def test_who_leaves_last_gives_blas_its_threads_back(blas):

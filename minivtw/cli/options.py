@@ -41,7 +41,7 @@ def add_asking_options(options: argparse.ArgumentParser) -> None:
     add = options.add_argument
     add_model_option(options)
     add("--max-tiles", type=int, metavar="N", help="cut an image into at most N tiles (default: the model's)")
-    add("--low-memory", action="store_true", help="hold one layer at a time, read from disk at every use")
+    add("--low-memory", action="store_true", help="hold two layers at a time, read from disk at every use")
     add_method_options(options)
     system = f"a message before the first turn, in words or by name: {', '.join(SYSTEMS)} (default: the model's own)"
     add("--system", metavar="TEXT", type=lambda text: SYSTEMS.get(text, text), help=system)

@@ -45,12 +45,12 @@ def by_rows(function: Callable[Arguments, np.ndarray]) -> Callable[Arguments, np
 
     @functools.wraps(function)
     def in_blocks(*arguments: Any, **options: Any) -> np.ndarray:
-        many = len(arguments[0])  # rows
-        if many < 2 * LEAST_ROWS or (many <= MOST_ROWS and threads.BUSY.locked()):
+        rows = len(arguments[0])
+        if rows < 2 * LEAST_ROWS or (rows <= MOST_ROWS and threads.BUSY.locked()):
             return function(*arguments, **options)
-        of = lambda rows: function(*(x[rows] for x in arguments[:count]), *arguments[count:], **options)
-        out = np.empty((many, of(slice(0)).shape[1]), np.float32)  # a call with no rows tells the width
-        side_by_side(lambda rows: np.copyto(out[rows], of(rows)), row_blocks(many, MOST_ROWS))
+        compute = lambda block: function(*(x[block] for x in arguments[:count]), *arguments[count:], **options)
+        out = np.empty((rows, compute(slice(0)).shape[1]), np.float32)  # a call with no rows tells the width
+        side_by_side(lambda block: np.copyto(out[block], compute(block)), row_blocks(rows, MOST_ROWS))
         return out
 
     return in_blocks

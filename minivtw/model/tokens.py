@@ -25,7 +25,7 @@ class LayerCount(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """A layer works on the leaders alone; each follower then takes over a mixture of their changes."""
+    """Tokens that a layer does not work on: each takes over a mixture of what it changes in their leaders."""
 
     followers: np.ndarray  # (followers,) positions
     leaders: np.ndarray  # (leaders,) positions

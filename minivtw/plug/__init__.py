@@ -1,7 +1,7 @@
 """Visual Tokens Withdrawal in the models of Hugging Face transformers: `pip install 'minivtw[transformers]'`.
 
-`with withdraw(model, layer=16): model.generate(**inputs)` does without the image from layer 16 on; `freeze` has visual
-tokens only read in some layers; `calibrate` finds the layer. Chapter 9 of the reading course says how it works.
+`with withdraw(model, layer=16): model.generate(**inputs)` does without the image from layer 16 on; `freeze` lets some
+layers only read visual tokens; `calibrate` finds the layer. Chapter 9 of the reading course says how it works.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -41,7 +41,7 @@ def parse(arguments: list[str]) -> Any:
     add = options.add_argument
     add("model", metavar="MODEL", help=f"a folder, a name on the hub, or a shape: {', '.join(SHAPES)}")
     add("--withdraw", type=layers, metavar="K,…", help="before which layers (default: half the depth)")
-    add("--freeze", type=layers, default=(), metavar="LAYER,…", help="only read visual tokens in these, too")
+    add("--freeze", type=layers, default=(), metavar="LAYER,…", help="in these, visual tokens are only read, too")
     add("--visual", type=int, metavar="N", help="visual tokens of a prompt (default: the shape's, else 576)")
     add("--text", type=int, metavar="N", help="text tokens of a prompt (default: the shape's, else 64)")
     add("--batch", type=int, default=1, metavar="N", help="prompts at a time (default: 1)")

@@ -1,6 +1,6 @@
 """What each layer does with the visual tokens: their work is shared in the layers before K, and before K they leave.
 
-That leaves one number to be found, the share of them that is worked on: a search by halving, at most seven schedules on every sample. What
+That leaves one number to be found, the share of them that is worked on: by halving, with at most seven schedules. What
 a schedule changes is how far the distributions of the answer's tokens move from those of the model that is left alone
 (total variation), in the mean over an answer's tokens and over the samples: unlike a divergence it is bounded, so that
 one lost answer is one lost answer, and a long answer counts as much as a word.
