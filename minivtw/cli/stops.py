@@ -89,7 +89,7 @@ STOPS = (
         ("index", "len(tokens)", "np.count_nonzero(tokens.is_visual)"), when="index == {layer}",
     ),
     Stop(
-        "layers", "A decoder layer", "model/decoder.py:decoder_layer", "normed = rms_norm(tokens.hidden",
+        "layers", "A decoder layer", "model/decoder.py:decoder_layer", "queries, keys, values = project(",
         "The same code runs for any number of tokens: queries, keys and values of those that are here, attention over what "
         "the cache holds, then the feed-forward.",
         ("tokens.hidden.shape", "tokens.positions[:6]"), when="index == {layer}",

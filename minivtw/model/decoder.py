@@ -12,15 +12,18 @@ from .tokens import LayerCount, Method, PreviousLayer, Tokens
 from .weights import Decoder, DecoderConfig, DecoderLayer
 
 
-def project_qkv(normed: np.ndarray, rows: np.ndarray | None, qkv: Linear, config: DecoderConfig) -> list[np.ndarray]:
+def project(tokens: Tokens, rows: np.ndarray | None, layer: DecoderLayer, config: DecoderConfig) -> list[np.ndarray]:
     """Queries of the rows that are worked on, (heads, rows, head_dim); keys, values of all, (kv_heads, tokens, head_dim)."""
-    heads, kv_heads, query = config.heads, config.kv_heads, config.heads * config.head_dim
+    heads, kv_heads, query, qkv = config.heads, config.kv_heads, config.heads * config.head_dim, layer.qkv
+    normed = rms_norm(tokens.hidden, layer.input_norm, config.rms_norm_eps)
+    turns = rotary(tokens.rotary_positions, config.head_dim, config.rope_theta)
     if rows is None:
         together = split_heads(linear(normed, qkv), heads + 2 * kv_heads)  # (heads + 2 * kv_heads, tokens, head_dim)
-        return [together[:heads], together[heads:-kv_heads], together[-kv_heads:]]
+        turned = rotate(together[:-kv_heads], *turns)  # (heads + kv_heads, tokens, head_dim)
+        return [turned[:heads], turned[heads:], together[-kv_heads:]]
     queries = split_heads(linear(normed[rows], qkv.columns(0, query)), heads)  # (heads, rows, head_dim)
     together = split_heads(linear(normed, qkv.columns(query, None)), 2 * kv_heads)  # (2 * kv_heads, tokens, head_dim)
-    return [queries, together[:kv_heads], together[kv_heads:]]
+    return [rotate(queries, *turns[:, rows]), rotate(together[:kv_heads], *turns), together[kv_heads:]]
 
 
 @by_rows
@@ -46,11 +49,8 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
     rows = None if tokens.works is None else np.flatnonzero(tokens.works)  # (worked,)
     worked = slice(None) if rows is None else rows
 
-    normed = rms_norm(tokens.hidden, layer.input_norm, config.rms_norm_eps)
-    queries, keys, values = project_qkv(normed, rows, layer.qkv, config)
-    cosines, sines = rotary(tokens.rotary_positions, config.head_dim, config.rope_theta)  # (tokens, head_dim)
-    keys, values = cache.append(rotate(keys, cosines, sines), values, tokens.positions)  # (kv_heads, cached, head_dim)
-    queries = rotate(queries, cosines[worked], sines[worked])  # (heads, worked, head_dim)
+    queries, keys, values = project(tokens, rows, layer, config)
+    keys, values = cache.append(keys, values, tokens.positions)  # (kv_heads, cached, head_dim)
     sees = np.arange(len(cache) - len(tokens), len(cache))[worked] + 1  # (worked,) up to itself
     context = attention(queries, keys, values, sees)  # (worked, heads * head_dim)
     hidden = after_attention(tokens.hidden[worked], context, layer, config.rms_norm_eps)  # (worked, width)
@@ -67,7 +67,7 @@ def decoder_layer(decoder: Decoder, index: int, tokens: Tokens, observe: Observe
     if observe:
         observe("attention", attention_probabilities(queries, keys, sees))
         observe("hidden", hidden)
-    previous = PreviousLayer(decoder, index, replace(tokens, previous=None))
+    previous = PreviousLayer(decoder, index, tokens)
     return replace(tokens, hidden=hidden, works=None, followed=(), previous=previous, ran=ran, extra_flops=[])
 
 

@@ -20,7 +20,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
     x: (tokens, width); weight: (width,). Returns (tokens, width).
     """
-    normed = x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) / np.float32(x.shape[-1]) + np.float32(eps))
+    normed = x / np.sqrt((x * x).sum(axis=-1, keepdims=True) / np.float32(x.shape[-1]) + np.float32(eps))
     normed *= weight
     return normed
 
@@ -79,22 +79,22 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return np.divide(exponentials, np.sum(exponentials, axis=-1, keepdims=True), out=exponentials)
 
 
-def gated(x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """x * sigmoid(z) = x / (1 + exp(-z)). z is used up: it becomes 1 + exp(-z)."""
+def gated(x: np.ndarray, minus_z: np.ndarray) -> np.ndarray:
+    """x * sigmoid(z) = x / (1 + exp(-z)). minus_z is used up: it becomes the result."""
     with np.errstate(over="ignore"):  # exp of a very negative z is infinite, and x / infinity is the 0 that is right
-        np.exp(np.negative(z, out=z), out=z)
-    z += 1
-    return np.divide(x, z, out=z)
+        np.exp(minus_z, out=minus_z)
+    minus_z += 1
+    return np.divide(x, minus_z, out=minus_z)
 
 
 def silu(x: np.ndarray) -> np.ndarray:
     """x * sigmoid(x), the gate of SwiGLU."""
-    return gated(x, x.copy())
+    return gated(x, -x)
 
 
 def quick_gelu(x: np.ndarray) -> np.ndarray:
     """x * sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with."""
-    return gated(x, x * np.float32(1.702))
+    return gated(x, x * np.float32(-1.702))
 
 
 def gelu_tanh(x: np.ndarray) -> np.ndarray:
@@ -102,10 +102,10 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
 
     x / 2 * (1 + tanh(z)) with z = sqrt(2 / pi) (x + 0.044715 x^3), and (1 + tanh(z)) / 2 is sigmoid(2 z).
     """
-    z = np.float32(2 * math.sqrt(2 / math.pi) * 0.044715) * (x * x)  # a power costs many times as much
-    z += np.float32(2 * math.sqrt(2 / math.pi))
-    z *= x
-    return gated(x, z)
+    minus_z = np.float32(-2 * math.sqrt(2 / math.pi) * 0.044715) * (x * x)  # a power costs many times as much
+    minus_z -= np.float32(2 * math.sqrt(2 / math.pi))
+    minus_z *= x
+    return gated(x, minus_z)
 
 
 # NumPy has no erf. The C library's is tabulated once and interpolated linearly: between neighbours h apart the

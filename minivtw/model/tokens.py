@@ -65,9 +65,9 @@ class Tokens:
         hidden = self.hidden[stay]  # (staying, width)
         visual, turns = self.is_visual[stay], self.rotary_positions[stay]  # (staying,)
         works = None if self.works is None else self.works[stay]  # (staying,)
-        changed: dict[str, Any] = {"hidden": hidden, "positions": positions, "is_visual": visual, "works": works}
-        changed["followed"] = tuple(one.among(positions) for one in self.followed)
-        return replace(self, **changed, rotary_positions=turns)
+        followed = tuple(one.among(positions) for one in self.followed)
+        left = replace(self, hidden=hidden, positions=positions, is_visual=visual, rotary_positions=turns)
+        return replace(left, works=works, followed=followed)
 
     def freeze(self, frozen: np.ndarray) -> "Tokens":
         """The same tokens, of which the next layer only reads the frozen ones; frozen: (tokens,) booleans."""
@@ -93,15 +93,15 @@ class Tokens:
         Returns probabilities (heads, rows, tokens). Raises InputError before layer 0.
         """
         previous = self.previous_layer("attention")
-        entered = np.searchsorted(previous.entered.positions, self.positions)  # (tokens,) some may have left since
-        keys = previous.cache.keys[:, : previous.before + len(previous.entered)]  # (kv_heads, cached, head_dim)
+        entered = np.searchsorted(previous.positions, self.positions)  # (tokens,) some may have left since
+        keys = previous.cache.keys[:, : previous.before + len(previous.positions)]  # (kv_heads, cached, head_dim)
         sees = previous.before + 1 + entered[rows]  # (rows,)
-        pattern = self.attention_to(previous.entered, entered[rows], previous.index, keys, sees)
+        pattern = self.attention_to(previous, entered[rows], previous.index, keys, sees)
         return pattern[:, :, previous.before + entered]
 
     @one_blas_thread()
-    def attention_to(self, entering: "Tokens", rows: Any, index: int, keys: np.ndarray, sees: np.ndarray) -> np.ndarray:
-        """Probabilities (heads, rows, keys) of some of the tokens that are `entering` layer `index`."""
+    def attention_to(self, entering: Any, rows: Any, index: int, keys: np.ndarray, sees: np.ndarray) -> np.ndarray:
+        """Probabilities (heads, rows, keys) of some of the tokens `entering` layer `index`: `Tokens` or a `PreviousLayer`."""
         decoder = self.previous_layer("attention").decoder
         config, weights = decoder.config, decoder.layers[index]
         query = config.heads * config.head_dim
@@ -115,7 +115,7 @@ class Tokens:
     def keys(self) -> np.ndarray:
         """Their keys in the layer that they have just passed, rotated: (kv_heads, tokens, head_dim)."""
         previous = self.previous_layer("keys")
-        return previous.cache.keys[:, previous.before + np.searchsorted(previous.entered.positions, self.positions)]
+        return previous.cache.keys[:, previous.before + np.searchsorted(previous.positions, self.positions)]
 
     def previous_layer(self, what: str) -> "PreviousLayer":
         """The layer that all of them have just passed. Raises InputError where there is none."""
@@ -133,8 +133,9 @@ class PreviousLayer:
     """The layer that tokens have just passed: what a method looks at is computed from it when it asks."""
 
     def __init__(self, decoder: Decoder, index: int, entered: Tokens) -> None:
-        self.decoder, self.index, self.entered = decoder, index, entered
-        self.cache = entered.cache[index]
+        self.decoder, self.index, self.cache = decoder, index, entered.cache[index]
+        # Of those that entered it; these themselves would keep the layer before it in memory, too, and so on.
+        self.hidden, self.positions, self.rotary_positions = entered.hidden, entered.positions, entered.rotary_positions
         self.before = len(self.cache) - len(entered)  # tokens of earlier turns; later on, more may have followed
 
 

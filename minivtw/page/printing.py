@@ -120,7 +120,7 @@ def _(vision: Vision) -> str:
 
 @in_one_line.register
 def _(previous: PreviousLayer) -> str:
-    return f"PreviousLayer({previous.index}: {len(previous.entered)} tokens after {previous.before} of earlier turns)"
+    return f"PreviousLayer({previous.index}: {len(previous.positions)} tokens after {previous.before} of earlier turns)"
 
 
 @in_one_line.register
