@@ -109,8 +109,16 @@ def random_prompt(decoder, is_visual, seed=0):
     return EmbeddedPrompt(np.random.default_rng(seed).standard_normal(shape), is_visual)
 
 
-# Visual tokens in any number of runs, anywhere; the last token is text, as in every prompt that asks something.
-places = st.lists(st.booleans(), min_size=1, max_size=24).map(lambda visual: [*visual, False])
+def in_runs(lengths):
+    """Runs of text and of visual tokens in turn, and the last token."""
+    return [index % 2 == 1 for index, length in enumerate(lengths) for _ in range(length)] + [False]
+
+
+# Visual tokens in any number of runs, anywhere; the last token is text, as in every prompt that asks something. They are
+# the bits of one number or a few lengths: hypothesis takes as long for each element of a list as for the number.
+bits = st.integers(2, 2**25 - 1).map(lambda number: [bit == "1" for bit in f"{number:b}"[1:]] + [False])
+places = bits | st.lists(st.integers(0, 8), min_size=1, max_size=4).map(in_runs)
+one_image = st.tuples(st.integers(0, 6), st.integers(1, 12), st.integers(0, 6)).map(in_runs)
 places_with_visual = places.filter(any)
 
 

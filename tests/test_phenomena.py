@@ -25,6 +25,7 @@ from .random_models import (
     assert_close,
     cases,
     has_clear_winner,
+    one_image,
     places_with_visual,
     prefill,
     random_decoder,
@@ -235,9 +236,9 @@ def test_if_only_the_last_token_may_look_the_others_are_cut_off(case, most_token
 
 
 @st.composite
-def pairs(draw):
+def pairs(draw, places=places_with_visual):
     """(decoder, two prompts that differ in their visual tokens alone, some layers)."""
-    decoder, prompt, _ = draw(cases(places=places_with_visual))
+    decoder, prompt, _ = draw(cases(places=places))
     other = random_prompt(decoder, prompt.is_visual, draw(st.integers(0, 2**32 - 1))).hidden
     other = EmbeddedPrompt(np.where(prompt.is_visual[:, None], other, prompt.hidden), prompt.is_visual)
     return decoder, prompt, other, draw(st.frozensets(st.integers(0, len(decoder.layers) - 1)))
@@ -263,7 +264,7 @@ def test_swapped_in_all_layers_it_is_the_other_picture_and_in_none_its_own(pair)
     assert_close(swap(decoder, prompt, other, ()), prefill(decoder, prompt).hidden[text])
 
 
-@given(pairs())
+@given(pairs(places=one_image))  # in which visual tokens see no text of the question
 def test_a_swap_gives_the_text_other_keys_and_values(pair):
     decoder, prompt, other, layers = pair
     image, (_, made) = prompt.is_visual, plain_prefill(decoder, other)
@@ -271,8 +272,6 @@ def test_a_swap_gives_the_text_other_keys_and_values(pair):
     def text_reads(index, *own):
         return [np.where(image[:, None] & (index in layers), theirs, ours) for ours, theirs in zip(own, made[index])]
 
-    # The visual tokens see no text of the question in these prompts only if none stands between them.
-    assume(not np.diff(np.flatnonzero(image)).max(initial=1) > 1)
     expected, _ = plain_prefill(decoder, prompt, text_reads=text_reads)
     assert_close(swap(decoder, prompt, other, layers), expected[~image])
 

@@ -100,7 +100,7 @@ def test_where_the_image_enters_no_method_can_look_at_the_layer_before(look):
 def shrinking(draw):
     """(decoder, prompt, tower, side, across, tiles): `tiles` images of across x across visual tokens, to be side x side."""
     decoder, across, tiles = draw(decoders()), draw(st.integers(1, 6)), draw(st.integers(1, 2))
-    between = st.lists(st.just(False), max_size=3)
+    between = st.integers(0, 3).map(lambda tokens: tokens * [False])
     is_visual = [visual for _ in range(tiles) for visual in [*draw(between), *across**2 * [True]]]
     prompt = random_prompt(decoder, [*is_visual, *draw(between), False], draw(st.integers(0, 2**32 - 1)))
     tower = random_tower(across)

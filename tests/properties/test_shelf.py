@@ -34,7 +34,7 @@ AT_ONE_LAYER = [fastv, looked_at, dart, random, uniform]
 IN_STAGES = [pyramiddrop, sparsevlm]
 BEFORE = [divprune, fastervlm, visionzip]
 GUIDED = [fastv, looked_at, dart, pyramiddrop, sparsevlm]  # what they keep depends on the question
-TEXT = st.lists(st.just(False), min_size=1, max_size=6)
+TEXT = st.integers(1, 6).map(lambda tokens: tokens * [False])
 
 
 @st.composite
