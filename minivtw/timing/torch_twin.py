@@ -1,6 +1,7 @@
 """The same model in transformers, on the same weights in memory, to measure beside ours. Needs torch and transformers."""
 
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from ..model.decoder import Decoder
 from ..model.vision import Vision
 from ..vlm import VLM
 
+warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes into the weights
+
 
 def with_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
     """The model with these tensors for its parameters; `weights`: by name, without what all names begin with."""
-    names = model.state_dict()
-    prefix = "vision_model." if any(name.startswith("vision_model.") for name in names) else ""
+    prefix = "vision_model." if any(name.startswith("vision_model.") for name in model.state_dict()) else ""
     model.load_state_dict({prefix + name: tensor for name, tensor in weights.items()}, assign=True)
     model.set_attn_implementation("sdpa")
     return model.eval()
@@ -55,9 +57,7 @@ def tower(vision: Vision) -> Any:
 def linear_or_norm(name: str, parameters: Any) -> dict[str, torch.Tensor]:
     """A `Linear` or `LayerNorm` by transformers' names. A linear map's weight is (out, in) there."""
     named = {f"{name}.weight": torch.from_numpy(parameters.weight.T)}  # of a norm's one axis, T changes nothing
-    if parameters.bias is not None:
-        named[f"{name}.bias"] = torch.from_numpy(parameters.bias)
-    return named
+    return named if parameters.bias is None else named | {f"{name}.bias": torch.from_numpy(parameters.bias)}
 
 
 def language_model(decoder: Decoder) -> Any:
