@@ -7,15 +7,15 @@ from .cli.terminal import command
 from .errors import InputError
 
 COMMANDS = {
-    "generate": "ask a question about a picture",
-    "chat": "talk about pictures",
+    "generate": "ask a question about an image",
+    "chat": "talk about images",
     "step": "step through an answer, from the image to the next token",
     "explore": "open a page on which the model runs while you watch",
     "report": "write one page about one answer: attention, layers, cache",
     "calibrate": "find the layer before which the visual tokens can leave",
     "evaluate": "score a model on questions, under one method or another",
     "bench": "time prefill and decode, under one method or another",
-    "doctor": "say what a model is and what a picture will take, before it is asked",
+    "doctor": "say what a model is and what an image will take, before it is asked",
     "fetch": "bring a model that is too large for the repository into your cache",
     "plug": "time a model of Hugging Face transformers with and without withdrawal",
 }

@@ -220,11 +220,11 @@ def check_arguments(chosen: Namespace) -> None:
     if min(chosen.repeats, chosen.new_tokens, chosen.tiles or 1) < 1 or chosen.repeats > 10**6:
         raise InputError("--repeats, --new-tokens and --tiles must be 1 or more, and --repeats at most a million")
     if chosen.shape and (chosen.image or chosen.model):
-        raise InputError("a shape has random weights and pixels; it takes no picture and no --model")
+        raise InputError("a shape has random weights and pixels; it takes no image and no --model")
     if not chosen.shape and not chosen.prompt:
-        raise InputError("give a picture and a question, or a --shape")
+        raise InputError("give an image and a question, or a --shape")
     if not chosen.shape and (chosen.tiles or chosen.tokens):
-        raise InputError("--tiles and --tokens are sizes of a --shape; a picture and a question have theirs")
+        raise InputError("--tiles and --tokens are sizes of a --shape; an image and a question have theirs")
 
 
 def prepared(chosen: Namespace) -> tuple[VLM, np.ndarray | None, EmbeddedPrompt]:

@@ -1,7 +1,7 @@
-"""Talk about pictures: python -m minivtw.chat [IMAGE ...]
+"""Talk about images: python -m minivtw.chat [IMAGE ...]
 
-Each line is a question; the cache stays between them. `/image FILE` shows one more picture with the next question;
-`/undo` takes the last question and its answer back, and shows its pictures with the next one.
+Each line is a question; the cache stays between them. `/image FILE` shows one more image with the next question;
+`/undo` takes the last question and its answer back, and shows its images with the next one.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from .errors import InputError
 from .inputs.opening import open_image
 from .vlm import Chat
 
-HELP = "one question per line; /image FILE: show a picture with the next one; /undo: take the last one back; /help: these words; end with /quit or Ctrl-D"
+HELP = "one question per line; /image FILE: show an image with the next one; /undo: take the last one back; /help: these words; end with /quit or Ctrl-D"
 
 
 def lines() -> Iterator[str]:
@@ -32,8 +32,8 @@ def lines() -> Iterator[str]:
 
 
 def converse(chat: Chat, images: list, options: dict[str, Any], with_stats: bool, progress: Progress) -> None:
-    """Answer every line. What cannot be used is reported, a picture then left out, and the conversation goes on."""
-    before: tuple[Chat, list] | None = None  # the conversation before the last turn, and the pictures of that
+    """Answer every line. What cannot be used is reported, an image then left out, and the conversation goes on."""
+    before: tuple[Chat, list] | None = None  # the conversation before the last turn, and the images of that
     for line in lines():
         try:
             if line == "/help":
@@ -52,9 +52,9 @@ def converse(chat: Chat, images: list, options: dict[str, Any], with_stats: bool
                 if with_stats:
                     print(stats_table(answer.stats))
         except InputError as error:
-            with contextlib.suppress(InputError):  # of words that could not be asked without a picture either
+            with contextlib.suppress(InputError):  # of words that could not be asked without an image either
                 if images and not line.startswith(("/image", "/undo")) and chat.prepare(line):
-                    images, error = [], InputError(f"{error}; the next question goes without a picture")
+                    images, error = [], InputError(f"{error}; the next question goes without an image")
             say(f"error: {error}")
 
 

@@ -1,4 +1,4 @@
-"""What a model is, and what a picture will take, before a long computation: python -m minivtw.doctor MODEL [IMAGE]"""
+"""What a model is, and what an image will take, before a long computation: python -m minivtw.doctor MODEL [IMAGE]"""
 
 import warnings
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from .loading import assembled
 from .timing.rounds import machine
 from .vlm import VLM
 
-QUESTION = "What is in the picture?"
+QUESTION = "What is in the image?"
 
 
 def examined(model: str | None, max_tiles: int | None) -> tuple[VLM, Headers, list[str]]:
@@ -81,14 +81,14 @@ def model_lines(vlm: VLM, checkpoint: Headers) -> Iterator[tuple[str, str]]:
 
 
 def prompt_lines(vlm: VLM, image: str | None, question: str) -> Iterator[tuple[str, str]]:
-    """What one picture and one question become, and what they take if no token is spared."""
+    """What one image and one question become, and what they take if no token is spared."""
     prompt = vlm.prepare(image, question)
     tiles = 0 if prompt.tiles is None else len(prompt.tiles)
     visual, tokens = int(prompt.is_visual.sum()), len(prompt.token_ids)
     shown = prompt.token_ids[~prompt.is_visual].tolist()
     yield "prompt", repr(vlm.tokenizer.decode(shown, skip_special_tokens=False))
     if image:
-        yield "picture", f"{image}: {counted(tiles, 'tile')}, {visual:,} visual tokens"
+        yield "image", f"{image}: {counted(tiles, 'tile')}, {visual:,} visual tokens"
     yield "tokens", f"{tokens:,} of {vlm.config.max_positions:,} positions"
     yield "cache", f"{cache_bytes(vlm.config, [tokens] * vlm.config.layers) / 1e6:,.1f} MB"
     sees = tiles * vision_flops(vlm.parts.vision.encoder.config) if vlm.parts.vision else 0

@@ -1,4 +1,4 @@
-"""Score a model on pictures and questions, under one method or another: python -m minivtw.evaluate FOLDER"""
+"""Score a model on images and questions, under one method or another: python -m minivtw.evaluate FOLDER"""
 
 import contextlib
 import itertools

@@ -21,7 +21,7 @@ from .errors import InputError
 from .page.exploring import Explorer
 from .page.page import explore_html, page_css, part, source_html
 
-MOST_PICTURE = 20_000_000  # bytes of a picture's file …
+MOST_PICTURE = 20_000_000  # bytes of an image's file …
 MOST_TEXT = 100_000  # … and of any other request
 MOST_WAITING = 32  # connections that have not said yet that they are the page's
 PATIENCE = 10  # seconds of silence that end a connection
@@ -166,7 +166,7 @@ def main(arguments: list[str]) -> None:
     vlm = load(chosen.model)
     explorer = Explorer(vlm, vlm.method(chosen.withdraw, chosen.method), chosen.image)
     with contextlib.suppress(AttributeError, OSError, TypeError):  # where the C library is another than glibc
-        ctypes.CDLL(None).mallopt(-3, 1 << 23)  # M_MMAP_THRESHOLD: 8 MiB, as of large pictures, go back when freed
+        ctypes.CDLL(None).mallopt(-3, 1 << 23)  # M_MMAP_THRESHOLD: 8 MiB, as of large images, go back when freed
     try:
         server = Server(explorer, chosen.port)
     except (OSError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""Ask one or more questions about a picture: python -m minivtw.generate IMAGE PROMPT [PROMPT ...]"""
+"""Ask one or more questions about an image: python -m minivtw.generate IMAGE PROMPT [PROMPT ...]"""
 
 import contextlib
 import json

@@ -212,7 +212,7 @@ def parser() -> Parser:
 def main(arguments: list[str]) -> None:
     chosen = parser().parse_args(arguments)
     if not chosen.list and not 1 <= len(chosen.asked) <= 2:
-        raise InputError("give a picture and a question, or a question alone; --list prints the stops")
+        raise InputError("give an image and a question, or a question alone; --list prints the stops")
     vlm = load(chosen.model)
     method = vlm.method(chosen.withdraw, chosen.method)
     leaves = method.withdraw_layer if method else None

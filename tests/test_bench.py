@@ -185,7 +185,7 @@ def test_a_method_is_timed_on_fewer_tokens(small):
         (("--repeats", "0"), "1 or more"),
         (("--new-tokens", "0"), "1 or more"),
         (("--tiles", "2"), "sizes of a --shape"),
-        (("--shape", "smolvlm-256m"), "takes no picture"),
+        (("--shape", "smolvlm-256m"), "takes no image"),
     ],
 )
 def test_options_that_make_no_sense(asked, options, words):
@@ -194,4 +194,4 @@ def test_options_that_make_no_sense(asked, options, words):
 
 def test_a_shape_needs_room_for_its_visual_tokens(small):
     assert_one_line_error(run(main, "--shape", "small", "--tiles", "3", "--tokens", "13"), "3 tiles make 12 of them")
-    assert_one_line_error(run(main), "a picture and a question, or a --shape")
+    assert_one_line_error(run(main), "an image and a question, or a --shape")

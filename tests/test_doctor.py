@@ -29,8 +29,8 @@ def test_it_says_what_the_loaded_model_does(folder, tmp_path):
     vlm = minivtw.load(folder)
     stats = vlm.answer(tmp_path / "one.png", "How many?", withdraw="off", max_new_tokens=1).stats
     visual = stats["tokens"]["visual"]
-    assert f"{len(vlm.prepare(tmp_path / 'one.png', 'How many?').tiles)} tile" in report["picture"]
-    assert report["picture"].endswith(f"{visual} visual tokens")
+    assert f"{len(vlm.prepare(tmp_path / 'one.png', 'How many?').tiles)} tile" in report["image"]
+    assert report["image"].endswith(f"{visual} visual tokens")
     assert report["tokens"].startswith(f"{visual + stats['tokens']['text']} of {vlm.config.max_positions:,}")
     assert report["cache"] == f"{cache_bytes(vlm.config, stats['cache']['tokens_per_layer']) / 1e6:.1f} MB"
     sees = len(vlm.prepare(tmp_path / "one.png", "How many?").tiles) * vision_flops(vlm.parts.vision.encoder.config)

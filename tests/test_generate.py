@@ -282,7 +282,7 @@ def test_off_means_the_same_in_the_library_as_on_the_command_line(vlm, picture):
 
 def test_a_question_that_is_missing_or_stands_first(folder, picture):
     assert_one_line_error(run(main, picture, "--model", folder), f"the question is missing: {picture} is a file")
-    assert_one_line_error(run(main, "Hm?", picture, "--model", folder), "first the picture, then the question")
+    assert_one_line_error(run(main, "Hm?", picture, "--model", folder), "first the image, then the question")
 
 
 def test_files_that_are_not_there(folder, picture, tmp_path):

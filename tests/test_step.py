@@ -136,9 +136,9 @@ def test_the_end_of_what_is_typed_ends_it():
 
 
 def test_mistakes_are_one_line():
-    assert_one_line_error(run(step.main), "give a picture and a question, or a question alone; --list prints the stops")
-    assert_one_line_error(run(step.main, QUESTION, SCENE), "first the picture, then the question")
-    assert_one_line_error(run(step.main, "a", "b", "c"), "give a picture and a question")
+    assert_one_line_error(run(step.main), "give an image and a question, or a question alone; --list prints the stops")
+    assert_one_line_error(run(step.main, QUESTION, SCENE), "first the image, then the question")
+    assert_one_line_error(run(step.main, "a", "b", "c"), "give an image and a question")
     assert_one_line_error(run(step.main, "nope.png", QUESTION), "cannot read the image nope.png")
 
 

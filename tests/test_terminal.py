@@ -134,14 +134,14 @@ def test_a_chat_goes_on_without_a_picture_that_cannot_be_used(world, many):
     lines = ["/image " + str(world.picture)] * many + ["What?" if many > 1 else "What? " * 39, "What?"]
     ran = run(chat.main, *short("--model", world.model), stdin="\n".join(lines))
     assert ran.code == 0 and ran.err.count("\n") == 1
-    assert "the model has 256 positions; the next question goes without a picture" in ran.err
+    assert "the model has 256 positions; the next question goes without an image" in ran.err
     assert ran.out == run(chat.main, *short("--model", world.model), stdin="What?").out
 
 
 def test_a_chat_keeps_a_picture_that_the_words_have_not_been_said_to(world):
     lines = ["</s>", "/image nope.png", "<image> and <image>?", "What?"]
     ran = run(chat.main, world.picture, *short("--model", world.model), stdin="\n".join(lines))
-    assert ran.code == 0 and ran.err.count("\n") == 3 and "without a picture" not in ran.err
+    assert ran.code == 0 and ran.err.count("\n") == 3 and "without an image" not in ran.err
     assert ran.out == run(chat.main, world.picture, *short("--model", world.model), stdin="What?").out
 
 
@@ -185,7 +185,7 @@ def test_every_command_is_listed_and_found():
 
 
 def test_a_picture_without_a_name_is_not_a_question_without_a_picture(world):
-    assert_one_line_error(run(generate.main, "", "What?", "--model", world.model), "the name of the picture is empty")
+    assert_one_line_error(run(generate.main, "", "What?", "--model", world.model), "the name of the image is empty")
 
 
 @pytest.mark.parametrize("temperature", [1e-320, 5e-324, 1e-308, 1e308])

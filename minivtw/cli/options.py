@@ -53,13 +53,13 @@ def add_asking_options(options: argparse.ArgumentParser) -> None:
 
 
 def check_question(image: str | None, prompt: str) -> None:
-    """Raise InputError for a question that is a picture, for a picture that is a question, and for one without a name."""
+    """Raise InputError for a question that is an image, for an image that is a question, and for one without a name."""
     if image == "":
-        raise InputError("the name of the picture is empty; to ask without a picture, leave it out")
+        raise InputError("the name of the image is empty; to ask without an image, leave it out")
     if os.path.isfile(prompt):
         if image is None or os.path.isfile(image):
             raise InputError(f"the question is missing: {prompt} is a file")
-        raise InputError(f"{prompt} is a file where the question belongs: first the picture, then the question")
+        raise InputError(f"{prompt} is a file where the question belongs: first the image, then the question")
 
 
 def sampling(chosen: argparse.Namespace) -> dict[str, Any]:

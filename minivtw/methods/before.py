@@ -31,8 +31,8 @@ def fastervlm(keep: Share = 0.5) -> Method:
     """FasterVLM (Zhang et al. 2024, arXiv 2412.01818, section 3.3): those that the vision tower's class token looked at
     most in the last layer that is used, mean over heads; round(keep N) of N stay.
 
-    A tower without a class token, such as SigLIP, has no place in the paper: here all patches ask in its stead. Where a
-    picture is cut to tiles the best of all tiles stay; the published code keeps as many of each.
+    A tower without a class token, such as SigLIP, has no place in the paper: here all patches ask in its stead. Where an
+    image is cut to tiles the best of all tiles stay; the published code keeps as many of each.
     """
 
     def most_looked_at(tokens: Tokens) -> Tokens:
@@ -52,7 +52,7 @@ def visionzip(keep: Share = 0.5, merged: Share = 10 / 64) -> Method:
     The paper merges the tower's features, this the visual tokens made from them: the same where the connector is linear
     (Idefics3, nanoVLM), not where it is a perceptron (LLaVA). The published code adds the mean to the target, and so
     does this; it keeps the class token as well, which LLaVA's decoder never sees, and puts the contextual tokens after
-    the dominant, where here all stay in the order of the picture.
+    the dominant, where here all stay in the order of the image.
     """
 
     def dominant_and_contextual(tokens: Tokens) -> Tokens:

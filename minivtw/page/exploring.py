@@ -26,7 +26,7 @@ from . import watching
 from .page import data_url, packed, thumbnail
 from .unfolding import Called, unfolded
 
-MOST_HELD = 500_000_000  # bytes of pictures' files and embedded questions; the oldest go first
+MOST_HELD = 500_000_000  # bytes of images' files and embedded questions; the oldest go first
 SMALL = 96, 96  # pixels of a sample to choose
 
 
@@ -67,16 +67,16 @@ class Explorer:
         return {"picture": name, "question": question, "answer": answer, "small": data_url(small)}
 
     def hold(self, content: bytes) -> str:
-        """Keep a picture's file. Returns its name, its digest."""
+        """Keep an image's file. Returns its name, its digest."""
         name = hashlib.sha256(content).hexdigest()[:32]
         self.held.made(name, lambda: content)
         return name
 
     def picture(self, name: str) -> io.BytesIO:
-        """A picture's file, which is far smaller than its pixels; it is opened when it is asked about."""
+        """An image's file, which is far smaller than its pixels; it is opened when it is asked about."""
         content = self.kept.get(name) or self.held.get(name)
         if not isinstance(content, bytes):
-            raise InputError("this picture is no longer held; choose it again")
+            raise InputError("this image is no longer held; choose it again")
         return io.BytesIO(self.held.made(name, lambda: content))  # whatever is asked about is among the newest
 
     def question(self, content: dict, which: str = "picture") -> watching.EmbeddedQuestion:
@@ -89,7 +89,7 @@ class Explorer:
         return question
 
     def requested_method(self, content: dict) -> Method | None:
-        """The method of a request: patches clicked away, a picture swapped, then what was chosen."""
+        """The method of a request: patches clicked away, an image swapped, then what was chosen."""
         spec, swap, parts = required_text(content, "method"), content.get("swap") or {}, list[Method]()
         if not isinstance(swap, dict):
             raise InputError("the request has a swap that is no object")
@@ -121,7 +121,7 @@ class Explorer:
         }
 
     def upload(self, content: bytes) -> dict:
-        """A picture's file; returns the name to ask about it by."""
+        """An image's file; returns the name to ask about it by."""
         try:
             open_image(io.BytesIO(content))
         except InputError as error:
@@ -129,13 +129,13 @@ class Explorer:
         return {"picture": self.hold(content)}
 
     def ask(self, content: dict) -> dict:
-        """A question about a picture: its tokens, the picture as the model sees it, what it says left alone."""
+        """A question about an image: its tokens, the image as the model sees it, what it says left alone."""
         question = self.question(content)
         return watching.shown(self.vlm, question) | {"full": question.answer.text}
 
     def frame(self, content: dict) -> dict:
-        """The answer under a method, and what it took: `watching.frame`. Where the picture is tampered with, also how
-        likely the answer stays that the model gives when it is left alone, and the one about the picture swapped in."""
+        """The answer under a method, and what it took: `watching.frame`. Where the image is tampered with, also how
+        likely the answer stays that the model gives when it is left alone, and the one about the image swapped in."""
         question, method, swap = self.question(content), self.requested_method(content), content.get("swap")
         frame, sides = watching.frame(self.vlm, question, method), []
         if swap or content.get("gone"):
@@ -167,7 +167,7 @@ class Explorer:
 
 
 def called_json(called: Called) -> dict:
-    """A function that ran as the page gets it, with each array as a small picture."""
+    """A function that ran as the page gets it, with each array as a small image."""
     steps = []
     for step in called.steps:
         arrays = [{"name": name, **thumbnail(array)} for name, array in step.arrays.items()]

@@ -27,7 +27,7 @@ def data_url(image: Image.Image) -> str:
 
 
 def as_seen(vision: VisionParts, tiles: np.ndarray) -> list[Image.Image]:
-    """The tiles as pictures: what the model makes of a black and of a white picture tells its scale, which is undone."""
+    """The tiles as images: what the model makes of a black and of a white image tells its scale, which is undone."""
     flat = [vision.tile([Image.new("RGB", (32, 32), shade)], 1)[0][0] for shade in ("black", "white")]
     black, white = (tile[:, tile.shape[1] // 2, tile.shape[2] // 2, None, None] for tile in flat)  # (3, 1, 1)
     levels = 255 / np.where(black == white, 1, white - black)
@@ -38,9 +38,9 @@ def as_seen(vision: VisionParts, tiles: np.ndarray) -> list[Image.Image]:
 
 
 def patches(vision: VisionParts, tiles: int, visual: int) -> list[int]:
-    """Of each of a picture's tiles, how many patches are a visual token of their own, in the prompt's order.
+    """Of each of an image's tiles, how many patches are a visual token of their own, in the prompt's order.
 
-    Where a family packs the tiles' tokens into one picture, that holds for the first alone, the view of the whole.
+    Where a family packs the tiles' tokens into one image, that holds for the first alone, the view of the whole.
     """
     return [vision.encoder.config.features] + [0] * (tiles - 1) if vision.pack else [visual // tiles] * tiles
 
@@ -55,7 +55,7 @@ def packed(values: np.ndarray) -> dict[str, Any]:
 
 
 def thumbnail(array: np.ndarray) -> dict[str, Any]:
-    """An array as a small picture: signed bytes, 127 standing for the largest magnitude, -128 for what is not finite.
+    """An array as a small image: signed bytes, 127 standing for the largest magnitude, -128 for what is not finite.
 
     Of three axes the first four slices stand side by side.
     """
