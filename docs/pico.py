@@ -1,6 +1,6 @@
 """A vision-language model and Visual Tokens Withdrawal, whole, on one page: python docs/pico.py IMAGE QUESTION [K]
 
-No class, and nothing of the package: a picture, a vision tower, a connector, a decoder with its cache, and before layer K
+No class, and nothing of the package: an image, a vision tower, a connector, a decoder with its cache, and before layer K
 the two lines that are the method. `minivtw/` does the same properly; tests/test_pico.py holds the two together.
 """
 

@@ -32,9 +32,7 @@ UNSTEPPED = {
     "numpy", "PIL", "tokenizers", "safetensors", "contextlib",
     "minivtw.threads", "minivtw.model.blocks", "minivtw.page.printing",
 }  # fmt: skip
-HELP = (
-    "Enter: the next stop    s, n, r: step in, over, out    K: where the image leaves    layer 7    p NAME    q    help"
-)
+HELP = "Enter: the next stop   s, n, r: step in, over, out   K: where the image leaves   layer 7   p NAME   q   help"
 
 
 def attention_as_written(
@@ -74,7 +72,7 @@ class Guide(pdb.Pdb):
         self.reached = 0  # stops so far
         self.here = ""  # the layer that one is in, as text
         self.armed: dict[int, Stop] = {}
-        self.is_running = self.has_said = False
+        self.is_running = self.has_said = self.has_left = False
 
     def is_skipped_module(self, module_name: str | None) -> bool:
         name = module_name or ""
@@ -123,6 +121,8 @@ class Guide(pdb.Pdb):
         names = frame.f_locals
         if "index" in names:
             self.here = f"layer {names['index']} of {self.layers}"
+        if self.leaves is not None and self.reached > self.stops.index(LOOP):  # in a layer of the decoder, or after all
+            self.has_left |= names.get("index", self.layers) >= self.leaves
         places = [
             f"[{self.here if name == 'layers' and self.here else name}]" if name == stop.place else name for name in MAP
         ]
@@ -181,8 +181,8 @@ class Guide(pdb.Pdb):
 
     def do_K(self, arg: str) -> bool | None:
         """K: on to the layer before which the image leaves."""
-        if self.leaves is None:
-            self.error("there is no layer before which the image leaves")
+        if self.leaves is None or self.has_left:
+            self.error("the image leaves here, or has left" if self.has_left else "the image never leaves")
             return None
         return self.do_layer(str(self.leaves))
 
@@ -201,9 +201,7 @@ def is_shown(value: Any) -> bool:
 def parser() -> Parser:
     options = Parser(prog="minivtw.step", description="Step through an answer, from the image to the next token.")
     options.add_argument("asked", nargs="*", metavar="[IMAGE] PROMPT", help="an image, if there is one, and a question")
-    options.add_argument(
-        "--list", action="store_true", help="print the stops, as breakpoints for any debugger, and end"
-    )
+    options.add_argument("--list", action="store_true", help="print the stops as breakpoints for any debugger, and end")
     add_model_option(options)
     add_method_options(options)
     return options

@@ -111,6 +111,12 @@ def test_jumps_and_plain_pdb():
     assert "respond()" in pieces[7] and "advance()" in pieces[7] and "Breakpoint" in pieces[8]
 
 
+@pytest.mark.parametrize("before", [["K"], ["layer 7"], ["layer 3", *[""] * 5], [""] * 12])
+def test_k_never_leads_past_where_the_image_leaves(before):
+    pieces = typed(*before, "K", "q")
+    assert pieces[-2] == "*** the image leaves here, or has left\n"
+
+
 def test_stepping_stays_in_what_is_to_be_read():
     """Ninety lines on from the connector: no NumPy, no threads, no dataclasses, nothing of the standard library."""
     pieces = typed("", "", "", "", *["s"] * 90, "q")
@@ -126,7 +132,7 @@ def test_stepping_stays_in_what_is_to_be_read():
                                             (["--method", "freeze:layers=3-4"], 4), (["--method", "fastv:layer=2"], 2)])  # fmt: skip
 def test_without_a_withdrawal_there_is_no_k(options, layer):
     pieces = typed("K", "run", "", "", "", "", "", "q", arguments=(SCENE, QUESTION, *options))
-    assert pieces[1] == "*** there is no layer before which the image leaves\n" and pieces[2].startswith("*** q, and")
+    assert pieces[1] == "*** the image never leaves\n" and pieces[2].startswith("*** q, and")
     assert titles(pieces) == [stop.title for stop in STOPS[:6]] and f"[layer {layer} of 12]" in pieces[7]
 
 
