@@ -286,9 +286,10 @@ def main(arguments: list[str]) -> None:
 
 def result_text(result: dict[str, Any]) -> str:
     lines = [result["machine"], *([result["beside"]] if result["beside"] else [])]
+    loads = ", then ".join(f"{load:.1f}" for load in result["load_average"] if load is not None)
     lines.append(
         f"a product of 2048 x 2048 matrices: {result['sgemm_flops'] / 1e9:.0f} GFLOP/s; "
-        f"a read of 256 MB: {result['stream_bytes'] / 1e9:.1f} GB/s; load average {result['load_average']}"
+        f"a read of 256 MB: {result['stream_bytes'] / 1e9:.1f} GB/s; load average {loads or 'unknown'}"
     )
     sizes = f"{counted(result['tiles'], 'tile')}, {result['tokens']} tokens, {result['visual']} of them visual"
     lines.append(f"{result['model']}: {sizes}; medians of {result['rounds']} rounds")

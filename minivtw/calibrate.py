@@ -24,9 +24,7 @@ SAMPLES = 20
 
 def path_table(found: dict[str, Any]) -> str:
     """What was tried as text, one line per schedule."""
-    rows = [
-        f"{changed:8.2%} of tokens changed {saved:7.1%} saved   {method}" for method, changed, saved in found["path"]
-    ]
+    rows = [f"{changed:8.2%} of tokens changed {saved:7.1%} saved   {spec}" for spec, changed, saved in found["path"]]
     return "\n".join([f"schedules on {found['samples']['count']} samples, the one found last:", *rows])
 
 

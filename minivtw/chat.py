@@ -36,14 +36,17 @@ def converse(chat: Chat, images: list, options: dict[str, Any], with_stats: bool
     before: tuple[Chat, list] | None = None  # the conversation before the last turn, and the images of that
     for line in lines():
         try:
+            said, *rest = line.split(maxsplit=1) or [""]
             if line == "/help":
                 print(HELP)
             elif line == "/undo":
                 if before is None:
                     raise InputError("there is no turn to take back; only the last one can be")
                 chat, images, before = before[0], [*before[1], *images], None
-            elif line.startswith("/image"):
-                images = [*images, open_image(line.removeprefix("/image").strip())]
+            elif said == "/image":
+                images = [*images, open_image("".join(rest))]
+            elif said.startswith("/"):
+                raise InputError(f"there is no command {said}; /help names them")
             elif line:
                 earlier = copy.copy(chat), images
                 with progress:
@@ -53,7 +56,7 @@ def converse(chat: Chat, images: list, options: dict[str, Any], with_stats: bool
                     print(stats_table(answer.stats))
         except InputError as error:
             with contextlib.suppress(InputError):  # of words that could not be asked without an image either
-                if images and not line.startswith(("/image", "/undo")) and chat.prepare(line):
+                if images and not line.startswith("/") and chat.prepare(line):
                     images, error = [], InputError(f"{error}; the next question goes without an image")
             say(f"error: {error}")
 

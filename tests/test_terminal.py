@@ -157,8 +157,9 @@ def test_a_chat_takes_its_last_turn_back_and_shows_its_picture_again(world):
 
 
 def test_a_chat_says_its_commands_and_asks_the_model_nothing(world):
-    ran = run(chat.main, *short("--model", world.model), stdin="/help\n/quit\nWhat?")
-    assert (ran.code, ran.out, ran.err) == (0, f"{chat.HELP}\n", "")
+    ran = run(chat.main, *short("--model", world.model), stdin="/help\n/imagine a.png\n/quit\nWhat?")
+    assert (ran.code, ran.out) == (0, f"{chat.HELP}\n")
+    assert ran.err == "minivtw: error: there is no command /imagine; /help names them\n"
 
 
 def test_a_chat_without_standard_input_ends(world, monkeypatch):

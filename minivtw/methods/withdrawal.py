@@ -95,7 +95,5 @@ def then(*methods: Method) -> NamedMethod:
             tokens = one(index, tokens)
         return tokens
 
-    withdraw_layer = min((one.withdraw_layer for one in parts if one.withdraw_layer is not None), default=None)
-    return NamedMethod(
-        method, "+".join(one.spec for one in parts), sum((one.layers for one in parts), ()), withdraw_layer
-    )
+    leaves = min((one.withdraw_layer for one in parts if one.withdraw_layer is not None), default=None)
+    return NamedMethod(method, "+".join(one.spec for one in parts), sum((one.layers for one in parts), ()), leaves)

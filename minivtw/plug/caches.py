@@ -73,9 +73,8 @@ class ShortSlidingLayer(DynamicSlidingWindowLayer):
 def check(cache: Any) -> None:
     """Raise InputError unless every layer of the cache can have a length of its own."""
     kinds, offloads = {type(layer) for layer in getattr(cache, "layers", [])}, getattr(cache, "offloading", False)
-    others = {
-        kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer, ShortLayer, ShortSlidingLayer}
-    }
+    grow = {DynamicLayer, DynamicSlidingWindowLayer, ShortLayer, ShortSlidingLayer}
+    others = {kind.__name__ for kind in kinds - grow}
     if type(cache) not in (DynamicCache, HeldCache) or offloads or others:
         kind = "one that is offloading" if offloads else " and ".join(sorted(others or {type(cache).__name__}))
         raise InputError(f"withdrawal needs a DynamicCache, whose layers grow one by one, not {kind}")

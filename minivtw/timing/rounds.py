@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import counted
 from ..model.blocks import row_blocks, side_by_side
 from ..threads import THREADS, blas_function
 
@@ -84,8 +85,8 @@ def machine() -> str:
         core_name.restype = ctypes.c_char_p
         kernel = f", {core_name().decode()} kernel"
     return (
-        f"{processor()}, {os.cpu_count()} cores; "
-        f"NumPy {np.__version__}, {blas['name']} {blas['version']}{kernel}, {THREADS} threads"
+        f"{processor()}, {counted(os.cpu_count() or 1, 'core')}; "
+        f"NumPy {np.__version__}, {blas['name']} {blas['version']}{kernel}, {counted(THREADS, 'thread')}"
     )
 
 
