@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 RECIPE = pathlib.Path(__file__).parent.parent / "weights" / "recipe"
@@ -56,14 +56,18 @@ def test_the_questions_of_the_first_seven_families_are_those_that_were_always_as
     st.floats(60, 190),
     st.floats(60, 190),
 )
+@example("square", 34.82502022874495, 0.0, 60.0, 60.0)
 def test_polygons_cover_as_many_pixels_as_their_area(shape, radius, turn, x, y):
+    """To half a sample along every edge, and its square at every corner. Of 50,000 drawn, with edges near samples, the
+    farthest off: a square by all of it, a cross by 0.997 of it, a triangle by 0.34, a star by 0.12."""
     thing = world.Thing(shape, "red", x, y, radius, turn, (214, 48, 49))
     corners = radius * np.array(drawing._corners(shape, drawing.Style()))  # (corners, 2)
     (across, down), (next_across, next_down) = corners.T, np.roll(corners, -1, axis=0).T
     area = abs(np.sum(across * next_down - down * next_across)) / 2  # the shoelace formula
     length = np.hypot(next_across - across, next_down - down).sum()
     cover, _, _ = drawing._coverage(thing, drawing.Style())
-    assert cover.sum() == pytest.approx(area, abs=length * HALF_A_SAMPLE)
+    most = length * HALF_A_SAMPLE + len(corners) * HALF_A_SAMPLE**2 + 1e-9  # rounded
+    assert cover.sum() == pytest.approx(area, abs=most)
 
 
 @given(worlds)
